@@ -1,0 +1,77 @@
+"""One way to configure every script: a frozen dataclass, a YAML file, flags over it.
+
+A script declares a frozen dataclass with a docstring under each field and calls :func:`parse`. Every
+field becomes a flag with help, type and default; ``--config FILE.yaml`` sets many at once; flags win
+over the file. An unknown key, a wrong type or an impossible value (``__post_init__`` raising
+``ValueError``) ends the script with one line that names the key and what it takes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+T = TypeVar("T")
+
+
+def parse(
+    config_class: type[T], argv: Sequence[str] | None = None, doc: str | None = None, **defaults
+) -> T:
+    """Read ``argv`` (``sys.argv[1:]`` when ``None``) into an instance of ``config_class``.
+
+    Args:
+        doc: the script's docstring; its first paragraph is the help text.
+        defaults: values that replace the dataclass's own (a machine's default preset).
+
+    Raises:
+        SystemExit: with status 2 and a message that names the key, when the arguments do not fit.
+    """
+    parser = ArgumentParser(description=(doc or config_class.__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--config", action="config", help="YAML file; later flags override it")
+    parser.add_class_arguments(config_class, help=config_class.__name__)
+    parser.set_defaults(defaults)
+    namespace: Namespace = parser.parse_args(argv)
+    namespace.pop("config", None)
+    values = {key: value for key, value in vars(namespace).items() if not key.startswith("__")}
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, or not a mapping at the top; the message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    try:
+        value = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values")
+    return value
+
+
+def build(config_class: type[T], values: dict[str, Any], where: str) -> T:
+    """Make a (nested) dataclass from plain values with the same checks as the command line.
+
+    Raises:
+        ValueError: an unknown key, a missing one or a wrong type; the message starts with ``where``.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=config_class)
+    try:
+        namespace = parser.parse_object({"value": values})
+        return parser.instantiate_classes(namespace).value
+    except Exception as error:  # jsonargparse wraps every cause; the text names the key
+        raise ValueError(f"{where}: {error}") from error

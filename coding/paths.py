@@ -1,0 +1,97 @@
+"""Every path of a data root, and of the repository. No other module spells them.
+
+The data root is ``Data_example/`` at the repository's root, or what the environment variable
+``DTUFC_DATA`` or a script's ``--data_root`` names. Its layout::
+
+    <model>/<task>/source/                             inputs and lists of the machine
+                   pretrained_head/                    checkpoints of the machine
+                   feature_train/{train,test}/*.npy    features to fit and train on, and to validate on
+                   feature_test/*.npy                  features to evaluate on
+                   accuracy.json                       task accuracy of the uncompressed features
+                   transform/                          mappings, fit records, plots
+                   patches/<transform>/crop_hgt<h>_wdt<w>/{train,test}/*.npy
+    codecs/<codec>/trained_<task>/<transform>/<run>/   a trained codec, its logs and curves
+    coded/<codec>/trained_<task>/<transform>/<run>/<model>_<task>/
+                                                       bitstreams/, decoded/, rate.csv, accuracy.json
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = REPOSITORY / "configs"
+
+
+def default_data_root() -> Path:
+    """``$DTUFC_DATA`` if set, else ``Data_example`` at the repository's root."""
+    return Path(os.environ.get("DTUFC_DATA") or REPOSITORY / "Data_example")
+
+
+def transform_name(transform_type: str, samples: int, bit_depth: int) -> str:
+    """The published folder name of a transform, for example ``kmeans10_bitdepth8``."""
+    return f"{transform_type}{samples}_bitdepth{bit_depth}"
+
+
+@dataclass(frozen=True)
+class FeatureRoot:
+    """The folder of one machine and task: ``<data root>/<model>/<task>``."""
+
+    folder: Path
+
+    @property
+    def source(self) -> Path:
+        return self.folder / "source"
+
+    @property
+    def pretrained_head(self) -> Path:
+        return self.folder / "pretrained_head"
+
+    @property
+    def feature_train(self) -> Path:
+        return self.folder / "feature_train"
+
+    @property
+    def feature_test(self) -> Path:
+        return self.folder / "feature_test"
+
+    @property
+    def accuracy(self) -> Path:
+        return self.folder / "accuracy.json"
+
+    @property
+    def transform(self) -> Path:
+        return self.folder / "transform"
+
+    def mapping(self, task: str, transform_type: str, samples: int, bit_depth: int) -> Path:
+        """The mapping's file, named as published."""
+        name = transform_name(transform_type, samples, bit_depth)
+        return self.transform / f"transform_mapping_{task}_{name}.json"
+
+    def patches(self, transform: str, height: int, width: int) -> Path:
+        """The folder of ``{train,test}/*.npy`` patches of ``height`` x ``width`` (after folding)."""
+        return self.folder / "patches" / transform / f"crop_hgt{height}_wdt{width}"
+
+
+@dataclass(frozen=True)
+class DataRoot:
+    """A data root; see the module's docstring for its layout."""
+
+    folder: Path
+
+    def feature(self, model: str, task: str) -> FeatureRoot:
+        return FeatureRoot(self.folder / model / task)
+
+    def codec(self, codec: str, train_task: str, transform: str, run: str) -> Path:
+        return self.folder / "codecs" / codec / f"trained_{train_task}" / transform / run
+
+    def coded(
+        self, codec: str, train_task: str, transform: str, run: str, model: str, task: str
+    ) -> Path:
+        group = self.folder / "coded" / codec / f"trained_{train_task}" / transform / run
+        return group / f"{model}_{task}"
+
+
+BITSTREAMS, DECODED = "bitstreams", "decoded"
+RATE_CSV, SUMMARY_JSON, RUN_JSON = "rate.csv", "summary.json", "run.json"
+ACCURACY_JSON, ACCURACY_CSV = "accuracy.json", "accuracy.csv"
