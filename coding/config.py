@@ -6,7 +6,8 @@ over the file. An unknown key, a wrong type or an impossible value (``__post_ini
 ``ValueError``) ends the script with one line that names the key and what it takes.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,19 @@ def parse(
         return config_class(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """End the script with one line and status 1 for what the user can mend.
+
+    Bad input, a missing file or an impossible value raise ``ValueError`` or ``OSError`` with a text
+    that says what is expected; anything else is a fault of ours and keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,0 +1,162 @@
+"""Codec folders: ``config.json``, ``model.safetensors`` and the mappings of the kinds it knows.
+
+::
+
+    config.json             codec, arch, kinds: {name: {facts, assignment}}, how it was made
+    model.safetensors       weights and integer entropy tables, CompressAI's names
+    mappings/<kind>.json    the codebook of each kind, in the published format
+
+The entropy tables are computed once, when the folder is written, and stored: computing them again
+elsewhere could give other integers, and other integers cannot decode.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from coding import config, files
+from coding.codec import CONFIG_JSON, ExtraKind
+from coding.CompressAI.models import MODELS, Elic, Hyperprior, build_model
+from coding.feature import FeatureFacts, load_facts
+from coding.transform.mapping import Mapping
+
+WEIGHTS = "model.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of feature that a codec knows: its facts and the mapping in front of the networks."""
+
+    facts: FeatureFacts
+    mapping: Mapping
+
+    @classmethod
+    def from_files(cls, extra: ExtraKind) -> Self:
+        return cls(load_facts(extra.machine), Mapping.load(extra.mapping, extra.assignment))
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: Hyperprior | Elic,
+    codec: str,
+    kinds: Sequence[Kind],
+    made_by: dict[str, Any],
+) -> None:
+    """Write the codec folder of a trained model. The model is left as it is: its quantiles are made
+    exact by bisection (those that the auxiliary loss found may lag) and its tables set on a copy."""
+    final = copy.deepcopy(model).float().cpu()
+    final.update(force=True, update_quantiles=True)
+    write_codec(folder, final, codec, kinds, made_by)
+
+
+def write_codec(
+    folder: str | Path,
+    model: Hyperprior | Elic,
+    codec: str,
+    kinds: Sequence[Kind],
+    made_by: dict[str, Any],
+) -> None:
+    """Write a codec folder of a model that has its tables; each file appears whole, ``config.json``
+    last.
+
+    Args:
+        made_by: provenance, anything JSON holds.
+    """
+    folder = Path(folder)
+    write_weights(folder / WEIGHTS, model.state_dict())
+    for kind in kinds:
+        kind.mapping.save(folder / "mappings" / f"{kind.facts.kind}.json")
+    described = {
+        kind.facts.kind: {"facts": asdict(kind.facts), "assignment": kind.mapping.assignment}
+        for kind in kinds
+    }
+    files.write_json(
+        folder / CONFIG_JSON,
+        {
+            "format": FORMAT,
+            "codec": codec,
+            "arch": asdict(model.arch),
+            "kinds": described,
+            "made_by": made_by,
+        },
+    )
+
+
+def write_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Write a state dict as safetensors, whole or not at all."""
+    files.write_bytes(path, save({key: value.contiguous() for key, value in state.items()}))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: missing or damaged; the message names the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: missing from the codec folder")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def load_model(folder: str | Path) -> tuple[Hyperprior | Elic, dict[str, Any]]:
+    """The float32 model of a codec folder on the CPU in eval mode, and its ``config.json``.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the weights do not fit the widths.
+    """
+    folder = Path(folder)
+    where = folder / CONFIG_JSON
+    values = files.read_json(where)
+    try:
+        codec, arch_values, version = values["codec"], values["arch"], values["format"]
+        model_class = MODELS[codec]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where}: missing or unknown {error}") from error
+    if version != FORMAT:
+        raise ValueError(f"{where}: format {version}, this code reads format {FORMAT}")
+    arch = config.build(model_class.arch_class, arch_values, f"{where}: arch")
+    model = build_model(codec, arch)
+    load_state(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    return model.eval(), values
+
+
+def load_state(model: Hyperprior | Elic, state: dict[str, Tensor], where: str | Path) -> None:
+    """Load a state dict into a model.
+
+    Raises:
+        ValueError: names or sizes differ; the message names the file.
+    """
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{where}: the weights do not fit the architecture: {error}") from error
+
+
+def load_kinds(folder: Path, values: dict[str, Any]) -> list[Kind]:
+    """The kinds that a codec folder knows.
+
+    Raises:
+        ValueError: a mapping is missing or damaged, or the facts are wrong.
+    """
+    kinds = []
+    for name, entry in values.get("kinds", {}).items():
+        facts = config.build(FeatureFacts, entry["facts"], f"{folder / CONFIG_JSON}: kinds.{name}")
+        mapping = Mapping.load(folder / "mappings" / f"{name}.json", entry["assignment"])
+        kinds.append(Kind(facts, mapping))
+    return kinds
+
+
+def best_device() -> str:
+    """``cuda`` where there is one, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,305 @@
+"""The paper's two codecs, on the released CompressAI: same layers, one channel in and out.
+
+``Hyperprior`` is *bmshj2018-hyperprior* (Ballé et al., *Variational image compression with a scale
+hyperprior*, arXiv 1802.01436); ``Elic`` is *elic2022-official* (He et al., *ELIC*, arXiv 2203.10886,
+sections 3 and 4). Parameter names are CompressAI's, so published checkpoints load.
+
+Each model walks its latents once, through :meth:`walk`, with a *latent coder* that says what happens
+to them: noise and likelihoods in training, symbols when encoding, decoded symbols when decoding.
+Encoder and decoder thus run the very same code, and no pass is computed twice.
+
+    x ─ g_a ─> y ─ h_a ─> z ─ coder.hyper ─> z_hat ─ h_s ─> scales, means
+               └────────── coder.latent(y, scales, means) ─> y_hat ─ g_s ─> x_hat
+
+Shapes: x (B, 1, P, Q), P and Q multiples of 64; y (B, M, P/16, Q/16); z (B, N, P/64, Q/64).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from compressai.models import Elic2022Official, ScaleHyperprior
+from compressai.models.utils import conv, deconv
+from compressai.ops import quantize_ste
+from torch import Tensor, nn
+
+STRIDE = 64
+"""Planes are padded to multiples of this: g_a divides by 16, h_a by 4."""
+LATENT_STRIDE = 16
+
+
+class LatentCoder(Protocol):
+    """What is done to the latents on their way through the model."""
+
+    def hyper(self, z: Tensor | None) -> Tensor:
+        """z (B, N, P/64, Q/64), or ``None`` when decoding -> z_hat."""
+
+    def latent(
+        self, y: Tensor | None, scales: Tensor, means: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """A piece of y, or ``None`` when decoding -> the same piece of y_hat, float32.
+
+        ``scales``, ``means`` have the piece's shape; no means stands for zero. ``mask`` (1, 1, h, w)
+        marks the positions that are coded; elsewhere y_hat is the mean.
+        """
+
+
+@dataclass(frozen=True)
+class HyperpriorArch:
+    """Widths of the hyperprior codec; the defaults are the published ones."""
+
+    N: int = 128
+    """Channels of the inner layers and of z."""
+    M: int = 192
+    """Channels of the latent y."""
+
+
+@dataclass(frozen=True)
+class ElicArch:
+    """Widths of ELIC; the defaults are the published ones."""
+
+    N: int = 192
+    """Channels of the inner layers and of z."""
+    M: int = 320
+    """Channels of the latent y."""
+    groups: list[int] = field(default_factory=lambda: [16, 16, 32, 64, 192])
+    """Channel groups of y, coded one after the other; they sum to M."""
+    context: list[list[int]] = field(default_factory=lambda: [[224, 128]] * 4)
+    """Inner widths of the channel context of every group but the first. CompressAI up to 1.2.6 used
+    a linear ramp there instead; a checkpoint says which."""
+
+    def __post_init__(self):
+        if sum(self.groups) != self.M or min(self.groups) < 1:
+            raise ValueError(f"groups: {self.groups} must be positive and sum to M = {self.M}")
+        if len(self.context) != len(self.groups) - 1 or any(len(w) != 2 for w in self.context):
+            raise ValueError("context: two widths for every group but the first")
+
+
+class _Networks:
+    """How a model runs its networks: in float32, or in bf16 where the hardware gains."""
+
+    amp = False
+    """Run g_a, g_s, h_a, h_s and the contexts in bf16 autocast. Entropy models stay in float32.
+    Coding switches it off for all that decides the symbols (see :meth:`entropy`)."""
+
+    def _run(self, module: nn.Module, x: Tensor, amp: bool) -> Tensor:
+        # without grad, cached bf16 weights of the first call would be reused after a weight update
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
+            return module(x).float()
+
+    def net(self, module: nn.Module, x: Tensor) -> Tensor:
+        """g_a, g_s, h_a: free to differ between encoder and decoder."""
+        return self._run(module, x, self.amp)
+
+    def entropy(self, module: nn.Module, x: Tensor) -> Tensor:
+        """h_s and contexts: encoder and decoder must agree to the bit, so bf16 in training only."""
+        return self._run(module, x, self.amp and self.training)
+
+
+class Hyperprior(_Networks, ScaleHyperprior):
+    """bmshj2018-hyperprior with one channel in and out."""
+
+    arch_class = HyperpriorArch
+
+    def __init__(self, arch: HyperpriorArch):
+        super().__init__(arch.N, arch.M)
+        self.arch = arch
+        self.g_a[0] = conv(1, arch.N)
+        self.g_s[-1] = deconv(arch.N, 1)
+
+    @staticmethod
+    def infer_arch(state: dict[str, Tensor]) -> HyperpriorArch:
+        """Widths of a checkpoint, from its weights."""
+        return HyperpriorArch(N=state["g_a.0.weight"].size(0), M=state["g_a.6.weight"].size(0))
+
+    @property
+    def hyper_bottleneck(self):
+        return self.entropy_bottleneck
+
+    @property
+    def conditional(self):
+        return self.gaussian_conditional
+
+    def analysis(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x -> y, z."""
+        y = self.net(self.g_a, x)
+        return y, self.net(self.h_a, y.abs())
+
+    def walk(
+        self,
+        coder: LatentCoder,
+        y: Tensor | None = None,
+        z: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Take y and z through the coder -> y_hat (B, M, P/16, Q/16)."""
+        z_hat = coder.hyper(z)
+        scales = self.entropy(self.h_s, z_hat)
+        return coder.latent(y, scales, None, mask)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return _forward(self, x, "noise")
+
+
+class Elic(_Networks, Elic2022Official):
+    """elic2022-official with one channel in and out.
+
+    y is coded in channel groups; each group in two checkerboard halves (arXiv 2203.10886, figure 4):
+    anchors from the hyperprior and the groups before, then the others with the anchors around them.
+    """
+
+    arch_class = ElicArch
+
+    def __init__(self, arch: ElicArch):
+        super().__init__(arch.N, arch.M, groups=arch.groups)
+        self.arch = arch
+        self.g_a[0] = conv(1, arch.N, kernel_size=5, stride=2)
+        self.g_s[-1] = deconv(arch.N, 1, kernel_size=5, stride=2)
+        for k, (first, second) in enumerate(arch.context, start=1):
+            self.latent_codec["y"].channel_context[f"y{k}"] = nn.Sequential(
+                conv(sum(arch.groups[:k]), first, kernel_size=5, stride=1),
+                nn.ReLU(inplace=True),
+                conv(first, second, kernel_size=5, stride=1),
+                nn.ReLU(inplace=True),
+                conv(second, arch.groups[k] * 2, kernel_size=5, stride=1),
+            )
+
+    @staticmethod
+    def infer_arch(state: dict[str, Tensor]) -> ElicArch:
+        """Widths of a checkpoint, from its weights; both generations of the channel context."""
+        prefix = "latent_codec.y."
+        groups = []
+        while (key := f"{prefix}latent_codec.y{len(groups)}.context_prediction.weight") in state:
+            groups.append(state[key].size(1))
+        context = [
+            [state[f"{prefix}channel_context.y{k}.{layer}.weight"].size(0) for layer in (0, 2)]
+            for k in range(1, len(groups))
+        ]
+        return ElicArch(
+            N=state["g_a.0.weight"].size(0), M=sum(groups), groups=groups, context=context
+        )
+
+    @property
+    def hyper_bottleneck(self):
+        return self.latent_codec["hyper"].entropy_bottleneck
+
+    @property
+    def conditional(self):
+        """Any group's Gaussian conditional: their tables are all the same."""
+        return self.latent_codec["y"]["y0"]["y"].gaussian_conditional
+
+    def analysis(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x -> y, z."""
+        y = self.net(self.g_a, x)
+        return y, self.net(self.latent_codec["hyper"].h_a, y)
+
+    def walk(
+        self,
+        coder: LatentCoder,
+        y: Tensor | None = None,
+        z: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Take y and z through the coder -> y_hat (B, M, P/16, Q/16)."""
+        z_hat = coder.hyper(z)
+        side = self.entropy(self.latent_codec["hyper"].h_s, z_hat)
+        scctx = self.latent_codec["y"]
+        pieces = y.split(self.groups, dim=1) if y is not None else [None] * len(self.groups)
+        masks = checkerboard_split(mask) if mask is not None else (None, None)
+        y_hat: list[Tensor] = []
+        for k, piece in enumerate(pieces):
+            params = side
+            if k > 0:
+                channel = self.entropy(scctx.channel_context[f"y{k}"], torch.cat(y_hat, dim=1))
+                params = torch.cat((channel, side), dim=1)
+            group = scctx.latent_codec[f"y{k}"]
+            halves = checkerboard_split(piece) if piece is not None else (None, None)
+            params_anchor, params_other = checkerboard_split(params)
+            context = params.new_zeros(
+                params.size(0), 2 * self.groups[k], params.size(2), params.size(3) // 2
+            )
+            anchor = self._code(coder, group, halves[0], context, params_anchor, masks[0])
+            around = checkerboard_merge(anchor, torch.zeros_like(anchor))
+            context = checkerboard_split(self.entropy(group.context_prediction, around))[1]
+            other = self._code(coder, group, halves[1], context, params_other, masks[1])
+            y_hat.append(checkerboard_merge(anchor, other))
+        return torch.cat(y_hat, dim=1)
+
+    def _code(self, coder, group, y, context, params, mask) -> Tensor:
+        params = self.entropy(group.entropy_parameters, torch.cat((context, params), dim=1))
+        scales, means = params.chunk(2, dim=1)
+        return coder.latent(y, scales, means, mask)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return _forward(self, x, "ste")
+
+
+MODELS: dict[str, type[Hyperprior] | type[Elic]] = {"hyperprior": Hyperprior, "elic": Elic}
+"""Codec name -> model class."""
+
+PUBLISHED_NAMES = {"bmshj2018-hyperprior": "hyperprior", "elic2022-official": "elic"}
+"""CompressAI's architecture names, as the published commands use them."""
+
+
+def checkerboard_split(y: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, h, w) -> anchors and the others, (B, C, h, w/2) each; (0, 0) is an anchor."""
+    b, c, h, w = y.shape
+    rows = y.reshape(b, c, h // 2, 2, w // 2, 2)  # (B, C, h/2, row parity, w/2, column parity)
+    anchor = torch.stack((rows[..., 0, :, 0], rows[..., 1, :, 1]), dim=3)  # (B, C, h/2, 2, w/2)
+    other = torch.stack((rows[..., 0, :, 1], rows[..., 1, :, 0]), dim=3)
+    return anchor.reshape(b, c, h, w // 2), other.reshape(b, c, h, w // 2)
+
+
+def checkerboard_merge(anchor: Tensor, other: Tensor) -> Tensor:
+    """The inverse of :func:`checkerboard_split`: two (B, C, h, w/2) -> (B, C, h, w)."""
+    b, c, h, half = anchor.shape
+    anchor, other = (t.reshape(b, c, h // 2, 2, half) for t in (anchor, other))
+    even = torch.stack((anchor[..., 0, :], other[..., 0, :]), dim=-1)  # (B, C, h/2, w/2, 2)
+    odd = torch.stack((other[..., 1, :], anchor[..., 1, :]), dim=-1)
+    return torch.stack((even, odd), dim=3).reshape(b, c, h, 2 * half)
+
+
+class LikelihoodCoder:
+    """Training and validation: quantises and collects likelihoods, float32 throughout.
+
+    ``noise``: additive uniform noise stands for rounding, in the rate and in y_hat alike (Ballé et
+    al., section 2). ``ste``: noise in the rate, rounding with a straight-through gradient in y_hat
+    (ELIC, section 3). In eval mode both round.
+    """
+
+    def __init__(self, model: Hyperprior | Elic, quantizer: str):
+        self.bottleneck, self.conditional = model.hyper_bottleneck, model.conditional
+        self.ste = quantizer == "ste" and model.training
+        self.likelihoods: dict[str, list[Tensor]] = {"y": [], "z": []}
+
+    def hyper(self, z: Tensor) -> Tensor:
+        z_hat, likelihoods = self.bottleneck(z)
+        self.likelihoods["z"].append(likelihoods)
+        if self.ste:
+            medians = self.bottleneck._get_medians().detach()[:, :, 0, None]  # (N, 1, 1)
+            z_hat = quantize_ste(z - medians) + medians
+        return z_hat
+
+    def latent(self, y, scales, means, mask) -> Tensor:
+        y_hat, likelihoods = self.conditional(y, scales, means)
+        self.likelihoods["y"].append(likelihoods)
+        if self.ste:
+            y_hat = quantize_ste(y - means) + means
+        return y_hat
+
+
+def _forward(model: Hyperprior | Elic, x: Tensor, quantizer: str) -> dict[str, Any]:
+    """x -> ``x_hat`` (B, 1, P, Q) and ``bits``, the estimated total as a scalar."""
+    y, z = model.analysis(x)
+    coder = LikelihoodCoder(model, quantizer)
+    y_hat = model.walk(coder, y, z)
+    x_hat = model.net(model.g_s, y_hat)
+    parts = [likelihoods for found in coder.likelihoods.values() for likelihoods in found]
+    bits = sum(torch.log(part).sum() for part in parts) / -math.log(2)
+    return {"x_hat": x_hat, "bits": bits}
+
+
+def build_model(codec: str, arch: HyperpriorArch | ElicArch) -> Hyperprior | Elic:
+    """A fresh model of the codec ``hyperprior`` or ``elic``, randomly initialised."""
+    return MODELS[codec](arch)

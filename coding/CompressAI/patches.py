@@ -1,0 +1,82 @@
+"""Folders of training patches, as ``coding/transform/generate_data.py`` writes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from coding import config, files
+from coding.CompressAI.checkpoint import Kind
+from coding.feature import FeatureFacts
+from coding.transform.mapping import Mapping
+
+_CACHE_BYTES = 1 << 30  # patch sets up to this size are read once and kept
+
+
+class PatchDataset(Dataset):
+    """The patches of several folders, one after the other, as (1, h, w) float32 in [0, 1).
+
+    Args:
+        folders: patch folders; each has ``train`` and ``test``.
+        split: ``train`` or ``test``.
+
+    Raises:
+        FileNotFoundError: a folder has no such split or no patch in it.
+        ValueError: patches differ in size, or are no planes in [0, 1); the message names the file.
+    """
+
+    def __init__(self, folders: Sequence[Path], split: str):
+        self.paths: list[Path] = []
+        for folder in folders:
+            found = sorted((folder / split).glob("*.npy"))
+            if not found:
+                raise FileNotFoundError(
+                    f"{folder / split}: no patches; coding/transform/generate_data.py makes them"
+                )
+            self.paths += found
+        self.size = _read_patch(self.paths[0]).shape
+        fits = len(self.paths) * self.size[0] * self.size[1] * 4 <= _CACHE_BYTES
+        self._cache = np.stack([self._read(path) for path in self.paths]) if fits else None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        patch = self._cache[index] if self._cache is not None else self._read(self.paths[index])
+        return torch.from_numpy(patch)[None]  # (1, h, w)
+
+    def _read(self, path: Path) -> np.ndarray:
+        patch = _read_patch(path)
+        if patch.shape != self.size:
+            raise ValueError(f"{path}: size {patch.shape}, but {self.paths[0]} has {self.size}")
+        return patch
+
+
+def _read_patch(path: Path) -> np.ndarray:
+    try:
+        patch = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a readable .npy file ({error})") from error
+    if patch.ndim != 2 or patch.dtype.kind != "f" or not (0 <= patch.min() <= patch.max() < 1):
+        raise ValueError(f"{path}: expected a plane of floats in [0, 1)")
+    return patch.astype(np.float32)
+
+
+def load_patch_kind(folder: Path) -> Kind:
+    """The kind of feature that a patch folder was made from, by its ``patches.json``.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder's records are missing or damaged.
+    """
+    path = folder / "patches.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; coding/transform/generate_data.py writes it")
+    values = files.read_json(path)
+    try:
+        facts = config.build(FeatureFacts, values["facts"], f"{path}: facts")
+        return Kind(facts, Mapping.load(folder / "mapping.json", values["assignment"]))
+    except KeyError as error:
+        raise ValueError(f"{path}: the key {error} is missing") from error

@@ -1,0 +1,393 @@
+"""Train a learned codec on patches: ``python train.py --patches DIR --output DIR --lambda_value 0.01``.
+
+Loss as published (DT-UFC section 4; CompressAI's rate-distortion loss)::
+
+    loss = 255^2 * lambda * MSE(u, u_hat) + bits / points
+
+Adam 1e-4 on the networks, Adam 1e-3 on the entropy bottleneck's quantiles, gradients clipped to norm
+1, learning rate cut by ten when the validation loss has not fallen for ten epochs. Several folders
+make a universal (hybrid) codec. Several processes: ``accelerate launch --num_processes N train.py``.
+
+The output folder is a codec (see ``checkpoint.py``) with, beside it::
+
+    last/            the codec after the last epoch, rather than the best one
+    state.pt         all that resuming needs; written after every epoch
+    log.csv          losses of every epoch;   curves.png, curves.pdf: the same, drawn
+    tensorboard/     the same, live
+    run.json         config, revision, versions, machine, wall time
+
+Guarantees: every epoch depends on the seed, its number and the state before it alone, so that a run
+killed at any moment and resumed ends with the same weights, bit for bit, on the same machine with
+the same threads. A loss that is not finite stops the run and leaves the last state as it is.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from coding import config, files, records
+from coding.CompressAI.checkpoint import load_model, load_state, save_checkpoint
+from coding.CompressAI.codec import fast_bf16
+from coding.CompressAI.curves import plot_curves
+from coding.CompressAI.import_published import read_published
+from coding.CompressAI.models import MODELS, STRIDE, build_model
+from coding.CompressAI.patches import PatchDataset, load_patch_kind
+
+STATE = "state.pt"
+LOG_CSV = "log.csv"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of one codec."""
+
+    patches: list[Path]
+    """Patch folders (with train/ and test/); several make a hybrid codec."""
+    output: Path
+    """Folder of the codec."""
+    codec: Literal["hyperprior", "elic"] = "hyperprior"
+    """Which codec."""
+    arch: dict[str, Any] = field(default_factory=dict)
+    """Widths that differ from the published ones: {N: 64, M: 96}."""
+    lambda_value: float = 0.01
+    """Weight of the distortion: more is better quality at a higher rate."""
+    epochs: int = 600
+    """Passes over the training patches."""
+    batch_size: int = 128
+    """Patches a step, over all processes together."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate of the networks."""
+    aux_learning_rate: float = 1e-3
+    """Adam's learning rate of the quantiles."""
+    clip_max_norm: float = 1.0
+    """Largest norm of the gradient; 0 leaves it as it is."""
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    """plateau: as published. cosine: falls to zero over the epochs; better for short runs."""
+    patience: int = 10
+    """plateau: epochs without a better validation loss before the rate is cut by ten."""
+    early_stop: int = 0
+    """Stop after so many epochs without a better validation loss; 0 never stops early."""
+    save_period: int = 20
+    """Write codec folder and curves every so many epochs (the state: every epoch)."""
+    pretrained_model: str | None = None
+    """Start from a codec folder or a published .pth.tar with the same widths."""
+    seed: int = 0
+    """Of initial weights, order of patches and noise."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 autocast where the device gains by it; entropy models are float32 always."""
+    device: str | None = None
+    """torch device; the best there is by default."""
+    num_workers: int = 0
+    """Processes that read patches; sets up to 1 GiB are kept in memory anyway."""
+    resume: bool = False
+    """Go on where a killed run ended; starts afresh where there is nothing to resume."""
+
+    def __post_init__(self):
+        for name in ("lambda_value", "learning_rate", "aux_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "patience", "save_period"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("clip_max_norm", "early_stop", "num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must not be negative, got {getattr(self, name)}")
+
+    @property
+    def science(self) -> dict[str, Any]:
+        """What decides the weights: a run may only be resumed with the same."""
+        skip = ("output", "resume", "num_workers", "save_period", "patches")
+        return {k: v for k, v in records.jsonable(asdict(self)).items() if k not in skip}
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the last good state is on the disk."""
+
+
+def train(cfg: TrainConfig) -> dict[str, float]:
+    """Train, or resume, to the end -> losses of the best epoch.
+
+    Raises:
+        FileNotFoundError, ValueError: patches, checkpoint or settings that do not fit.
+        TrainingError: the loss became NaN or infinite.
+    """
+    return _Training(cfg).run()
+
+
+class _Training:
+    """The state of a run between epochs."""
+
+    def __init__(self, cfg: TrainConfig):
+        self.cfg = cfg
+        self.accelerator = Accelerator(
+            cpu=cfg.device == "cpu" or not torch.cuda.is_available(),
+            # the quantiles get no gradient from the loss, which DDP would wait for
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.device = torch.device(cfg.device) if cfg.device else self.accelerator.device
+        self.processes = self.accelerator.num_processes
+        if cfg.batch_size % self.processes:
+            raise ValueError(f"batch_size: {cfg.batch_size} does not divide by {self.processes}")
+        self.main = self.accelerator.is_main_process
+        if self.main and not cfg.resume and (cfg.output / STATE).exists():
+            raise ValueError(f"output: {cfg.output} holds a run; pass --resume or another folder")
+        self.kinds = [load_patch_kind(folder) for folder in cfg.patches]
+        self.data = {split: PatchDataset(cfg.patches, split) for split in ("train", "test")}
+        if any(size % STRIDE for size in self.data["train"].size):
+            raise ValueError(
+                f"patches: sizes must divide by {STRIDE}, not {self.data['train'].size}"
+            )
+        self._build()
+
+    def _build(self) -> None:
+        cfg = self.cfg
+        torch.manual_seed(cfg.seed)
+        arch_class = MODELS[cfg.codec].arch_class
+        model = build_model(cfg.codec, config.build(arch_class, cfg.arch, "arch"))
+        if cfg.pretrained_model:
+            _load_pretrained(model, cfg.codec, cfg.pretrained_model)
+        auto = cfg.precision == "auto" and fast_bf16(self.device)
+        model.amp = auto or cfg.precision == "bf16"
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        quantiles = [p for name, p in model.named_parameters() if name.endswith(".quantiles")]
+        weights = [p for name, p in model.named_parameters() if not name.endswith(".quantiles")]
+        self.weights = weights
+        self.optimizer = torch.optim.Adam(weights, lr=cfg.learning_rate)
+        self.aux_optimizer = torch.optim.Adam(quantiles, lr=cfg.aux_learning_rate)
+        if cfg.schedule == "plateau":
+            self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                self.optimizer, "min", factor=0.1, patience=cfg.patience
+            )
+        else:
+            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, cfg.epochs)
+        self.wrapped = self.accelerator.prepare_model(self.model)
+        self.epoch, self.best_loss, self.stale = 0, math.inf, 0
+        self.best_state: dict[str, Tensor] = {}
+        self.history: list[EpochRow] = []
+
+    def run(self) -> dict[str, float]:
+        cfg = self.cfg
+        if cfg.resume and (cfg.output / STATE).exists():
+            self._load_state()
+        run = records.Run(cfg.output, cfg) if self.main else None
+        writer = (
+            SummaryWriter(cfg.output / "tensorboard", purge_step=self.epoch) if self.main else None
+        )
+        bar = tqdm(
+            total=cfg.epochs, initial=self.epoch, desc=f"train {cfg.output.name}", unit="epoch",
+            disable=not self.main, file=sys.stdout, mininterval=1,
+        )  # fmt: skip
+        while self.epoch < cfg.epochs and not (cfg.early_stop and self.stale >= cfg.early_stop):
+            row = self._epoch()
+            if self.main:
+                self._save_state()
+                self._log(writer, row)
+                if self.epoch % cfg.save_period == 0:
+                    self._save_codecs()
+                bar.set_postfix_str(f"loss {row.loss:.4f} bpp {row.bpp:.4f} mse {row.mse:.2e}")
+            bar.update()
+        bar.close()
+        best = asdict(min(self.history, key=lambda row: row.loss))
+        if self.main:
+            writer.close()
+            self._save_codecs()
+            run.finish(best=best, epochs=self.epoch)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return best
+
+    def _epoch(self) -> "EpochRow":
+        """One pass over the training patches and one over the test patches."""
+        rank = self.accelerator.process_index
+        # every epoch has its own noise, whatever ran before: that makes resuming exact
+        torch.manual_seed(_derive_seed(self.cfg.seed, self.epoch, 1 + rank))
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.wrapped.train()
+        train = self._sums(self._train_step(x) for x in self._batches("train"))
+        self.wrapped.eval()
+        with torch.no_grad():
+            test = self._sums(self._losses(x) for x in self._batches("test"))
+        aux = self.model.aux_loss().item()
+        loss = test["loss"]
+        if self.cfg.schedule == "plateau":
+            self.scheduler.step(loss)
+        else:
+            self.scheduler.step()
+        self.stale += 1
+        if loss < self.best_loss:
+            self.best_loss, self.stale = loss, 0
+            self.best_state = {k: v.detach().cpu().clone() for k, v in self._raw_state().items()}
+        row = EpochRow(
+            self.epoch, loss, test["mse"], test["bpp"], aux, train["loss"], train["mse"],
+            train["bpp"], rate,
+        )  # fmt: skip
+        self.history.append(row)
+        self.epoch += 1
+        return row
+
+    def _batches(self, split: str) -> Iterator[Tensor]:
+        """This process's share of the batches, (b, 1, h, w); training is shuffled by epoch."""
+        data, world, rank = self.data[split], self.processes, self.accelerator.process_index
+        if split == "train":
+            generator = torch.Generator().manual_seed(_derive_seed(self.cfg.seed, self.epoch, 0))
+            order = torch.randperm(len(data), generator=generator).tolist()
+            order += order[: -len(order) % world]  # every process takes as many steps
+        else:
+            order = list(range(len(data)))
+        order = order[rank::world]
+        size = self.cfg.batch_size // world
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        loader = DataLoader(
+            data, batch_sampler=batches, num_workers=self.cfg.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+        for x in loader:
+            x = x.to(self.device, non_blocking=True)
+            yield x.contiguous(memory_format=torch.channels_last)
+
+    def _losses(self, x: Tensor) -> dict[str, Tensor]:
+        out = self.wrapped(x)
+        mse = nn.functional.mse_loss(out["x_hat"], x)
+        bpp = out["bits"] / x.numel()
+        loss = 255**2 * self.cfg.lambda_value * mse + bpp
+        return {"loss": loss, "mse": mse, "bpp": bpp, "count": torch.tensor(float(len(x)))}
+
+    def _train_step(self, x: Tensor) -> dict[str, Tensor]:
+        self.optimizer.zero_grad()
+        self.aux_optimizer.zero_grad()
+        losses = self._losses(x)
+        self._require_finite(losses["loss"], "loss")
+        self.accelerator.backward(losses["loss"])
+        if self.cfg.clip_max_norm:
+            norm = nn.utils.clip_grad_norm_(self.weights, self.cfg.clip_max_norm)
+            self._require_finite(norm, "gradient")
+        self.optimizer.step()
+        # depends on no data, so it is the same in every process and needs no reduction
+        self.model.aux_loss().backward()
+        self.aux_optimizer.step()
+        return losses
+
+    def _require_finite(self, value: Tensor, what: str) -> None:
+        if not torch.isfinite(value):
+            raise TrainingError(
+                f"the {what} is {value.item()} in epoch {self.epoch}; the state after epoch "
+                f"{self.epoch - 1} is in {self.cfg.output / STATE}. Try a smaller learning_rate."
+            )
+
+    def _sums(self, steps: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+        """Means over all patches of all processes."""
+        totals = torch.zeros(4, dtype=torch.float64)
+        for step in steps:
+            means = torch.stack(
+                [step[key].detach().double().cpu() for key in ("loss", "mse", "bpp")]
+            )
+            count = step["count"].double()
+            totals += torch.cat((means * count, count[None]))
+        if self.processes > 1:
+            totals = self.accelerator.reduce(totals.to(self.device), "sum").cpu()
+        return dict(zip(("loss", "mse", "bpp"), (totals[:3] / totals[3]).tolist(), strict=True))
+
+    def _raw_state(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def _save_state(self) -> None:
+        state = {
+            "science": self.cfg.science,
+            "kinds": [kind.mapping.id.hex() for kind in self.kinds],
+            "epoch": self.epoch,
+            "best_loss": self.best_loss,
+            "stale": self.stale,
+            "history": [asdict(row) for row in self.history],
+            "model": self._raw_state(),
+            "best": self.best_state,
+            "optimizer": self.optimizer.state_dict(),
+            "aux_optimizer": self.aux_optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+        with files.write_atomic(self.cfg.output / STATE) as file:
+            torch.save(state, file)
+
+    def _load_state(self) -> None:
+        path = self.cfg.output / STATE
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        differ = {
+            key: (old, self.cfg.science.get(key))
+            for key, old in state["science"].items()
+            if self.cfg.science.get(key) != old
+        }
+        if differ or state["kinds"] != [kind.mapping.id.hex() for kind in self.kinds]:
+            raise ValueError(f"resume: {path} was made with other settings: {differ or 'patches'}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.aux_optimizer.load_state_dict(state["aux_optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.best_state = {key: value.cpu() for key, value in state["best"].items()}
+        self.epoch, self.best_loss, self.stale = state["epoch"], state["best_loss"], state["stale"]
+        self.history = [EpochRow(**row) for row in state["history"]]
+
+    def _log(self, writer: SummaryWriter, row: "EpochRow") -> None:
+        records.write_rows(self.cfg.output / LOG_CSV, self.history)
+        for key, value in asdict(row).items():
+            if key != "epoch":
+                writer.add_scalar(key, value, row.epoch)
+        writer.flush()
+
+    def _save_codecs(self) -> None:
+        """The best model as the codec, the last one beside it, and the curves."""
+        last = {key: value.clone() for key, value in self._raw_state().items()}
+        for folder, state in ((self.cfg.output / "last", last), (self.cfg.output, self.best_state)):
+            model = build_model(self.cfg.codec, self.model.arch)
+            model.load_state_dict(state)
+            made_by = {"train": self.cfg.science, "epoch": self.epoch, "best_loss": self.best_loss}
+            save_checkpoint(folder, model, self.cfg.codec, self.kinds, made_by)
+        plot_curves(self.cfg.output / LOG_CSV, self.cfg.output / "curves")
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """A row of ``log.csv``. Validation losses first; mse is of u, bpp in bits per point."""
+
+    epoch: int
+    loss: float
+    mse: float
+    bpp: float
+    aux_loss: float
+    train_loss: float
+    train_mse: float
+    train_bpp: float
+    learning_rate: float
+
+
+def _derive_seed(*numbers: int) -> int:
+    """One seed of several non-negative numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _load_pretrained(model, codec: str, path: str) -> None:
+    if Path(path).is_dir():
+        state = load_model(path)[0].state_dict()
+    else:
+        state = read_published(Path(path))
+    load_state(model, state, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        best = train(config.parse(TrainConfig, argv, __doc__))
+        print(f"best epoch {best['epoch']}: " + ", ".join(f"{k} {best[k]:.6g}" for k in ("loss", "bpp", "mse")))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

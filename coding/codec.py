@@ -1,0 +1,112 @@
+"""The codec API and the registry: one line here is all that a new codec needs.
+
+    from coding.codec import load_codec
+    codec = load_codec(folder)       # a checkpoint folder: says itself which codec it is
+    data = codec.encode(feature)     # (N, C, H, W) array -> bytes, the whole bitstream
+    feature = codec.decode(data)     # bytes -> array of the same shape and dtype
+
+Codecs are found by name and imported only when asked for, so that none needs another's libraries.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+
+from coding import files
+from coding.bitstream import BitstreamError
+
+__all__ = ["CODECS", "BitstreamError", "Codec", "ExtraKind", "load_codec"]
+
+CODECS = {
+    "hyperprior": "coding.CompressAI.codec:LearnedCodec",
+    "elic": "coding.CompressAI.codec:LearnedCodec",
+}
+"""Name in a checkpoint's ``config.json`` -> ``module:class``."""
+
+CONFIG_JSON = "config.json"
+
+
+@dataclass(frozen=True)
+class ExtraKind:
+    """A kind of feature that a codec was not trained on: its facts and its mapping."""
+
+    machine: str
+    """Preset name or YAML file with the facts."""
+    mapping: Path
+    """Mapping file."""
+    assignment: str = "nearest"
+    """How values become levels: nearest, left or continuous."""
+
+
+class Codec(ABC):
+    """What every codec does. Instances are read-only and may be shared."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls, folder: Path, *, device: str, published: bool, kinds: Sequence[ExtraKind]
+    ) -> Self:
+        """Read a checkpoint folder; see :func:`load_codec`."""
+
+    @property
+    @abstractmethod
+    def id(self) -> bytes:
+        """SHA-256 of all that decides how bytes are decoded (32 bytes)."""
+
+    @abstractmethod
+    def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
+        """(N, C, H, W) float16 or float32 -> the whole bitstream.
+
+        Args:
+            kind: ``<model>_<task>``; needed only where the codec knows several kinds that
+                this feature's shape and dtype fit.
+
+        Raises:
+            FeatureError: not a sound feature, or of no kind that the codec knows.
+        """
+
+    @abstractmethod
+    def decode(self, data: bytes) -> np.ndarray:
+        """The whole bitstream -> (N, C, H, W) in the source's dtype.
+
+        Raises:
+            BitstreamError: the bytes are not sound, or belong to another codec or mapping.
+        """
+
+
+def load_codec(
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    published: bool = False,
+    kinds: Sequence[ExtraKind] = (),
+) -> Codec:
+    """Read the codec that a checkpoint folder holds.
+
+    Args:
+        device: torch device of the networks; codecs without networks ignore it.
+        published: code exactly as the published evaluation does (see README, "Like for like").
+        kinds: kinds of features beyond those that the folder knows.
+
+    Raises:
+        FileNotFoundError: no folder, or no ``config.json`` in it.
+        ValueError: the folder is damaged or names a codec that is not registered.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG_JSON
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: a codec folder holds a config.json; is the path right?")
+    values = files.read_json(path)
+    name = values.get("codec") if isinstance(values, dict) else None
+    if name not in CODECS:
+        raise ValueError(f"{path}: key 'codec' is {name!r}, expected one of {sorted(CODECS)}")
+    module, class_name = CODECS[name].split(":")
+    codec_class: type[Codec] = getattr(importlib.import_module(module), class_name)
+    return codec_class.load(folder, device=device, published=published, kinds=kinds)

@@ -1,0 +1,50 @@
+"""Decode bitstreams: ``python decode.py --codec DIR --input FILE_OR_DIR --output DIR``.
+
+Writes one feature ``<name>.npy`` a bitstream ``<name>.ufc``, in the source's shape and dtype. Nothing
+but the bitstream and the codec folder is read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from coding import config
+from coding.bitstream import SUFFIX, BitstreamError
+from coding.feature import write_feature
+from coding.options import CodecOptions, list_inputs, progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig(CodecOptions):
+    """Bitstreams to feature files."""
+
+    input: Path
+    """A bitstream, or a folder of them."""
+    output: Path
+    """Folder of the decoded features."""
+
+
+def decode(cfg: DecodeConfig) -> None:
+    """Decode every bitstream.
+
+    Raises:
+        BitstreamError: a file is not sound or not of this codec; the message names it.
+    """
+    codec = cfg.load()
+    paths = list_inputs(cfg.input, SUFFIX)
+    for path in progress(paths, "decode"):
+        try:
+            feature = codec.decode(path.read_bytes())
+        except BitstreamError as error:
+            raise BitstreamError(f"{path}: {error}") from error
+        write_feature(cfg.output / f"{path.stem}.npy", feature)
+    print(f"{len(paths)} features -> {cfg.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        decode(config.parse(DecodeConfig, argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Encode features: ``python encode.py --codec DIR --input FILE_OR_DIR --output DIR``.
+
+Writes one bitstream ``<name>.ufc`` a feature ``<name>.npy``. What is already there is made again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from coding import config, files
+from coding.bitstream import SUFFIX
+from coding.feature import points, read_feature
+from coding.options import CodecOptions, list_inputs, progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(CodecOptions):
+    """Feature files to bitstreams."""
+
+    input: Path
+    """A feature .npy, or a folder of them."""
+    output: Path
+    """Folder of the bitstreams."""
+    kind: str | None = None
+    """<model>_<task>, where the codec knows several kinds that the features fit."""
+
+
+def encode(cfg: EncodeConfig) -> None:
+    """Encode every feature.
+
+    Raises:
+        FeatureError, FileNotFoundError, ValueError: as the codec API; the message names the file.
+    """
+    codec = cfg.load()
+    total_bytes = total_points = 0
+    for path in progress(list_inputs(cfg.input, ".npy"), "encode"):
+        feature = read_feature(path)
+        try:
+            data = codec.encode(feature, cfg.kind)
+        except ValueError as error:
+            raise type(error)(f"{path}: {error}") from error
+        files.write_bytes(cfg.output / f"{path.stem}{SUFFIX}", data)
+        total_bytes, total_points = total_bytes + len(data), total_points + points(feature.shape)
+    print(f"{total_bytes} bytes, {8 * total_bytes / total_points:.4f} bpfp -> {cfg.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        encode(config.parse(EncodeConfig, argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()

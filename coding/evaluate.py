@@ -1,0 +1,137 @@
+"""Rate and distortion of a codec: ``python evaluate.py --codec DIR --features DIR --output DIR``.
+
+Every feature is encoded to a bitstream file, and decoded from that file alone. The output holds
+``bitstreams/*.ufc``, ``decoded/*.npy``, ``rate.csv`` (one row a feature), ``summary.json`` (pooled
+figures and per-file means) and ``run.json``. A killed run goes on where it ended.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from coding import config, files, records
+from coding.bitstream import SUFFIX, unpack
+from coding.codec import Codec
+from coding.feature import list_features, points, read_feature, write_feature
+from coding.options import CodecOptions, progress
+from coding.paths import BITSTREAMS, DECODED, RATE_CSV, RUN_JSON, SUMMARY_JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(CodecOptions):
+    """Coding of a folder of features, measured."""
+
+    features: Path
+    """Folder of .npy features."""
+    output: Path
+    """Folder of the results."""
+    kind: str | None = None
+    """<model>_<task>, where the codec knows several kinds that the features fit."""
+    published: bool = False
+    """Code and count as the published evaluation does: zero padding on all sides, CompressAI's own
+    strings, and no rate for headers. The assignment is the mapping's (published: left)."""
+
+
+def evaluate(cfg: EvaluateConfig) -> dict[str, float | int]:
+    """Code every feature -> the summary, as in ``summary.json``.
+
+    Raises:
+        FeatureError, FileNotFoundError, ValueError: as the codec API; the message names the file.
+    """
+    codec = cfg.load(cfg.published)
+    paths = list_features(cfg.features)
+    table = cfg.output / RATE_CSV
+    done = _finished_rows(cfg, codec)
+    run = records.Run(cfg.output, cfg)
+    run.add(codec_id=codec.id.hex())
+    rows = []
+    moments = _Moments()
+    for path in progress(paths, "evaluate"):
+        feature = read_feature(path)
+        moments.add(feature)
+        row = done.get(path.stem)
+        if row is None or row.points != points(feature.shape):
+            row = _code(codec, path, feature, cfg)
+            rows.append(row)
+            records.write_rows(table, rows)
+        else:
+            rows.append(row)
+    records.write_rows(table, rows)
+    summary = records.summarise(rows, moments.variance)
+    files.write_json(cfg.output / SUMMARY_JSON, summary)
+    run.finish(summary=summary)
+    return summary
+
+
+def _code(codec: Codec, path: Path, feature: np.ndarray, cfg: EvaluateConfig) -> records.RateRow:
+    """Encode one feature to its file, decode it from the file, measure."""
+    stream = cfg.output / BITSTREAMS / f"{path.stem}{SUFFIX}"
+    start = time.perf_counter()
+    try:
+        data = codec.encode(feature, cfg.kind)
+    except ValueError as error:
+        raise type(error)(f"{path}: {error}") from error
+    encode_s = time.perf_counter() - start
+    files.write_bytes(stream, data)
+    data = stream.read_bytes()
+    start = time.perf_counter()
+    decoded = codec.decode(data)
+    decode_s = time.perf_counter() - start
+    write_feature(cfg.output / DECODED / f"{path.stem}.npy", decoded)
+    size = unpack(data).payload_size if cfg.published else len(data)
+    count = points(feature.shape)
+    error = decoded.astype(np.float64) - feature
+    return records.RateRow(
+        path.stem, count, size, 8 * size / count, float(np.mean(error**2)), encode_s, decode_s
+    )
+
+
+def _finished_rows(cfg: EvaluateConfig, codec: Codec) -> dict[str, records.RateRow]:
+    """Rows of a run that was killed, of the same config and codec, whose files are there."""
+    table, run = cfg.output / RATE_CSV, cfg.output / RUN_JSON
+    if not table.is_file() or not run.is_file():
+        return {}
+    values = files.read_json(run)
+    same = values.get("codec_id") == codec.id.hex()
+    if not same or values["config"] != records.config_values(cfg):
+        return {}
+    return {
+        row.name: row
+        for row in records.read_rate(table)
+        if (cfg.output / BITSTREAMS / f"{row.name}{SUFFIX}").is_file()
+        and (cfg.output / DECODED / f"{row.name}.npy").is_file()
+    }
+
+
+class _Moments:
+    """Pooled variance of all values, file by file."""
+
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, x: np.ndarray) -> None:
+        mean, count = float(x.mean(dtype=np.float64)), x.size
+        squares = float(np.sum((x.astype(np.float64) - mean) ** 2))
+        delta, total = mean - self.mean, self.count + count
+        self.squares += squares + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    @property
+    def variance(self) -> float:
+        return self.squares / self.count
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        cfg = config.parse(EvaluateConfig, argv, __doc__)
+        summary = evaluate(cfg)
+        for key, value in summary.items():
+            print(f"{key:12s} {value:.6g}" if isinstance(value, float) else f"{key:12s} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Range asymmetric numeral system (rANS) coder: symbols with static integer tables -> bytes, and back.
+
+J. Duda, *Asymmetric numeral systems* (arXiv 1311.2540). One 64-bit state, renormalised by 32-bit
+words, probabilities in units of 2^-16. Only integers decide, so the bytes are the same on every
+machine, and the tables of :class:`Tables` are all that encoder and decoder must share.
+
+A table describes symbols ``offset .. offset + size - 1`` and ends with an escape; a symbol outside
+is the escape followed by its distance in Elias-gamma code, so any int32 can be coded.
+
+Guarantees: ``decode(encode(s, i), i) == s``. A damaged string never reads outside its bytes: the
+decoder raises :class:`RansError` instead. Cost: the entropy of the tables plus at most 8 bytes.
+"""
+
+import numpy as np
+from numba import njit
+
+PRECISION = 16
+_LOW = 1 << 31  # the state is kept in [2^31, 2^63)
+_MAX_GAMMA = 33  # bits of the longest escape: a distance below 2^32, plus one
+
+
+class RansError(ValueError):
+    """The string is not one that this coder wrote with these tables."""
+
+
+class Tables:
+    """Integer probability tables.
+
+    Args:
+        cdf: (tables, max_size + 2) int32; row t holds ``size + 2`` increasing values from 0 to 2^16,
+            the last interval being the escape; what lies beyond is ignored. As CompressAI's
+            ``_quantized_cdf``.
+        length: (tables,) int32, used values of each row (``size + 2``). ``_cdf_length``.
+        offset: (tables,) int32, the symbol of the first interval. ``_offset``.
+
+    Raises:
+        ValueError: sizes that do not agree, or a row that is not increasing from 0 to 2^16.
+    """
+
+    def __init__(self, cdf: np.ndarray, length: np.ndarray, offset: np.ndarray):
+        self.cdf = np.ascontiguousarray(cdf, dtype=np.int32)
+        self.length = np.ascontiguousarray(length, dtype=np.int32).reshape(-1)
+        self.offset = np.ascontiguousarray(offset, dtype=np.int32).reshape(-1)
+        count = len(self.cdf)
+        if self.cdf.ndim != 2 or self.length.shape != (count,) or self.offset.shape != (count,):
+            raise ValueError("tables: cdf, length and offset do not have one row per table")
+        if count == 0 or (self.length < 3).any() or (self.length > self.cdf.shape[1]).any():
+            raise ValueError("tables: a row needs at least one symbol and the escape")
+        for row, size in zip(self.cdf, self.length, strict=True):
+            used = row[:size]
+            if used[0] != 0 or used[-1] != 1 << PRECISION or (np.diff(used) <= 0).any():
+                raise ValueError("tables: a row must increase from 0 to 2^16")
+
+
+def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> bytes:
+    """Code symbols (n,) int32, each with the table of ``indexes`` (n,).
+
+    Raises:
+        ValueError: sizes differ or an index names no table.
+    """
+    symbols, indexes = _checked(symbols, indexes, tables)
+    # An escape costs at most 16 bits of table and 65 of gamma code: 3 words; 2 words of state.
+    words = np.empty(3 * len(symbols) + 2, dtype=np.uint32)
+    start = _encode(symbols, indexes, tables.cdf, tables.length, tables.offset, words)
+    return words[start:].astype("<u4").tobytes()
+
+
+class Decoder:
+    """Reads a string of :func:`encode`, piece by piece in the order of coding.
+
+    Raises:
+        RansError: the string is too short to be one.
+    """
+
+    def __init__(self, data: bytes, tables: Tables):
+        if len(data) < 8 or len(data) % 4:
+            raise RansError("the coded symbols are truncated")
+        self.tables = tables
+        self._words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
+        state = (int(self._words[0]) << 32) | int(self._words[1])
+        self._state = np.array([state, 2], dtype=np.uint64)  # rANS state, next word
+
+    def decode(self, indexes: np.ndarray) -> np.ndarray:
+        """The next symbols (n,) int32, given the tables (n,) they were coded with.
+
+        Raises:
+            RansError: the string ends before the symbols do.
+        """
+        symbols = np.empty(indexes.size, dtype=np.int32)
+        symbols, indexes = _checked(symbols, indexes, self.tables)
+        tables = self.tables
+        sound = _decode(
+            symbols, indexes, tables.cdf, tables.length, tables.offset, self._words, self._state
+        )
+        if not sound:
+            raise RansError("the coded symbols are truncated or damaged")
+        return symbols
+
+    def finish(self) -> None:
+        """Check that the string holds nothing more.
+
+        Raises:
+            RansError: words or information are left over.
+        """
+        if int(self._state[1]) != len(self._words) or int(self._state[0]) != _LOW:
+            raise RansError("the coded symbols do not end where they should")
+
+
+def _checked(symbols: np.ndarray, indexes: np.ndarray, tables: Tables):
+    symbols = np.ascontiguousarray(symbols, dtype=np.int32).reshape(-1)
+    indexes = np.ascontiguousarray(indexes, dtype=np.int32).reshape(-1)
+    if symbols.shape != indexes.shape:
+        raise ValueError(f"{len(symbols)} symbols, but {len(indexes)} indexes")
+    if len(indexes) and (indexes.min() < 0 or indexes.max() >= len(tables.cdf)):
+        raise ValueError(f"an index names none of the {len(tables.cdf)} tables")
+    return symbols, indexes
+
+
+@njit(cache=True)
+def _push(state, words, at, start, freq, bits):
+    """Put an interval [start, start + freq) of 2^bits into the state; words fill from the end."""
+    if state >= (np.uint64(_LOW) >> np.uint64(bits) << np.uint64(32)) * freq:
+        at -= 1
+        words[at] = np.uint32(state & np.uint64(0xFFFFFFFF))
+        state >>= np.uint64(32)
+    return (state // freq << np.uint64(bits)) + state % freq + start, at
+
+
+@njit(cache=True)
+def _encode(symbols, indexes, cdf, length, offset, words):
+    at = len(words)
+    state = np.uint64(_LOW)
+    one = np.uint64(1)
+    for i in range(len(symbols) - 1, -1, -1):  # last in, first out
+        t = indexes[i]
+        size = length[t] - 2
+        v = np.int64(symbols[i]) - offset[t]
+        if v < 0 or v >= size:
+            # distance zigzagged to a positive number: below -> odd, above -> even
+            d = np.uint64(-2 * v - 1) if v < 0 else np.uint64(2 * (v - size))
+            d += one
+            bits = 0
+            while (d >> np.uint64(bits)) > one:
+                bits += 1
+            for b in range(bits):
+                state, at = _push(state, words, at, (d >> np.uint64(b)) & one, one, 1)
+            state, at = _push(state, words, at, one, one, 1)
+            for _ in range(bits):
+                state, at = _push(state, words, at, np.uint64(0), one, 1)
+            v = np.int64(size)
+        start = np.uint64(cdf[t, v])
+        freq = np.uint64(cdf[t, v + 1]) - start
+        state, at = _push(state, words, at, start, freq, PRECISION)
+    at -= 2
+    words[at] = np.uint32(state >> np.uint64(32))
+    words[at + 1] = np.uint32(state & np.uint64(0xFFFFFFFF))
+    return at
+
+
+@njit(cache=True)
+def _bit(state, words, at):
+    """Take one bit; ``at`` becomes negative where the words ran out."""
+    bit = state & np.uint64(1)
+    state >>= np.uint64(1)
+    if state < np.uint64(_LOW):
+        if at >= len(words):
+            return bit, state, -1
+        state = (state << np.uint64(32)) | np.uint64(words[at])
+        at += 1
+    return bit, state, at
+
+
+@njit(cache=True)
+def _decode(symbols, indexes, cdf, length, offset, words, saved):
+    state = saved[0]
+    at = np.int64(saved[1])
+    mask = np.uint64((1 << PRECISION) - 1)
+    for i in range(len(symbols)):
+        t = indexes[i]
+        size = length[t] - 2
+        target = np.int32(state & mask)
+        low, high = 0, size + 1  # the interval with cdf[low] <= target < cdf[low + 1]
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if cdf[t, middle] <= target:
+                low = middle
+            else:
+                high = middle
+        start = np.uint64(cdf[t, low])
+        freq = np.uint64(cdf[t, low + 1]) - start
+        state = freq * (state >> np.uint64(PRECISION)) + (state & mask) - start
+        if state < np.uint64(_LOW):
+            if at >= len(words):
+                return False
+            state = (state << np.uint64(32)) | np.uint64(words[at])
+            at += 1
+        v = np.int64(low)
+        if low == size:
+            bits = 0
+            bit = np.uint64(0)
+            while bit == np.uint64(0):
+                bit, state, at = _bit(state, words, at)
+                bits += 1
+                if at < 0 or bits > _MAX_GAMMA:
+                    return False
+            d = np.uint64(1)
+            for _ in range(bits - 1):
+                bit, state, at = _bit(state, words, at)
+                if at < 0:
+                    return False
+                d = (d << np.uint64(1)) | bit
+            d -= np.uint64(1)
+            half = np.int64(d >> np.uint64(1))
+            v = -half - 1 if d & np.uint64(1) else size + half
+        v += offset[t]
+        if v < -2147483648 or v > 2147483647:
+            return False
+        symbols[i] = v
+    saved[0] = state
+    saved[1] = np.uint64(at)
+    return True
