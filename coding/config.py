@@ -7,6 +7,8 @@ over the file. An unknown key, a wrong type or an impossible value (``__post_ini
 """
 
 import contextlib
+import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +44,20 @@ def parse(
         return config_class(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+def to_argv(config: Any) -> list[str]:
+    """The flags that give this config: what :func:`parse` takes, defaults left out."""
+    argv = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if value != default:
+            plain = json.dumps(value, default=str) if not isinstance(value, str) else value
+            argv += [f"--{field.name}", str(value) if isinstance(value, Path) else plain]
+    return argv
 
 
 @contextlib.contextmanager

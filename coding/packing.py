@@ -60,7 +60,7 @@ class Packing:
     def pack(self, x: np.ndarray) -> np.ndarray:
         """(N, C, H, W) -> (P, Q), any dtype, a C-contiguous copy."""
         p, q = self.plane(x.shape)
-        n, c, h, w = x.shape
+        n, _, h, w = x.shape
         if self.layout == "tokens":
             out = x.transpose(0, 2, 1, 3)  # (N, H, C, W)
         else:

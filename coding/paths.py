@@ -28,9 +28,15 @@ def default_data_root() -> Path:
     return Path(os.environ.get("DTUFC_DATA") or REPOSITORY / "Data_example")
 
 
-def transform_name(transform_type: str, samples: int, bit_depth: int) -> str:
-    """The published folder name of a transform, for example ``kmeans10_bitdepth8``."""
-    return f"{transform_type}{samples}_bitdepth{bit_depth}"
+def transform_name(
+    transform_type: str, samples: int, bit_depth: int, assignment: str = "nearest"
+) -> str:
+    """The published folder name of a transform, for example ``kmeans10_bitdepth8``.
+
+    Another assignment than ``nearest`` is named behind it: ``kmeans10_bitdepth8_left``.
+    """
+    suffix = "" if assignment == "nearest" else f"_{assignment}"
+    return f"{transform_type}{samples}_bitdepth{bit_depth}{suffix}"
 
 
 @dataclass(frozen=True)

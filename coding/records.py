@@ -167,3 +167,56 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A line of a rate–accuracy table: one codec at one rate on one machine."""
+
+    codec: str
+    trained_on: str
+    transform: str
+    lambda_value: float | None
+    evaluated_on: str
+    bpfp: float
+    """Pooled: total bits over total points."""
+    mse: float
+    """Pooled."""
+    nmse: float
+    """Pooled MSE over the variance of the features."""
+    metric: str | None = None
+    """Name of the task metric, where known."""
+    value: float | None = None
+    """The task metric."""
+
+
+def read_accuracy(path: Path) -> dict[str, Any]:
+    """``metric`` and ``value`` of a machine's ``accuracy.json``; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    values = files.read_json(path)
+    return {"metric": values["metric"], "value": values["value"]}
+
+
+def uncompressed_row(kind: str, bits: int, accuracy: Path) -> TableRow:
+    """The line of the features as they are: all bits of their dtype, no error."""
+    return TableRow("uncompressed", "", "", None, kind, bits, 0.0, 0.0, **read_accuracy(accuracy))
+
+
+def format_table(rows: Sequence[Any]) -> str:
+    """Dataclass rows as aligned text; columns that are empty throughout are left out."""
+    names = [
+        field.name
+        for field in fields(rows[0])
+        if any(getattr(row, field.name) not in (None, "") for row in rows)
+    ]
+    cells = [names] + [[_cell(getattr(row, name)) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -42,7 +42,7 @@ from coding.CompressAI.checkpoint import load_model, load_state, save_checkpoint
 from coding.CompressAI.codec import fast_bf16
 from coding.CompressAI.curves import plot_curves
 from coding.CompressAI.import_published import read_published
-from coding.CompressAI.models import MODELS, STRIDE, build_model
+from coding.CompressAI.models import MODELS, STRIDE, Elic, Hyperprior, build_model
 from coding.CompressAI.patches import PatchDataset, load_patch_kind
 
 STATE = "state.pt"
@@ -157,7 +157,7 @@ class _Training:
         arch_class = MODELS[cfg.codec].arch_class
         model = build_model(cfg.codec, config.build(arch_class, cfg.arch, "arch"))
         if cfg.pretrained_model:
-            _load_pretrained(model, cfg.codec, cfg.pretrained_model)
+            _load_pretrained(model, cfg.pretrained_model)
         auto = cfg.precision == "auto" and fast_bf16(self.device)
         model.amp = auto or cfg.precision == "bf16"
         self.model = model.to(self.device, memory_format=torch.channels_last)
@@ -375,18 +375,17 @@ def _derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _load_pretrained(model, codec: str, path: str) -> None:
-    if Path(path).is_dir():
-        state = load_model(path)[0].state_dict()
-    else:
-        state = read_published(Path(path))
+def _load_pretrained(model: Hyperprior | Elic, path: str) -> None:
+    folder = Path(path).is_dir()
+    state = load_model(path)[0].state_dict() if folder else read_published(Path(path))
     load_state(model, state, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with config.report_errors():
         best = train(config.parse(TrainConfig, argv, __doc__))
-        print(f"best epoch {best['epoch']}: " + ", ".join(f"{k} {best[k]:.6g}" for k in ("loss", "bpp", "mse")))  # fmt: skip
+        losses = ", ".join(f"{key} {best[key]:.6g}" for key in ("loss", "bpp", "mse"))
+        print(f"best epoch {best['epoch']}: {losses}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,351 @@
+"""The driver: train codecs over a sweep of lambdas, evaluate each on every machine, print the table.
+
+    python run_batch.py                                    the embedded data (suite ``tiny``)
+    python run_batch.py --suite published --arch elic2022-official --train_task hybrid
+
+For every run it builds one train command and one evaluation command a machine, prints them and runs
+them as subprocesses with logs. Features, mappings and patches that are missing are made first. What
+is finished is skipped, so that a killed batch goes on where it ended. ``--dry_run`` prints the
+commands only.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from coding import config, files, records
+from coding.codec import CONFIG_JSON
+from coding.CompressAI.jobs import Job, run_jobs
+from coding.CompressAI.suite import HYBRID, Training, load_machines, load_suite, select
+from coding.CompressAI.train import LOG_CSV, TrainConfig
+from coding.evaluate import EvaluateConfig
+from coding.feature import FeatureFacts, find_machine_config
+from coding.paths import (
+    ACCURACY_JSON,
+    DECODED,
+    RATE_CSV,
+    REPOSITORY,
+    SUMMARY_JSON,
+    DataRoot,
+    default_data_root,
+    transform_name,
+)
+from coding.prepare import ensure_features
+from coding.records import TableRow
+from coding.transform.generate_data import folded_size, parse_patch_size
+
+TRAIN = REPOSITORY / "coding" / "CompressAI" / "train.py"
+EVALUATE = REPOSITORY / "coding" / "evaluate.py"
+FIT = REPOSITORY / "coding" / "transform" / "nonlinear_transform.py"
+GENERATE = REPOSITORY / "coding" / "transform" / "generate_data.py"
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """A batch. Flags that are not given leave the suite's rows as they are."""
+
+    suite: str = "tiny"
+    """Name of a suite in configs/codecs, or a YAML file: machines, codecs, lambdas."""
+    pipeline_config: Literal["train_test", "train", "test"] = "train_test"
+    """Train and evaluate, or one of the two."""
+    arch: str | None = None
+    """Only this codec: bmshj2018-hyperprior or elic2022-official."""
+    train_model_type: str | None = None
+    """Only codecs trained on this model's features: hybrid, llama3, dinov2, sd3, resnet50."""
+    train_task: str | None = None
+    """Only codecs trained on this task: hybrid, csr, seg, tti, cls."""
+    transform_type: Literal["kmeans", "density", "uniform"] = "kmeans"
+    """Kind of the transform's codebook."""
+    samples: int = 10
+    """Training features that the transform is fitted on; 0 takes all."""
+    bit_depth: int = 8
+    """log2 of the transform's levels."""
+    assignment: Literal["nearest", "left", "continuous"] = "nearest"
+    """How values become levels."""
+    lambda_value: float | None = None
+    """Only this lambda."""
+    epochs: int | None = None
+    """Replaces the rows' epochs."""
+    save_period: int = 20
+    """Epochs between writes of the codec folder."""
+    learning_rate: float | None = None
+    """Replaces the rows' learning rate."""
+    batch_size: int | None = None
+    """Replaces the rows' batch size."""
+    patch_size: str | None = None
+    """Replaces the rows' patch size, height-width."""
+    pretrained_model: str = "None"
+    """Codec folder or published .pth.tar to start from; None starts afresh."""
+    seed: int = 0
+    """Of patches and training."""
+    device: str | None = None
+    """torch device; the best there is by default."""
+    data_root: Path = field(default_factory=default_data_root)
+    """Data root."""
+    jobs: int = 1
+    """Commands side by side; the cores are shared out."""
+    accuracy: bool = True
+    """Have each machine evaluate the decoded features, where its YAML names a script."""
+    dry_run: bool = False
+    """Print the commands and run none."""
+
+
+class Batch:
+    """The commands of a batch, in their order."""
+
+    def __init__(self, cfg: BatchConfig):
+        self.cfg = cfg
+        suite = load_suite(cfg.suite)
+        self.root = DataRoot(cfg.data_root)
+        self.machines: dict[str, FeatureFacts] = load_machines(suite)
+        self.transform = transform_name(
+            cfg.transform_type, cfg.samples, cfg.bit_depth, cfg.assignment
+        )
+        self.runs = select(
+            suite,
+            arch=cfg.arch,
+            train_task=cfg.train_task or self._task_of(cfg.train_model_type),
+            overrides={
+                key: getattr(cfg, key)
+                for key in ("lambda_value", "epochs", "batch_size", "learning_rate", "patch_size")
+            },
+        )
+
+    def _task_of(self, model: str | None) -> str | None:
+        if model in (None, HYBRID):
+            return model
+        tasks = [facts.task for facts in self.machines.values() if facts.model == model]
+        if not tasks:
+            raise ValueError(f"train_model_type: the suite has no machine of the model {model!r}")
+        return tasks[0]
+
+    def _trained_on(self, run: Training) -> list[str]:
+        """The machines whose patches a run is trained on."""
+        if run.train_task == HYBRID:
+            return list(self.machines)
+        found = [name for name, facts in self.machines.items() if facts.task == run.train_task]
+        if not found:
+            raise ValueError(f"train_task: no machine of the suite has the task {run.train_task!r}")
+        return found
+
+    def _mapping(self, machine: str) -> Path:
+        facts, cfg = self.machines[machine], self.cfg
+        root = self.root.feature(facts.model, facts.task)
+        return root.mapping(facts.task, cfg.transform_type, cfg.samples, cfg.bit_depth)
+
+    def _patches(self, machine: str, run: Training) -> Path:
+        facts = self.machines[machine]
+        height, width = folded_size(parse_patch_size(run.patch_size))
+        return self.root.feature(facts.model, facts.task).patches(self.transform, height, width)
+
+    def folder(self, run: Training) -> Path:
+        """The codec folder of a run."""
+        return self.root.codec(run.codec, run.train_task, self.transform, run.name)
+
+    def coded(self, run: Training, machine: str) -> Path:
+        """The results of a run on a machine."""
+        facts = self.machines[machine]
+        return self.root.coded(
+            run.codec, run.train_task, self.transform, run.name, facts.model, facts.task
+        )
+
+    def train_config(self, run: Training) -> TrainConfig:
+        cfg = self.cfg
+        pretrained = None if cfg.pretrained_model == "None" else cfg.pretrained_model
+        return TrainConfig(
+            patches=[self._patches(machine, run) for machine in self._trained_on(run)],
+            output=self.folder(run),
+            codec=run.codec,
+            arch=run.arch,
+            lambda_value=run.lambda_value,
+            epochs=run.epochs,
+            batch_size=run.batch_size,
+            learning_rate=run.learning_rate,
+            schedule=run.schedule,
+            save_period=cfg.save_period,
+            pretrained_model=pretrained,
+            seed=cfg.seed,
+            device=cfg.device,
+            resume=True,
+        )
+
+    def evaluate_config(self, run: Training, machine: str) -> EvaluateConfig:
+        facts = self.machines[machine]
+        known = machine in self._trained_on(run)
+        return EvaluateConfig(
+            codec=self.folder(run),
+            features=self.root.feature(facts.model, facts.task).feature_test,
+            output=self.coded(run, machine),
+            kind=facts.kind,
+            device=self.cfg.device or "cpu",
+            mapping=None if known else self._mapping(machine),
+            machine=None if known else machine,
+            assignment="nearest" if known else self.cfg.assignment,
+        )
+
+    def prepare(self) -> list[Job]:
+        """Mappings and patches that are missing."""
+        cfg, jobs = self.cfg, []
+        common = ["--transform_type", cfg.transform_type, "--samples", str(cfg.samples)]
+        common += ["--bit_depth", str(cfg.bit_depth), "--assignment", cfg.assignment]
+        common += ["--seed", str(cfg.seed), "--data_root", str(cfg.data_root)]
+        for machine, facts in self.machines.items():
+            logs = self.root.feature(facts.model, facts.task).transform
+            if not self._mapping(machine).is_file():
+                command = [sys.executable, str(FIT), "--machine", machine, *common]
+                jobs.append(Job(f"fit {facts.kind}", command, logs / "fit.log"))
+        for run in self.runs if "train" in cfg.pipeline_config else []:
+            for machine in self._trained_on(run):
+                folder, facts = self._patches(machine, run), self.machines[machine]
+                command = [sys.executable, str(GENERATE), "--machine", machine, *common]
+                command += ["--patch_size", run.patch_size]
+                command += ["--patches_per_file", str(run.patches_per_file)]
+                job = Job(f"patches {facts.kind}", command, folder / "generate.log")
+                if not (folder / "patches.json").is_file() and job not in jobs:
+                    jobs.append(job)
+        return jobs
+
+    def train(self) -> list[Job]:
+        """Trainings that are not finished."""
+        jobs = []
+        for run in self.runs if "train" in self.cfg.pipeline_config else []:
+            cfg = self.train_config(run)
+            if records.is_finished(cfg.output, cfg):
+                continue
+            jobs.append(
+                Job(
+                    title=f"train {run.codec} on {run.train_task} lambda {run.lambda_value:g}",
+                    command=[sys.executable, str(TRAIN), *config.to_argv(cfg)],
+                    log=cfg.output / "train.log",
+                    rows=cfg.output / LOG_CSV,
+                    steps=run.epochs,
+                )
+            )
+        return jobs
+
+    def evaluate(self) -> list[Job]:
+        """Evaluations that are not finished, or older than the codec."""
+        jobs = []
+        for run in self.runs if "test" in self.cfg.pipeline_config else []:
+            for machine, facts in self.machines.items():
+                cfg = self.evaluate_config(run, machine)
+                if self._is_evaluated(cfg):
+                    continue
+                count = len(list(cfg.features.glob("*.npy")))
+                jobs.append(
+                    Job(
+                        title=f"code {facts.kind} with {run.codec} on {run.train_task} "
+                        f"lambda {run.lambda_value:g}",
+                        command=[sys.executable, str(EVALUATE), *config.to_argv(cfg)],
+                        log=cfg.output / "evaluate.log",
+                        rows=cfg.output / RATE_CSV,
+                        steps=max(1, count),
+                    )
+                )
+        return jobs
+
+    def _is_evaluated(self, cfg: EvaluateConfig) -> bool:
+        config_json = cfg.codec / CONFIG_JSON
+        if not records.is_finished(cfg.output, cfg) or not config_json.is_file():
+            return False
+        return (cfg.output / SUMMARY_JSON).stat().st_mtime >= config_json.stat().st_mtime
+
+    def accuracy(self) -> list[Job]:
+        """The machines' own evaluation of decoded features that were not evaluated yet."""
+        jobs = []
+        for machine, facts in self.machines.items():
+            if facts.script is None:
+                continue
+            folders = [self.coded(run, machine) for run in self.runs]
+            todo = [folder for folder in folders if _is_stale(folder)]
+            root = self.root.feature(facts.model, facts.task)
+            features = [str(folder / DECODED) for folder in todo]
+            if not root.accuracy.is_file():
+                features.insert(0, str(root.feature_test))
+            if features:
+                command = [sys.executable, str(REPOSITORY / facts.script), "--mode", "evaluate"]
+                command += ["--machine", str(find_machine_config(machine))]
+                command += ["--data_root", str(self.cfg.data_root), "--features", *features]
+                jobs.append(Job(f"accuracy {facts.kind}", command, root.folder / "accuracy.log"))
+        return jobs
+
+    def table(self) -> list[TableRow]:
+        """One row a run and machine that has been evaluated."""
+        rows = []
+        for run in self.runs:
+            for machine, facts in self.machines.items():
+                folder = self.coded(run, machine)
+                if not (folder / SUMMARY_JSON).is_file():
+                    continue
+                summary = files.read_json(folder / SUMMARY_JSON)
+                rows.append(
+                    TableRow(
+                        codec=run.codec,
+                        trained_on=run.train_task,
+                        transform=self.transform,
+                        lambda_value=run.lambda_value,
+                        evaluated_on=facts.kind,
+                        bpfp=summary["bpfp_pooled"],
+                        mse=summary["mse_pooled"],
+                        nmse=summary["nmse_pooled"],
+                        **records.read_accuracy(folder / ACCURACY_JSON),
+                    )
+                )
+        for facts in self.machines.values():
+            accuracy = self.root.feature(facts.model, facts.task).accuracy
+            if rows and accuracy.is_file():
+                rows.append(
+                    records.uncompressed_row(
+                        facts.kind, np.dtype(facts.dtype).itemsize * 8, accuracy
+                    )
+                )
+        return rows
+
+
+def run_batch(cfg: BatchConfig) -> list[TableRow]:
+    """Run the batch -> its table, also written as ``coded/<suite>_<transform>.csv``.
+
+    Raises:
+        JobError: a command failed; the text ends with the tail of its log.
+        ValueError: the flags fit nothing in the suite.
+    """
+    batch = Batch(cfg)
+    if not cfg.dry_run:
+        for machine in batch.machines:
+            ensure_features(machine, cfg.data_root)
+    stages = [(batch.prepare, 1), (batch.train, cfg.jobs), (batch.evaluate, cfg.jobs)]
+    if cfg.accuracy and "test" in cfg.pipeline_config:
+        stages.append((batch.accuracy, 1))
+    for stage, parallel in stages:
+        jobs = stage()
+        for job in jobs:
+            print(f"{job.title}:\n  {job.line}", flush=True)
+        if not cfg.dry_run:
+            run_jobs(jobs, parallel)
+    rows = [] if cfg.dry_run else batch.table()
+    if rows:
+        path = cfg.data_root / "coded" / f"{Path(cfg.suite).stem}_{batch.transform}.csv"
+        records.write_rows(path, rows)
+        print(records.format_table(rows), f"\n{path}", sep="\n")
+    return rows
+
+
+def _is_stale(folder: Path) -> bool:
+    """Whether decoded features wait for their task accuracy."""
+    summary, accuracy = folder / SUMMARY_JSON, folder / ACCURACY_JSON
+    if not summary.is_file():
+        return False
+    return not accuracy.is_file() or accuracy.stat().st_mtime < summary.stat().st_mtime
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        run_batch(config.parse(BatchConfig, argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Suites: which codecs are trained on what, at which lambdas, and evaluated where. Data, in YAML.
+
+A suite is a file in ``configs/codecs``: the machines it is about and rows of runs. Each row is one
+codec and one training set with its lambdas; ``epochs`` and ``batch_size`` are one value for all
+lambdas or one each. ``published`` holds the paper's rows, ``tiny`` those of the embedded data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from coding import config
+from coding.CompressAI.models import PUBLISHED_NAMES
+from coding.feature import FeatureFacts, load_facts
+from coding.paths import CONFIGS
+
+HYBRID = "hybrid"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One codec trained on one set, over its lambdas."""
+
+    codec: Literal["hyperprior", "elic"]
+    """Which codec."""
+    train_task: str
+    """Task of one of the suite's machines, or hybrid for all of them together."""
+    lambda_value: list[float]
+    """Weights of the distortion, one run each."""
+    epochs: int | list[int]
+    """Epochs, one value or one a lambda."""
+    batch_size: int | list[int]
+    """Batch size, one value or one a lambda."""
+    patch_size: str = "256-256"
+    """height-width of the crops; wide ones are folded."""
+    patches_per_file: int = 1
+    """Crops of each training feature."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate."""
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    """See train.py."""
+    arch: dict[str, Any] = field(default_factory=dict)
+    """Widths that differ from the published ones."""
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, list) and len(value) != len(self.lambda_value):
+                raise ValueError(
+                    f"{name}: {len(value)} values for {len(self.lambda_value)} lambdas"
+                )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Machines and rows."""
+
+    machines: list[str]
+    """Machine presets or YAML files; codecs are evaluated on all of them."""
+    rows: list[Row]
+    """What is trained."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of a row: a codec, a training set and a lambda."""
+
+    codec: str
+    train_task: str
+    lambda_value: float
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    patch_size: str
+    patches_per_file: int
+    schedule: str
+    arch: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Folder of the run, in the published form."""
+        return (
+            f"lambda{self.lambda_value:g}_epochs{self.epochs}_lr{self.learning_rate:g}"
+            f"_bs{self.batch_size}_patch{self.patch_size}"
+        )
+
+
+def load_suite(name: str | Path) -> Suite:
+    """Read a suite by file, or by name in ``configs/codecs``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or a key is unknown, missing or wrong.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIGS / "codecs" / f"{name}.yaml"
+    return config.build(Suite, config.read_yaml(path), str(path))
+
+
+def load_machines(suite: Suite) -> dict[str, FeatureFacts]:
+    """The facts of a suite's machines, by preset or file."""
+    return {machine: load_facts(machine) for machine in suite.machines}
+
+
+def trainings(row: Row) -> list[Training]:
+    """The runs of a row, one a lambda."""
+    each = len(row.lambda_value)
+    epochs = row.epochs if isinstance(row.epochs, list) else [row.epochs] * each
+    batches = row.batch_size if isinstance(row.batch_size, list) else [row.batch_size] * each
+    return [
+        Training(
+            row.codec, row.train_task, lambda_value, n, size, row.learning_rate, row.patch_size,
+            row.patches_per_file, row.schedule, row.arch,
+        )
+        for lambda_value, n, size in zip(row.lambda_value, epochs, batches, strict=True)
+    ]  # fmt: skip
+
+
+def codec_name(arch: str) -> str:
+    """``bmshj2018-hyperprior`` -> ``hyperprior``; a codec's own name stays.
+
+    Raises:
+        ValueError: neither.
+    """
+    if arch in PUBLISHED_NAMES.values():
+        return arch
+    if arch not in PUBLISHED_NAMES:
+        names = [*PUBLISHED_NAMES, *PUBLISHED_NAMES.values()]
+        raise ValueError(f"arch: {arch!r} is none of {names}")
+    return PUBLISHED_NAMES[arch]
+
+
+def select(
+    suite: Suite, *, arch: str | None, train_task: str | None, overrides: dict[str, Any]
+) -> list[Training]:
+    """The runs that the driver's flags ask for.
+
+    Args:
+        arch, train_task: keep only rows of this codec and training set.
+        overrides: ``lambda_value``, ``epochs``, ``batch_size``, ``learning_rate``, ``patch_size``;
+            those that are not ``None`` replace the rows' own. A lambda picks the run that has it, or
+            else stands in for the first run of each row.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    codec = codec_name(arch) if arch else None
+    rows = [
+        row
+        for row in suite.rows
+        if codec in (None, row.codec) and train_task in (None, row.train_task)
+    ]
+    if not rows:
+        have = sorted({f"{row.codec} on {row.train_task}" for row in suite.rows})
+        raise ValueError(f"arch, train_task: the suite has no such row; it has {', '.join(have)}")
+    given = {key: value for key, value in overrides.items() if value is not None}
+    chosen: list[Training] = []
+    for row in rows:
+        runs = trainings(row)
+        if "lambda_value" in given:
+            exact = [run for run in runs if run.lambda_value == given["lambda_value"]]
+            runs = exact or runs[:1]
+        chosen += [Training(**{**vars(run), **given}) for run in runs]
+    return _unique(chosen)
+
+
+def _unique(runs: Sequence[Training]) -> list[Training]:
+    kept: list[Training] = []
+    for run in runs:
+        if run not in kept:
+            kept.append(run)
+    return kept
