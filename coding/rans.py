@@ -7,15 +7,20 @@ machine, and the tables of :class:`Tables` are all that encoder and decoder must
 A table describes symbols ``offset .. offset + size - 1`` and ends with an escape; a symbol outside
 is the escape followed by its distance in Elias-gamma code, so any int32 can be coded.
 
+The state that encoding begins with, which decoding ends with, carries a 31-bit checksum of the
+symbols. It costs nothing, and tells a decoder whose tables or indexes differ from the encoder's.
+
 Guarantees: ``decode(encode(s, i), i) == s``. A damaged string never reads outside its bytes: the
 decoder raises :class:`RansError` instead. Cost: the entropy of the tables plus at most 8 bytes.
 """
+
+import zlib
 
 import numpy as np
 from numba import njit
 
 PRECISION = 16
-_LOW = 1 << 31  # the state is kept in [2^31, 2^63)
+_LOW = 1 << 31  # the state is kept in [2^31, 2^63), and begins as 2^31 + checksum
 _MAX_GAMMA = 33  # bits of the longest escape: a distance below 2^32, plus one
 
 
@@ -61,7 +66,8 @@ def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> bytes:
     symbols, indexes = _checked(symbols, indexes, tables)
     # An escape costs at most 16 bits of table and 65 of gamma code: 3 words; 2 words of state.
     words = np.empty(3 * len(symbols) + 2, dtype=np.uint32)
-    start = _encode(symbols, indexes, tables.cdf, tables.length, tables.offset, words)
+    first = np.uint64(_first_state(_checksum(symbols, 0)))
+    start = _encode(symbols, indexes, tables.cdf, tables.length, tables.offset, first, words)
     return words[start:].astype("<u4").tobytes()
 
 
@@ -79,6 +85,7 @@ class Decoder:
         self._words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
         state = (int(self._words[0]) << 32) | int(self._words[1])
         self._state = np.array([state, 2], dtype=np.uint64)  # rANS state, next word
+        self._check = 0
 
     def decode(self, indexes: np.ndarray) -> np.ndarray:
         """The next symbols (n,) int32, given the tables (n,) they were coded with.
@@ -94,16 +101,27 @@ class Decoder:
         )
         if not sound:
             raise RansError("the coded symbols are truncated or damaged")
+        self._check = _checksum(symbols, self._check)
         return symbols
 
     def finish(self) -> None:
-        """Check that the string holds nothing more.
+        """Check that the string ends here and that the symbols are the encoder's.
 
         Raises:
-            RansError: words or information are left over.
+            RansError: they are not.
         """
-        if int(self._state[1]) != len(self._words) or int(self._state[0]) != _LOW:
+        if int(self._state[1]) != len(self._words):
             raise RansError("the coded symbols do not end where they should")
+        if int(self._state[0]) != _first_state(self._check):
+            raise RansError("the decoded symbols are not those that were encoded")
+
+
+def _checksum(symbols: np.ndarray, before: int) -> int:
+    return zlib.crc32(symbols.astype("<i4").tobytes(), before)
+
+
+def _first_state(check: int) -> int:
+    return _LOW | check & (_LOW - 1)
 
 
 def _checked(symbols: np.ndarray, indexes: np.ndarray, tables: Tables):
@@ -127,9 +145,8 @@ def _push(state, words, at, start, freq, bits):
 
 
 @njit(cache=True)
-def _encode(symbols, indexes, cdf, length, offset, words):
+def _encode(symbols, indexes, cdf, length, offset, state, words):
     at = len(words)
-    state = np.uint64(_LOW)
     one = np.uint64(1)
     for i in range(len(symbols) - 1, -1, -1):  # last in, first out
         t = indexes[i]

@@ -53,6 +53,8 @@ class LearnedCodec(Codec):
         self.device = torch.device(device)
         self.tables, self.latent_table = _tables(model)
         self._id = _identify(model)
+        scale_table = model.conditional.scale_table
+        self.scale_edges = (scale_table[:-1] * scale_table[1:]).sqrt().to(self.device)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.model.amp = fast_bf16(self.device)
 
@@ -116,9 +118,12 @@ class LearnedCodec(Codec):
         return feature.astype(stream.dtype)
 
     def latent_indexes(self, scales: Tensor) -> Tensor:
-        """Tables of y's elements: CompressAI's ``build_indexes`` in one search, offset behind z's."""
-        scale_table = self.model.conditional.scale_table
-        return torch.bucketize(scales.contiguous(), scale_table[:-1]) + self.latent_table
+        """Tables of y's elements, (same shape) int: the table whose scale is nearest in the log domain.
+
+        CompressAI takes the next larger scale, which costs four times the excess rate
+        (up to 13% in scale, 1 to 2% in bits at low rates).
+        """
+        return torch.bucketize(scales.contiguous(), self.scale_edges) + self.latent_table
 
     def _choose(self, feature: np.ndarray, name: str | None) -> Kind:
         if name is not None:

@@ -36,7 +36,6 @@ from coding.paths import (
 )
 from coding.prepare import ensure_features
 from coding.records import TableRow
-from coding.transform.generate_data import folded_size, parse_patch_size
 
 TRAIN = REPOSITORY / "coding" / "CompressAI" / "train.py"
 EVALUATE = REPOSITORY / "coding" / "evaluate.py"
@@ -139,7 +138,7 @@ class Batch:
 
     def _patches(self, machine: str, run: Training) -> Path:
         facts = self.machines[machine]
-        height, width = folded_size(parse_patch_size(run.patch_size))
+        height, width = run.folded_size
         return self.root.feature(facts.model, facts.task).patches(self.transform, height, width)
 
     def folder(self, run: Training) -> Path:
@@ -202,7 +201,7 @@ class Batch:
             for machine in self._trained_on(run):
                 folder, facts = self._patches(machine, run), self.machines[machine]
                 command = [sys.executable, str(GENERATE), "--machine", machine, *common]
-                command += ["--patch_size", run.patch_size]
+                command += ["--patch_size", run.crop(facts.task)]
                 command += ["--patches_per_file", str(run.patches_per_file)]
                 job = Job(f"patches {facts.kind}", command, folder / "generate.log")
                 if not (folder / "patches.json").is_file() and job not in jobs:

@@ -14,6 +14,7 @@ from coding import config
 from coding.CompressAI.models import PUBLISHED_NAMES
 from coding.feature import FeatureFacts, load_facts
 from coding.paths import CONFIGS
+from coding.transform.generate_data import folded_size, parse_patch_size
 
 HYBRID = "hybrid"
 
@@ -32,8 +33,9 @@ class Row:
     """Epochs, one value or one a lambda."""
     batch_size: int | list[int]
     """Batch size, one value or one a lambda."""
-    patch_size: str = "256-256"
-    """height-width of the crops; wide ones are folded."""
+    patch_size: str | dict[str, str] = "256-256"
+    """height-width of the crops; wide ones are folded. For a hybrid codec also one a task; they must
+    fold to the same size."""
     patches_per_file: int = 1
     """Crops of each training feature."""
     learning_rate: float = 1e-4
@@ -50,6 +52,9 @@ class Row:
                 raise ValueError(
                     f"{name}: {len(value)} values for {len(self.lambda_value)} lambdas"
                 )
+        sizes = self.patch_size.values() if isinstance(self.patch_size, dict) else []
+        if len({folded_size(parse_patch_size(size)) for size in sizes}) > 1:
+            raise ValueError(f"patch_size: {self.patch_size} fold to different sizes")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Training:
     epochs: int
     batch_size: int
     learning_rate: float
-    patch_size: str
+    patch_size: str | dict[str, str]
     patches_per_file: int
     schedule: str
     arch: dict[str, Any]
@@ -80,10 +85,26 @@ class Training:
     @property
     def name(self) -> str:
         """Folder of the run, in the published form."""
+        height, width = self.folded_size
+        size = f"{height}-{width}" if isinstance(self.patch_size, dict) else self.patch_size
         return (
             f"lambda{self.lambda_value:g}_epochs{self.epochs}_lr{self.learning_rate:g}"
-            f"_bs{self.batch_size}_patch{self.patch_size}"
+            f"_bs{self.batch_size}_patch{size}"
         )
+
+    def crop(self, task: str) -> str:
+        """Patch size, height-width, of the features of a task."""
+        if isinstance(self.patch_size, str):
+            return self.patch_size
+        if task not in self.patch_size:
+            raise ValueError(f"patch_size: none for the task {task!r} in {self.patch_size}")
+        return self.patch_size[task]
+
+    @property
+    def folded_size(self) -> tuple[int, int]:
+        """Size of the training patches; the same for all tasks."""
+        sizes = [self.patch_size] if isinstance(self.patch_size, str) else self.patch_size.values()
+        return folded_size(parse_patch_size(next(iter(sizes))))
 
 
 def load_suite(name: str | Path) -> Suite:

@@ -1,0 +1,77 @@
+"""The values that a mapping is fitted on: feature files read one at a time, sampled and clipped."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from coding import files
+from coding.feature import FeatureError, read_feature
+
+Truncation = float | list[float] | None
+"""A bound for all channels, one a channel, or none."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Features as float32, in the given order; every pass over them gives the same values.
+
+    Memory: one file at a time.
+    """
+
+    paths: Sequence[Path]
+    """Feature files."""
+    rows: int = 0
+    """Tokens (axis H) taken at random from each file, the same in all channels; 0 takes all."""
+    seed: int = 0
+    """With a file's name, decides which tokens."""
+    trun_low: Truncation = None
+    """Values below are raised to it."""
+    trun_high: Truncation = None
+    """Values above are lowered to it."""
+
+    def __post_init__(self):
+        if not self.paths:
+            raise ValueError("samples: no feature file to fit on")
+        if self.rows < 0:
+            raise ValueError(f"rows: expected 0 or more, got {self.rows}")
+        low, high = np.asarray(self.trun_low, float), np.asarray(self.trun_high, float)
+        if self.trun_low is not None and self.trun_high is not None and not (low < high).all():
+            raise ValueError(f"trun_low: {self.trun_low} is not below trun_high {self.trun_high}")
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """One (N, C, H', W) float32 array a file.
+
+        Raises:
+            FeatureError: a file is no sound feature, or has another number of channels than a
+                truncation; the message names it.
+        """
+        for path in tqdm(self.paths, desc="fit", unit="feature", leave=False, mininterval=1):
+            x = read_feature(path)
+            if 0 < self.rows < x.shape[2]:
+                rng = seeded_rng(self.seed, path.name)
+                x = x[:, :, np.sort(rng.choice(x.shape[2], self.rows, replace=False))]
+            x = x.astype(np.float32)
+            if self.trun_low is not None:
+                x = np.maximum(x, _bounds(self.trun_low, x, path))
+            if self.trun_high is not None:
+                x = np.minimum(x, _bounds(self.trun_high, x, path))
+            yield x
+
+
+def seeded_rng(seed: int, *names: str | int) -> np.random.Generator:
+    """Random numbers that depend on the seed and the names only, not on the order of calls."""
+    name = files.digest(*(str(part) for part in (seed, *names)))
+    return np.random.default_rng(int(name[:32], 16))
+
+
+def _bounds(bound: float | list[float], x: np.ndarray, path: Path) -> np.ndarray:
+    """A bound as (1,) or (C, 1, 1) float32."""
+    values = np.asarray(bound, np.float32).reshape(-1, 1, 1)
+    if len(values) not in (1, x.shape[1]):
+        raise FeatureError(
+            f"{path}: {x.shape[1]} channels, but trun_low or trun_high holds {len(values)} values"
+        )
+    return values

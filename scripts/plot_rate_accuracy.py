@@ -1,0 +1,86 @@
+"""Draw a batch's table: ``python plot_rate_accuracy.py --table FILE.csv [--output STEM]``.
+
+One pair of panels for each kind of feature: task metric and normalised MSE against BPFP.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from coding import config
+
+UNCOMPRESSED = "uncompressed"
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """A rate–accuracy plot."""
+
+    table: Path
+    """Table of run_batch.py."""
+    output: Path | None = None
+    """Plots <output>_<kind>.png and .pdf; beside the table by default."""
+
+
+def plot(cfg: PlotConfig) -> list[Path]:
+    """Draw the table -> the PNG files."""
+    with cfg.table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    stem = cfg.output or cfg.table.with_suffix("")
+    paths = []
+    for kind in dict.fromkeys(row["evaluated_on"] for row in rows):
+        figure = _draw(kind, [row for row in rows if row["evaluated_on"] == kind])
+        for suffix in (".pdf", ".png"):
+            path = stem.with_name(f"{stem.name}_{kind}{suffix}")
+            figure.savefig(path, dpi=120)
+        plt.close(figure)
+        paths.append(path)
+    return paths
+
+
+def _draw(kind: str, rows: list[dict[str, str]]):
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    curves = dict.fromkeys(
+        (row["codec"], row["trained_on"]) for row in rows if row["codec"] != UNCOMPRESSED
+    )
+    for axis, key in zip(axes, ("value", "nmse"), strict=True):
+        for codec, trained_on in curves:
+            points = sorted(
+                (float(row["bpfp"]), float(row[key]))
+                for row in rows
+                if (row["codec"], row["trained_on"]) == (codec, trained_on) and row[key]
+            )
+            if points:
+                axis.plot(
+                    *zip(*points, strict=True), "o-", label=f"{codec}, trained on {trained_on}"
+                )
+        axis.set_xlabel("rate (bits per feature point)")
+        axis.grid(alpha=0.3)
+    metrics = [row["metric"] for row in rows if row["metric"]]
+    axes[0].set_ylabel(metrics[0] if metrics else "task metric")
+    for row in rows:
+        if row["codec"] == UNCOMPRESSED and row["value"]:
+            axes[0].axhline(float(row["value"]), color="gray", linestyle="--", label=UNCOMPRESSED)
+    axes[1].set_ylabel("MSE / variance of the features")
+    axes[1].set_yscale("log")
+    for axis in axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    figure.suptitle(kind)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        for path in plot(config.parse(PlotConfig, argv, __doc__)):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

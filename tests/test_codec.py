@@ -1,0 +1,328 @@
+"""The learned codecs behind the API: round trips, like-for-like mode, and damaged bitstreams."""
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from compressai.layers import sequential_channel_ramp
+from compressai.models import Elic2022Official, ScaleHyperprior
+from compressai.ops import compute_padding
+from conftest import ARCHS, CHANNELS, toy_feature
+from torch import nn
+from torch.nn import functional as F
+
+from coding import bitstream, files
+from coding.codec import BitstreamError, ExtraKind, load_codec
+from coding.CompressAI.checkpoint import Kind, save_checkpoint, write_weights
+from coding.CompressAI.codec import SymbolEncoder, _coded_mask
+from coding.CompressAI.import_published import main as import_main
+from coding.CompressAI.models import (
+    Elic,
+    ElicArch,
+    Hyperprior,
+    build_model,
+    checkerboard_merge,
+    checkerboard_split,
+)
+from coding.feature import FeatureError
+from coding.transform.mapping import Mapping
+
+STOCK = {"hyperprior": ScaleHyperprior, "elic": Elic2022Official}
+
+
+def test_checkerboard():
+    y = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6).float()
+    anchor, other = checkerboard_split(y)
+    assert torch.equal(checkerboard_merge(anchor, other), y)
+    assert torch.equal(anchor[0, 0, 0], y[0, 0, 0, 0::2])
+    assert torch.equal(anchor[0, 0, 1], y[0, 0, 1, 1::2])
+
+
+@pytest.mark.parametrize("codec", list(ARCHS))
+def test_same_as_compressai(codec):
+    """One walk through the latents gives what CompressAI's own forward gives."""
+    torch.manual_seed(0)
+    model = build_model(codec, ARCHS[codec]).eval()
+    x = torch.rand(2, 1, 64, 128)
+    with torch.no_grad():
+        stock = STOCK[codec].forward(model, x)
+        ours = model(x)
+    bits = -sum(torch.log2(part).sum() for part in stock["likelihoods"].values())
+    torch.testing.assert_close(ours["x_hat"], stock["x_hat"])
+    torch.testing.assert_close(ours["bits"], bits)
+    assert type(model).infer_arch(model.state_dict()) == ARCHS[codec]
+
+
+def test_published_widths():
+    assert sum(p.numel() for p in Hyperprior(Hyperprior.arch_class()).parameters()) == 5_063_041
+    elic = Elic(ElicArch())
+    assert elic.g_a[0].weight.shape == (192, 1, 5, 5)
+    assert elic.g_s[-1].weight.shape == (192, 1, 5, 5)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 64, 100])
+def test_round_trip_through_bytes(untrained, tokens):
+    x = toy_feature(1, tokens)
+    codec = load_codec(untrained)
+    data = codec.encode(x)
+    assert codec.encode(x) == data
+    decoded = load_codec(untrained).decode(data)
+    assert decoded.shape == x.shape
+    assert decoded.dtype == x.dtype
+    assert np.isfinite(decoded).all()
+    assert np.array_equal(codec.decode(data), decoded)
+
+
+def test_decoded_latents_are_the_encoded_ones(untrained):
+    """What g_s sees when decoding is what it saw when encoding."""
+    codec = load_codec(untrained)
+    plane = torch.rand(1, 1, 128, 64)
+    with torch.inference_mode():
+        y, z = codec.model.analysis(plane)
+        encoder = SymbolEncoder(codec)
+        y_hat = codec.model.walk(encoder, y, z, _coded_mask(128, 64, codec.device))
+        decoded = codec._decompress((encoder.finish(),), (128, 64))
+        expected = codec._synthesis(y_hat)
+    assert np.array_equal(decoded, expected)
+
+
+def test_estimate_is_the_rate(trained):
+    """The likelihoods that training minimises promise the bytes that coding spends, within 1%."""
+    codec = load_codec(trained)
+    x = np.concatenate([toy_feature(i, 512) for i in range(2)], axis=2)
+    kind = next(iter(codec.kinds.values()))
+    plane = kind.facts.packing.pack(kind.mapping.forward(x))
+    assert plane.shape == (1024, CHANNELS)
+    with torch.inference_mode():
+        bits = codec.model(torch.from_numpy(plane)[None, None])["bits"].item()
+    size = len(codec._compress(plane, 0.5))
+    assert size > 2000
+    assert abs(8 * size / bits - 1) < 0.01
+
+
+def test_padding_only_latents_are_not_paid(trained):
+    """A plane of 65 rows is padded to 128; its bytes are far from those of 128 rows."""
+    codec = load_codec(trained)
+    sizes = [len(codec.encode(toy_feature(3, tokens))) for tokens in (64, 65, 128)]
+    assert sizes[1] < sizes[0] + 0.6 * (sizes[2] - sizes[0])
+
+
+def test_trained_codec_is_better_than_the_mean(trained):
+    codec = load_codec(trained)
+    mapping = next(iter(codec.kinds.values())).mapping
+    x = toy_feature(201, 70)
+    u, u_hat = mapping.forward(x), mapping.forward(codec.decode(codec.encode(x)))
+    assert np.mean((u - u_hat) ** 2) < 0.5 * u.var()
+
+
+def published_evaluation(model, mapping: np.ndarray, x: np.ndarray) -> tuple[float, np.ndarray]:
+    """The published evaluation, step by step, with CompressAI's own calls -> BPFP, feature."""
+    levels = len(mapping)
+    level = np.clip(np.digitize(x.ravel(), mapping) - 1, 0, levels - 1).reshape(x.shape)
+    plane = (level.astype(np.float32) / levels)[0, 0]
+    pad, unpad = compute_padding(*plane.shape, min_div=64)
+    with torch.no_grad():
+        out = model.compress(F.pad(torch.from_numpy(plane)[None, None], pad, value=0))
+        x_hat = model.decompress(out["strings"], out["shape"])["x_hat"]
+    u = F.pad(x_hat, unpad)[0, 0].numpy()
+    back = np.clip(np.round(u * levels), 0, levels - 1).astype(np.uint16)
+    bpfp = sum(len(s[0]) for s in out["strings"]) * 8 / x.size
+    return bpfp, mapping[back].astype(np.float32)[None, None]
+
+
+def published_checkpoint(folder, codec: str, generation: int):
+    """A checkpoint as published: CompressAI's model with one channel, and DataParallel's prefix."""
+    torch.manual_seed(3)
+    arch = ARCHS[codec]
+    model = build_model(codec, arch)
+    if codec == "elic" and generation == 1:  # CompressAI up to 1.2.6
+        for k in range(1, len(arch.groups)):
+            model.latent_codec["y"].channel_context[f"y{k}"] = sequential_channel_ramp(
+                sum(arch.groups[:k]), arch.groups[k] * 2, min_ch=arch.N, num_layers=3,
+                make_layer=nn.Conv2d, make_act=nn.ReLU, kernel_size=5, padding=2,
+            )  # fmt: skip
+    with torch.no_grad():
+        for layer in model.g_a:
+            if hasattr(layer, "weight"):
+                layer.weight.mul_(3)
+    path = folder / f"{codec}_lambda0.01_checkpoint_best.pth.tar"
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state, "loss": torch.tensor(1.0)}, path)
+    model.update(force=True)
+    return path, model.eval()
+
+
+@pytest.mark.parametrize(
+    ("arch", "generation"),
+    [("bmshj2018-hyperprior", 2), ("elic2022-official", 1), ("elic2022-official", 2)],
+)
+def test_published_checkpoint_gives_the_published_results(
+    toy, toy_mapping, tmp_path, arch, generation
+):
+    codec_name = "elic" if "elic" in arch else "hyperprior"
+    checkpoint, model = published_checkpoint(tmp_path, codec_name, generation)
+    mapping = tmp_path / "transform_mapping_hidden_kmeans10_bitdepth8.json"
+    toy_mapping.save(mapping)
+    import_main(
+        ["--checkpoint", str(checkpoint), "--arch", arch, "--mapping", f"[{mapping}]",
+         "--machine", f"[{toy / 'toy.yaml'}]", "--output", str(tmp_path / "codec")]
+    )  # fmt: skip
+    codec = load_codec(tmp_path / "codec", published=True)
+    for seed, tokens in ((5, 64), (6, 77)):
+        x = toy_feature(seed, tokens)
+        bpfp, feature = published_evaluation(model, np.array(files.read_json(mapping)), x)
+        data = codec.encode(x)
+        ours = 8 * bitstream.unpack(data).payload_size / x.size
+        assert ours == pytest.approx(bpfp, rel=1e-3)
+        decoded = codec.decode(data)
+        assert np.mean(decoded == feature) > 0.999  # float rounding at the edges of levels
+
+
+def test_import_refuses_other_files(toy, toy_mapping, tmp_path):
+    toy_mapping.save(tmp_path / "m.json")
+    path, _ = published_checkpoint(tmp_path, "hyperprior", 2)
+    common = ["--mapping", f"[{tmp_path / 'm.json'}]", "--output", str(tmp_path / "out")]
+    for argv, text in (
+        (["--checkpoint", str(path)], "names no task"),
+        (
+            ["--checkpoint", str(tmp_path / "m.json"), "--machine", "[llama3]"],
+            "not a readable checkpoint",
+        ),
+        (["--checkpoint", str(tmp_path / "none"), "--machine", "[llama3]"], "no such checkpoint"),
+        (
+            ["--checkpoint", str(path), "--arch", "elic2022-official", "--machine", "[llama3]"],
+            "not a elic",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=text):
+            import_main([*argv, *common])
+    assert not (tmp_path / "out").exists()
+
+
+def reseal(data: bytes) -> bytes:
+    return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little")
+
+
+def test_mutated_bitstreams_are_refused(untrained):
+    """2200 damaged files a codec: never a crash, a hang, or silent garbage.
+
+    Half of them get a matching checksum, as a forger would: they must be refused all the same, or
+    else decode to some feature of the announced shape.
+    """
+    codec = load_codec(untrained)
+    rng = np.random.default_rng(0)
+    streams = [codec.encode(toy_feature(i, 16)) for i in range(4)]
+    streams += [load_codec(untrained, published=True).encode(toy_feature(9, 16))]
+    for i in range(2200):
+        data = bytearray(streams[i % len(streams)])
+        kind = i % 4
+        if kind == 0:
+            data = data[: rng.integers(len(data))]
+        elif kind == 1:
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        elif kind == 2:
+            at, count = rng.integers(len(data)), rng.integers(1, 30)
+            data[at : at + count] = rng.bytes(rng.integers(0, 30))
+        else:
+            data += rng.bytes(rng.integers(1, 30))
+        if bytes(data) == streams[i % len(streams)]:
+            continue
+        with pytest.raises(BitstreamError):
+            codec.decode(bytes(data))
+
+
+def test_forged_bitstreams_are_refused_or_decode(untrained):
+    codec = load_codec(untrained)
+    rng = np.random.default_rng(1)
+    good = codec.encode(toy_feature(0, 16))
+    refused = 0
+    for _ in range(400):
+        data = bytearray(good)
+        at = rng.integers(13, len(data) - 4)
+        data[at] = rng.integers(256)
+        try:
+            out = codec.decode(reseal(bytes(data)))
+        except BitstreamError:
+            refused += 1
+        else:
+            assert out.dtype in (np.float16, np.float32)
+            assert np.isfinite(out).all()
+    assert refused > 390
+
+
+def test_other_codecs_and_mappings_are_refused(untrained, toy_facts, tmp_path):
+    codec = load_codec(untrained)
+    data = codec.encode(toy_feature(0, 16))
+    other = build_model(type(codec.model).__name__.lower(), codec.model.arch)
+    save_checkpoint(
+        tmp_path, other, type(codec.model).__name__.lower(),
+        [Kind(toy_facts, next(iter(codec.kinds.values())).mapping)], {},
+    )  # fmt: skip
+    with pytest.raises(BitstreamError, match="written by codec"):
+        load_codec(tmp_path).decode(data)
+    kind = next(iter(codec.kinds.values()))
+    codec.kinds = {"x": Kind(toy_facts, Mapping(kind.mapping.codebooks + 1.0))}
+    with pytest.raises(BitstreamError, match="written with mapping"):
+        codec.decode(data)
+
+
+def test_features_of_no_kind_are_refused(untrained):
+    codec = load_codec(untrained)
+    with pytest.raises(FeatureError, match="takes shape"):
+        codec.encode(np.zeros((1, 1, 4, 64), np.float32))
+    with pytest.raises(FeatureError, match="takes float32"):
+        codec.encode(np.zeros((1, 1, 4, CHANNELS), np.float16))
+    with pytest.raises(FeatureError, match="NaN"):
+        codec.encode(np.full((1, 1, 4, CHANNELS), np.nan, np.float32))
+    with pytest.raises(FeatureError, match="not 'nothing'"):
+        codec.encode(toy_feature(0, 4), kind="nothing")
+
+
+def test_a_kind_from_outside(untrained, toy, toy_mapping, tmp_path):
+    """A codec codes features that it was not trained on, given their facts and mapping."""
+    text = (toy / "toy.yaml").read_text().replace("model: toy", "model: other")
+    (tmp_path / "other.yaml").write_text(text)
+    toy_mapping.save(tmp_path / "m.json")
+    extra = ExtraKind(str(tmp_path / "other.yaml"), tmp_path / "m.json", "continuous")
+    codec = load_codec(untrained, kinds=[extra])
+    with pytest.raises(FeatureError, match="several kinds"):
+        codec.encode(toy_feature(0, 16))
+    data = codec.encode(toy_feature(0, 16), kind="other_hidden")
+    assert np.isfinite(codec.decode(data)).all()
+    with pytest.raises(BitstreamError, match="written with mapping"):
+        load_codec(untrained).decode(data)
+
+
+def test_damaged_folders_are_named(untrained, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_codec(tmp_path)
+    (tmp_path / "config.json").write_text('{"codec": "jpeg"}')
+    with pytest.raises(ValueError, match="'jpeg', expected one of"):
+        load_codec(tmp_path)
+    values = files.read_json(untrained / "config.json")
+    for changed, text in (
+        ({**values, "format": 9}, "format 9"),
+        ({**values, "arch": {**values["arch"], "N": 8}}, "do not fit"),
+        ({**values, "arch": {"Q": 8}}, "arch"),
+        ({key: value for key, value in values.items() if key != "arch"}, "'arch'"),
+    ):
+        files.write_json(tmp_path / "config.json", changed)
+        (tmp_path / "model.safetensors").write_bytes((untrained / "model.safetensors").read_bytes())
+        with pytest.raises(ValueError, match=text):
+            load_codec(tmp_path)
+    files.write_json(tmp_path / "config.json", values)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a readable"):
+        load_codec(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="missing from the codec folder"):
+        load_codec(tmp_path)
+
+
+def test_model_without_tables_is_refused(toy_facts, toy_mapping, tmp_path):
+    model = build_model("hyperprior", ARCHS["hyperprior"])
+    save_checkpoint(tmp_path, model, "hyperprior", [Kind(toy_facts, toy_mapping)], {})
+    write_weights(tmp_path / "model.safetensors", model.state_dict())
+    with pytest.raises(ValueError, match="no entropy tables"):
+        load_codec(tmp_path)

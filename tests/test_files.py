@@ -1,0 +1,178 @@
+"""Features, packing, configs and atomic files: the ground that everything stands on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coding import config, files
+from coding.feature import (
+    FeatureError,
+    find_machine_config,
+    list_features,
+    load_facts,
+    read_feature,
+    write_feature,
+)
+from coding.packing import Packing
+from coding.paths import CONFIGS
+
+sizes = st.integers(1, 5)
+
+
+@given(sizes, sizes, sizes, sizes, sizes)
+def test_packing_round_trip_is_exact(n, rows, cols, h, w):
+    shape = (n, rows * cols, h, w)
+    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    for packing in (Packing(), Packing("tiles", rows, cols)):
+        plane = packing.pack(x)
+        assert plane.shape == packing.plane(shape)
+        assert np.array_equal(packing.unpack(plane, shape), x)
+
+
+def test_packing_lays_out_as_published():
+    sd3 = np.arange(16 * 4, dtype=np.float32).reshape(1, 16, 2, 2)
+    plane = Packing("tiles", 4, 4).pack(sd3)
+    assert plane.shape == (8, 8)
+    assert np.array_equal(plane[2:4, 4:6], sd3[0, 6])  # tile of row 1, column 2
+    dino = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    plane = Packing().pack(dino)
+    assert plane.shape == (2 * 4, 3 * 5)
+    assert np.array_equal(plane[4 + 1, 2 * 5 : 3 * 5], dino[1, 2, 1])
+
+
+def test_packing_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="16 channels, the feature has 15"):
+        Packing("tiles", 4, 4).pack(np.zeros((1, 15, 2, 2), np.float32))
+    with pytest.raises(ValueError, match="packs to"):
+        Packing().unpack(np.zeros((3, 4)), (1, 1, 4, 3))
+    with pytest.raises(ValueError, match="rows and cols"):
+        Packing("tiles")
+    with pytest.raises(ValueError, match="non-empty"):
+        Packing().plane((1, 0, 2, 2))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_feature_round_trip(tmp_path, dtype):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(dtype)
+    write_feature(tmp_path / "x.npy", x)
+    back = read_feature(tmp_path / "x.npy")
+    assert back.dtype == dtype
+    assert np.array_equal(back, x)
+    assert list_features(tmp_path) == [tmp_path / "x.npy"]
+
+
+BAD_ARRAYS = {
+    "4 axes": np.zeros((2, 3)),
+    "float16 or float32": np.zeros((1, 1, 2, 2), np.int32),
+    "empty": np.zeros((1, 0, 2, 2), np.float32),
+    "NaN or infinity": np.full((1, 1, 1, 1), np.nan, np.float32),
+    "not a readable": np.array([{"pickled": True}], dtype=object),
+}
+
+
+@pytest.mark.parametrize("text", BAD_ARRAYS)
+def test_bad_features_are_named(tmp_path, text):
+    path = tmp_path / "bad.npy"
+    np.save(path, BAD_ARRAYS[text], allow_pickle=True)
+    with pytest.raises(FeatureError, match=f"bad.npy.*{text}"):
+        read_feature(path)
+
+
+def test_damaged_feature_files_are_named(tmp_path):
+    path = tmp_path / "x.npy"
+    write_feature(path, np.ones((1, 1, 8, 8), np.float32))
+    whole = path.read_bytes()
+    for size in (0, 5, 60, 100, 130, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(FeatureError, match=r"x\.npy"):
+            read_feature(path)
+    huge = whole.replace(b"(1, 1, 8, 8)", b"(1, 1, 8e9)"[:12].ljust(12))
+    path.write_bytes(huge)
+    with pytest.raises(FeatureError, match=r"x\.npy"):
+        read_feature(path)
+    with pytest.raises(FileNotFoundError):
+        list_features(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FeatureError, match="holds no"):
+        list_features(tmp_path / "empty")
+
+
+def test_write_is_all_or_nothing(tmp_path):
+    path = tmp_path / "a" / "file"
+    files.write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), files.write_atomic(path) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "machines").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_machine_config_loads(path):
+    facts = load_facts(path)
+    assert load_facts(path.stem) == facts
+    shape = tuple(size or 3 for size in facts.shape)
+    facts.packing.plane(shape)
+    assert facts.mismatch(np.zeros(shape, facts.dtype)) is None
+    assert "takes shape" in facts.mismatch(np.zeros((9, 9, 9, 9), facts.dtype))
+
+
+def test_bad_facts_name_the_key(tmp_path):
+    path = tmp_path / "m.yaml"
+    base = "feature: {model: m, task: t, shape: [1, 1, null, 4], packing: {layout: %s}%s}\n"
+    for text, match in (
+        (base % ("tokens", ", dtyp: float32"), "dtyp"),
+        (base % ("spiral", ""), "layout"),
+        (base % ("tiles, rows: 2, cols: 3", ""), "packing"),
+        ("feature: [1]\n", "feature"),
+        ("features: {}\n", "expected the key 'feature'"),
+        ("- 1\n", "expected a mapping"),
+        ("a: [\n", "not valid YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=match) as caught:
+            load_facts(path)
+        assert "m.yaml" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="presets are"):
+        find_machine_config("nothing")
+
+
+@dataclass(frozen=True)
+class _Config:
+    """A config."""
+
+    count: int = 3
+    """How many."""
+    paths: list[Path] | None = None
+    """Where."""
+
+    def __post_init__(self):
+        if self.count < 0:
+            raise ValueError("count: must not be negative")
+
+
+def test_config_flags_over_yaml(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("count: 5\npaths: [a, b]\n")
+    assert config.parse(_Config, ["--config", str(path)]) == _Config(5, [Path("a"), Path("b")])
+    parsed = config.parse(_Config, ["--config", str(path), "--count", "6"])
+    assert parsed.count == 6
+    assert config.parse(_Config, config.to_argv(parsed)) == parsed
+    for argv, message in (
+        (["--count", "x"], "count"),
+        (["--count=-1"], "count: must not be negative"),
+        (["--cuont", "1"], "cuont"),
+    ):
+        with pytest.raises(SystemExit):
+            config.parse(_Config, argv)
+        assert message in capsys.readouterr().err
+    path.write_text("cuont: 5\n")
+    with pytest.raises(SystemExit):
+        config.parse(_Config, ["--config", str(path)])
+    assert "cuont" in capsys.readouterr().err
