@@ -9,6 +9,7 @@ over the file. An unknown key, a wrong type or an impossible value (``__post_ini
 import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,17 +34,33 @@ def parse(
     Raises:
         SystemExit: with status 2 and a message that names the key, when the arguments do not fit.
     """
-    parser = ArgumentParser(description=(doc or config_class.__doc__ or "").split("\n\n")[0])
+    parser = ArgumentParser(
+        allow_abbrev=False, description=(doc or config_class.__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--config", action="config", help="YAML file; later flags override it")
     parser.add_class_arguments(config_class, help=config_class.__name__)
     parser.set_defaults(defaults)
-    namespace: Namespace = parser.parse_args(argv)
+    switches = {
+        f"--{field.name}" for field in dataclasses.fields(config_class) if field.type is bool
+    }
+    namespace: Namespace = parser.parse_args(_bare_switches(argv, switches))
     namespace.pop("config", None)
     values = {key: value for key, value in vars(namespace).items() if not key.startswith("__")}
     try:
         return config_class(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+def _bare_switches(argv: Sequence[str] | None, switches: set[str]) -> list[str]:
+    """``--resume`` alone stands for ``--resume true``."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    full: list[str] = []
+    for flag, following in zip(given, [*given[1:], ""], strict=True):
+        full.append(flag)
+        if flag in switches and following.lower() not in ("true", "false", "yes", "no"):
+            full.append("true")
+    return full
 
 
 def to_argv(config: Any) -> list[str]:

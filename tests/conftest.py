@@ -102,7 +102,7 @@ def train_config(patches: Path, output: Path, codec: str = "hyperprior", **chang
         "codec": codec,
         "arch": asdict(ARCHS[codec]),
         "lambda_value": 0.05,
-        "epochs": 60,
+        "epochs": 40,
         "batch_size": 8,
         "learning_rate": 2e-3,
         "schedule": "cosine",

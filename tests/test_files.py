@@ -151,6 +151,8 @@ class _Config:
     """How many."""
     paths: list[Path] | None = None
     """Where."""
+    fast: bool = False
+    """Whether."""
 
     def __post_init__(self):
         if self.count < 0:
@@ -164,8 +166,12 @@ def test_config_flags_over_yaml(tmp_path, capsys):
     parsed = config.parse(_Config, ["--config", str(path), "--count", "6"])
     assert parsed.count == 6
     assert config.parse(_Config, config.to_argv(parsed)) == parsed
+    for argv in (["--fast"], ["--fast", "true"], ["--fast=true"], ["--fast", "--count", "3"]):
+        assert config.parse(_Config, argv) == _Config(fast=True)
+    assert not config.parse(_Config, ["--fast", "false"]).fast
     for argv, message in (
         (["--count", "x"], "count"),
+        (["--coun", "1"], "coun"),
         (["--count=-1"], "count: must not be negative"),
         (["--cuont", "1"], "cuont"),
     ):

@@ -281,9 +281,10 @@ class _Training:
 
     def _require_finite(self, value: Tensor, what: str) -> None:
         if not torch.isfinite(value):
+            kept = f"the state after epoch {self.epoch - 1} is in {self.cfg.output / STATE}. "
             raise TrainingError(
-                f"the {what} is {value.item()} in epoch {self.epoch}; the state after epoch "
-                f"{self.epoch - 1} is in {self.cfg.output / STATE}. Try a smaller learning_rate."
+                f"the {what} is {value.item()} in epoch {self.epoch}; "
+                f"{kept if self.epoch else ''}Try a smaller learning_rate."
             )
 
     def _sums(self, steps: Iterator[dict[str, Tensor]]) -> dict[str, float]:

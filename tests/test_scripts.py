@@ -1,0 +1,155 @@
+"""Every script's main(argv), in-process, on toy data; and the README's commands."""
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+
+from coding import decode, encode, evaluate, files
+from coding.paths import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
+
+import bench_codec
+import import_features
+import plot_rate_accuracy
+
+
+@pytest.fixture
+def features(toy):
+    return toy / "toy" / "hidden" / "feature_test"
+
+
+def test_encode_and_decode_are_the_halves_of_evaluate(trained, features, tmp_path, capsys):
+    argv = ["--codec", str(trained), "--features", str(features), "--output", str(tmp_path / "e")]
+    evaluate.main(argv)
+    assert "bpfp_pooled" in capsys.readouterr().out
+    encode.main(
+        ["--codec", str(trained), "--input", str(features), "--output", str(tmp_path / "b")]
+    )
+    decode.main(
+        ["--codec", str(trained), "--input", str(tmp_path / "b"), "--output", str(tmp_path / "d")]
+    )
+    with (tmp_path / "e" / "rate.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["name", "points", "bytes", "bpfp", "mse", "encode_s", "decode_s"]
+    assert [row["name"] for row in rows] == ["t0", "t1", "t2"]
+    total = squared = 0.0
+    for row in rows:
+        stream = (tmp_path / "b" / f"{row['name']}.ufc").read_bytes()
+        assert stream == (tmp_path / "e" / "bitstreams" / f"{row['name']}.ufc").read_bytes()
+        assert len(stream) == int(row["bytes"])
+        decoded = np.load(tmp_path / "d" / f"{row['name']}.npy")
+        assert np.array_equal(decoded, np.load(tmp_path / "e" / "decoded" / f"{row['name']}.npy"))
+        source = np.load(features / f"{row['name']}.npy")
+        assert (decoded.shape, decoded.dtype) == (source.shape, source.dtype)
+        assert float(row["bpfp"]) == pytest.approx(8 * len(stream) / source.size)
+        assert float(row["mse"]) == pytest.approx(np.mean((decoded - source) ** 2.0), rel=1e-4)
+        total, squared = total + source.size, squared + float(row["mse"]) * source.size
+    summary = files.read_json(tmp_path / "e" / "summary.json")
+    assert summary["bpfp_pooled"] == pytest.approx(8 * summary["bytes"] / total)
+    assert summary["bpfp_mean"] == pytest.approx(np.mean([float(row["bpfp"]) for row in rows]))
+    everything = np.concatenate([np.load(path).ravel() for path in sorted(features.glob("*.npy"))])
+    assert summary["nmse_pooled"] == pytest.approx(squared / total / everything.var(), rel=1e-3)
+    run = files.read_json(tmp_path / "e" / "run.json")
+    assert run["finished"]
+    assert run["config"]["codec"] == str(trained)
+
+
+def test_killed_evaluation_goes_on(trained, features, tmp_path, monkeypatch):
+    argv = ["--codec", str(trained), "--features", str(features), "--output", str(tmp_path)]
+    original = evaluate._code
+    coded = []
+
+    def code(codec, path, feature, cfg):
+        if len(coded) == 2:
+            raise KeyboardInterrupt
+        coded.append(path.stem)
+        return original(codec, path, feature, cfg)
+
+    monkeypatch.setattr(evaluate, "_code", code)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(argv)
+    kept = (tmp_path / "rate.csv").read_text()
+    assert coded == ["t0", "t1"]
+    coded.clear()
+    evaluate.main(argv)
+    assert coded == ["t2"]
+    assert (tmp_path / "rate.csv").read_text().startswith(kept)
+    coded.clear()
+    monkeypatch.setattr(evaluate, "_code", original)
+    evaluate.main([*argv, "--published"])  # another config: nothing is taken over
+    assert files.read_json(tmp_path / "run.json")["config"]["published"]
+
+
+def test_published_mode_counts_no_headers(trained, features, tmp_path):
+    argv = ["--codec", str(trained), "--features", str(features), "--output", str(tmp_path)]
+    evaluate.main([*argv, "--published"])
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "bitstreams").glob("*.ufc"))]
+    with (tmp_path / "rate.csv").open() as file:
+        counted = [int(row["bytes"]) for row in csv.DictReader(file)]
+    assert all(20 < size - count < 80 for size, count in zip(sizes, counted, strict=True))
+
+
+def test_bad_input_is_named(trained, features, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    np.save(bad / "x.npy", np.zeros((1, 1, 4, 5), np.float32))
+    (bad / "y.ufc").write_bytes(b"UFC\x01" + bytes(40))
+    (tmp_path / "empty").mkdir()
+    out = ["--output", str(tmp_path / "out")]
+    codec = ["--codec", str(trained)]
+    for main, argv, text in (
+        (encode.main, [*codec, "--input", str(bad)], r"x\.npy: .*takes shape"),
+        (decode.main, [*codec, "--input", str(bad)], r"y\.ufc: corrupted"),
+        (evaluate.main, [*codec, "--features", str(bad)], r"x\.npy: .*takes shape"),
+        (evaluate.main, [*codec, "--features", str(tmp_path / "empty")], "holds no"),
+        (encode.main, [*codec, "--input", str(tmp_path / "none")], "no such file"),
+        (decode.main, [*codec, "--input", str(features)], r"holds no \*\.ufc"),
+        (encode.main, ["--codec", str(bad), "--input", str(features)], r"config\.json"),
+    ):
+        with pytest.raises(SystemExit, match=text):
+            main([*argv, *out])
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_import_features(toy, tmp_path):
+    source = toy / "toy" / "hidden"
+    argv = ["--machine", str(toy / "toy.yaml"), "--train", str(source / "feature_train" / "train")]
+    argv += ["--test", str(source / "feature_test"), "--data_root", str(tmp_path)]
+    import_features.main([*argv, "--validation", "2"])
+    root = tmp_path / "toy" / "hidden"
+    assert len(list((root / "feature_train" / "train").iterdir())) == 6
+    assert sorted(p.name for p in (root / "feature_train" / "test").iterdir()) == [
+        "f6.npy",
+        "f7.npy",
+    ]
+    assert len(list((root / "feature_test").iterdir())) == 3
+    with pytest.raises(SystemExit, match="validation: 8 of 8"):
+        import_features.main([*argv, "--validation", "8"])
+    with pytest.raises(SystemExit, match="llama3_csr takes shape"):
+        import_features.main([*argv[2:], "--machine", "llama3"])
+
+
+def test_plot(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "codec,trained_on,transform,lambda_value,evaluated_on,bpfp,mse,nmse,metric,value\n"
+        "hyperprior,cls,kmeans,0.01,a_b,0.5,0.1,0.2,top1,0.9\n"
+        "hyperprior,cls,kmeans,0.02,a_b,0.8,0.05,0.1,top1,0.95\n"
+        "elic,cls,kmeans,0.02,c_d,0.8,0.05,0.1,,\n"
+        "uncompressed,,,,a_b,32,0,0,top1,0.97\n"
+    )
+    plot_rate_accuracy.main(["--table", str(table)])
+    for kind in ("a_b", "c_d"):
+        for suffix in (".png", ".pdf"):
+            assert (tmp_path / f"t_{kind}{suffix}").stat().st_size > 1000
+
+
+def test_bench_codec(capsys):
+    bench_codec.main(["--small", "--repeats", "1"])
+    out = capsys.readouterr().out
+    assert "both_ratio" in out
+    assert "hyperprior" in out
+    assert "elic" in out
