@@ -56,7 +56,7 @@ def _bare_switches(argv: Sequence[str] | None, switches: set[str]) -> list[str]:
     """``--resume`` alone stands for ``--resume true``."""
     given = list(sys.argv[1:] if argv is None else argv)
     full: list[str] = []
-    for flag, following in zip(given, [*given[1:], ""], strict=True):
+    for flag, following in zip(given, [*given[1:], ""], strict=False):
         full.append(flag)
         if flag in switches and following.lower() not in ("true", "false", "yes", "no"):
             full.append("true")

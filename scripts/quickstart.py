@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from coding.paths import REPOSITORY, default_data_root
 from plot_rate_accuracy import PlotConfig, plot
+
+from coding.paths import REPOSITORY, default_data_root
 
 STEPS = (
     ("features and their accuracy", "machines/resnet50", ["cls.py"]),

@@ -169,6 +169,7 @@ def test_config_flags_over_yaml(tmp_path, capsys):
     for argv in (["--fast"], ["--fast", "true"], ["--fast=true"], ["--fast", "--count", "3"]):
         assert config.parse(_Config, argv) == _Config(fast=True)
     assert not config.parse(_Config, ["--fast", "false"]).fast
+    assert config.parse(_Config, []) == _Config()
     for argv, message in (
         (["--count", "x"], "count"),
         (["--coun", "1"], "coun"),

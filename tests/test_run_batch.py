@@ -115,7 +115,7 @@ def test_jobs_stop_together(tmp_path):
     fail = Job("fail", [sys.executable, "-c", "raise SystemExit('the reason')"], tmp_path / "a.log")
     wait = Job("wait", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "b.log")
     start = time.time()
-    with pytest.raises(JobError, match="(?s)fail: ended with status 1.*the reason"):
+    with pytest.raises(JobError, match=r"(?s)fail: ended with status 1.*the reason"):
         run_jobs([wait, fail], parallel=2)
     assert time.time() - start < 30
 

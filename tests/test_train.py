@@ -189,7 +189,7 @@ def test_resume_needs_the_same_settings(toy_patches, tmp_path):
     train(train_config(toy_patches, tmp_path, epochs=1))
     with pytest.raises(ValueError, match="holds a run; pass --resume"):
         train(train_config(toy_patches, tmp_path, epochs=1))
-    with pytest.raises(ValueError, match="other settings.*lambda_value"):
+    with pytest.raises(ValueError, match=r"other settings.*lambda_value"):
         train(train_config(toy_patches, tmp_path, epochs=1, lambda_value=1.0, resume=True))
 
 

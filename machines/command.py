@@ -1,0 +1,187 @@
+"""The one command line of all machines: extract features, evaluate folders of features.
+
+    python cls.py                                            extract and evaluate, embedded preset
+    python cls.py --mode evaluate --features DIR [DIR ...]   task accuracy of decoded features
+    python cls.py --machine resnet50 --mode extract          the full-size preset
+
+Every key of the preset's ``machine:`` block is a flag too.
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+from tqdm import tqdm
+
+from coding import config, files, records
+from coding.feature import (
+    FeatureError,
+    FeatureFacts,
+    find_machine_config,
+    load_facts,
+    read_feature,
+    write_feature,
+)
+from coding.paths import (
+    ACCURACY_CSV,
+    ACCURACY_JSON,
+    DECODED,
+    DataRoot,
+    FeatureRoot,
+    default_data_root,
+)
+from machines.machine import Machine, Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """What a machine is asked to do."""
+
+    machine: str
+    """Preset name or YAML file."""
+    mode: Literal["extract", "evaluate", "both"] = "both"
+    """extract: inputs to feature files. evaluate: features to task accuracy."""
+    features: list[Path] | None = None
+    """Folders of features to evaluate; by default the extracted test features."""
+    data_root: Path = field(default_factory=default_data_root)
+    """Data root."""
+
+    @property
+    def facts(self) -> FeatureFacts:
+        return load_facts(self.machine)
+
+    @property
+    def root(self) -> FeatureRoot:
+        return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
+
+
+Options = TypeVar("Options", bound=MachineOptions)
+
+
+def parse_options(
+    options_class: type[Options], preset: str, argv: Sequence[str] | None, doc: str | None
+) -> Options:
+    """Read the preset that ``--machine`` names, then the flags over it.
+
+    Raises:
+        FileNotFoundError, ValueError: the preset is missing or its block is wrong.
+    """
+    given = _spread_features(list(sys.argv[1:] if argv is None else argv))
+    name = preset
+    for flag, following in zip(given, [*given[1:], ""], strict=False):
+        if flag == "--machine":
+            name = following
+        elif flag.startswith("--machine="):
+            name = flag.removeprefix("--machine=")
+    path = find_machine_config(name)
+    block = config.read_yaml(path).get("machine") or {}
+    known = options_class.__dataclass_fields__.keys() - MachineOptions.__dataclass_fields__.keys()
+    if not isinstance(block, dict) or block.keys() - known:
+        raise ValueError(f"{path}: machine: expected keys of {sorted(known)}, got {list(block)}")
+    return config.parse(options_class, given, doc, machine=str(name), **block)
+
+
+def _spread_features(argv: list[str]) -> list[str]:
+    """``--features A B C`` -> ``--features [A, B, C]``; a list stays as it is."""
+    if "--features" not in argv:
+        return argv
+    start = argv.index("--features") + 1
+    end = next((i for i in range(start, len(argv)) if argv[i].startswith("--")), len(argv))
+    values = argv[start:end]
+    if len(values) == 1 and values[0].startswith("["):
+        return argv
+    return [*argv[:start], yaml.safe_dump(values, default_flow_style=True).strip(), *argv[end:]]
+
+
+def run(machine: Machine, options: MachineOptions) -> dict[str, float]:
+    """Do what the options say -> the metric of each evaluated folder, by folder.
+
+    Raises:
+        FeatureError: an evaluated feature is missing, damaged or of the wrong kind.
+        FileNotFoundError, ValueError: the machine's inputs or weights are missing.
+    """
+    if options.mode in ("extract", "both"):
+        extract(machine, options)
+    if options.mode == "extract":
+        return {}
+    folders = options.features or [options.root.feature_test]
+    return {str(folder): evaluate(machine, options, folder).value for folder in folders}
+
+
+def extract(machine: Machine, options: MachineOptions) -> None:
+    """Write the features of all samples; those that are there and whole are kept."""
+    facts, root = options.facts, options.root
+    splits = {
+        "train": root.feature_train / "train",
+        "validation": root.feature_train / "test",
+        "test": root.feature_test,
+    }
+    for split, folder in splits.items():
+        for sample in tqdm(machine.samples(split), desc=f"extract {split}", unit="feature"):
+            path = folder / f"{sample.name}.npy"
+            if path.is_file() and _is_whole(path, facts):
+                continue
+            feature = machine.extract(sample)
+            mismatch = facts.mismatch(feature)
+            if mismatch:
+                raise FeatureError(f"{options.machine}: the facts do not fit the split: {mismatch}")
+            write_feature(path, feature)
+
+
+def _is_whole(path: Path, facts: FeatureFacts) -> bool:
+    try:
+        return facts.mismatch(read_feature(path)) is None
+    except FeatureError:
+        return False
+
+
+def evaluate(machine: Machine, options: MachineOptions, folder: Path) -> Score:
+    """Predict from every feature of a folder and score; writes ``accuracy.json`` and ``.csv``."""
+    facts = options.facts
+    samples = machine.samples("test")
+    missing = [s.name for s in samples if not (folder / f"{s.name}.npy").is_file()]
+    if missing:
+        raise FeatureError(
+            f"{folder}: {len(missing)} of {len(samples)} test features are missing, "
+            f"the first is {missing[0]}.npy"
+        )
+    predictions = []
+    for sample in tqdm(samples, desc=f"evaluate {facts.kind}", unit="feature"):
+        path = folder / f"{sample.name}.npy"
+        feature = read_feature(path)
+        mismatch = facts.mismatch(feature)
+        if mismatch:
+            raise FeatureError(f"{path}: {mismatch}")
+        predictions.append(machine.predict(sample, feature))
+    score = machine.score(samples, predictions)
+    _record(score, options, folder)
+    print(f"{score.metric} {score.value:.4f} over {len(samples)} features of {folder}")
+    return score
+
+
+def _record(score: Score, options: MachineOptions, folder: Path) -> None:
+    """Beside ``decoded/`` in a folder of results; beside ``feature_test/`` in the data root."""
+    inside = folder.name == DECODED or folder.resolve() == options.root.feature_test.resolve()
+    target = folder.parent if inside else folder
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(score.rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(score.rows)
+    files.write_text(target / ACCURACY_CSV, out.getvalue())
+    files.write_json(
+        target / ACCURACY_JSON,
+        {
+            "metric": score.metric,
+            "value": score.value,
+            "samples": len(score.rows),
+            "features": str(folder),
+            "options": records.jsonable(asdict(options)),
+            "revision": records.git_revision(),
+            "versions": records.versions(),
+        },
+    )

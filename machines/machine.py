@@ -1,0 +1,60 @@
+"""The machine protocol: a large model in two halves, a list of samples, a score.
+
+    extract(sample) ─> feature ─ (files, codecs, networks) ─> predict(sample, feature) ─> score(...)
+
+Guarantee that every machine keeps: ``predict(s, extract(s))`` is what the uncut model gives, bit for
+bit in float32 on a CPU.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input of a machine."""
+
+    name: str
+    """Name of its feature file, without ending; unique in its split."""
+    source: Any
+    """What the machine needs to read it."""
+    label: Any
+    """What the prediction is compared with."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Task accuracy over a set."""
+
+    metric: str
+    """Name of the metric."""
+    value: float
+    """The metric, more is better unless the machine says otherwise."""
+    rows: list[dict[str, Any]]
+    """One a sample, same keys."""
+
+
+class Machine(ABC):
+    """A split model with its samples. Loads each half when it is first used."""
+
+    @abstractmethod
+    def samples(self, split: Split) -> list[Sample]:
+        """train: to fit and train codecs on; validation: to validate them; test: to evaluate."""
+
+    @abstractmethod
+    def extract(self, sample: Sample) -> np.ndarray:
+        """Front half: one sample -> its feature (N, C, H, W), float16 or float32."""
+
+    @abstractmethod
+    def predict(self, sample: Sample, feature: np.ndarray) -> Any:
+        """Back half: a feature, coded or not -> the prediction."""
+
+    @abstractmethod
+    def score(self, samples: Sequence[Sample], predictions: Sequence[Any]) -> Score:
+        """Compare predictions with labels."""

@@ -1,0 +1,217 @@
+"""ResNet50, image classification: ``python cls.py``.
+
+The split is after any stage (He et al., arXiv 1512.03385, table 1): ``stem``, ``layer1`` .. ``layer4``;
+published is ``layer4``, before pooling. Two libraries give the same ordered list of stages: torchvision
+(the full-size preset) and transformers (the embedded one). A feature is one picture, batch size 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms import functional as vision
+from transformers import ResNetForImageClassification
+
+from coding import config
+from coding.paths import REPOSITORY
+from machines.command import MachineOptions, parse_options, run
+from machines.machine import Machine, Sample, Score, Split
+from machines.tiny import world
+
+PRESET = "resnet50_tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetOptions(MachineOptions):
+    """A ResNet, cut after a stage, and its pictures."""
+
+    library: Literal["torchvision", "transformers"] = "torchvision"
+    """Library of the network: torchvision's resnet50, or a ResNet in transformers' format."""
+    checkpoint: str | None = None
+    """Weights: a file (torchvision: state dict, .pth or .safetensors) or folder (transformers), looked
+    for in pretrained_head, then in the repository. null: torchvision's own download."""
+    weights: str = "IMAGENET1K_V1"
+    """torchvision's name of the weights that it downloads where checkpoint is null."""
+    split: str = "layer4"
+    """The last stage of the front half."""
+    source: Literal["imagenet", "world"] = "imagenet"
+    """Pictures: a folder with lists under source/, or the generated world."""
+    resize: int = 256
+    """imagenet: length of the shorter side, pixels."""
+    crop: int = 224
+    """Side of the centre crop (imagenet) or of the picture (world), pixels."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Taken off the RGB values in 0..1."""
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    """Divides the RGB values after that."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Pictures of the splits train, validation, test; imagenet takes the whole list by default."""
+    seed: int = 0
+    """world: seed of the scenes."""
+
+
+class ResNetMachine(Machine):
+    """A ResNet in two halves; each is built when it is first used."""
+
+    def __init__(self, options: ResNetOptions):
+        self.options = options
+
+    @cached_property
+    def front(self) -> nn.Module:
+        """(1, 3, crop, crop) -> (1, C, H, W)."""
+        return self._half(front=True)
+
+    @cached_property
+    def back(self) -> nn.Module:
+        """(1, C, H, W) -> logits (1, classes)."""
+        return self._half(front=False)
+
+    def _half(self, front: bool) -> nn.Module:
+        all_stages = stages(load_network(self.options))
+        names = [name for name, _ in all_stages]
+        if self.options.split not in names[:-1]:
+            raise ValueError(f"split: {self.options.split!r} is none of {names[:-1]}")
+        at = names.index(self.options.split) + 1
+        chosen = all_stages[:at] if front else all_stages[at:]
+        return nn.Sequential(*(module for _, module in chosen)).eval()
+
+    def samples(self, split: Split) -> list[Sample]:
+        if self.options.source == "world":
+            count = self.options.counts.get(split, 0)
+            if count < 1:
+                raise ValueError(f"counts: the world needs the number of {split} pictures")
+            scenes = [world.scene(self.options.seed, i, split) for i in range(count)]
+            return [Sample(f"{i:05d}", s, world.label(s)) for i, s in enumerate(scenes)]
+        return read_list(self.options, split)
+
+    def picture(self, sample: Sample) -> Tensor:
+        """The network's input, (1, 3, crop, crop) float32, normalised."""
+        side = self.options.crop
+        if self.options.source == "world":
+            rgb = vision.to_tensor(world.render(sample.source, side, side).rgb)
+        else:
+            with Image.open(sample.source) as image:
+                image = vision.resize(image.convert("RGB"), self.options.resize)
+                rgb = vision.to_tensor(vision.center_crop(image, [side, side]))
+        return vision.normalize(rgb, self.options.mean, self.options.std)[None]
+
+    @torch.inference_mode()
+    def extract(self, sample: Sample) -> np.ndarray:
+        return self.front(self.picture(sample)).numpy()
+
+    @torch.inference_mode()
+    def predict(self, sample: Sample, feature: np.ndarray) -> int:
+        return int(self.back(torch.from_numpy(feature)).argmax())
+
+    def score(self, samples: Sequence[Sample], predictions: Sequence[Any]) -> Score:
+        """Top-1 accuracy, 0..1."""
+        rows = [
+            {
+                "name": sample.name,
+                "label": sample.label,
+                "prediction": prediction,
+                "correct": int(prediction == sample.label),
+            }
+            for sample, prediction in zip(samples, predictions, strict=True)
+        ]
+        return Score("top1", sum(row["correct"] for row in rows) / len(rows), rows)
+
+
+def stages(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """A ResNet as its stages in order, by name; run one after the other they are the network."""
+    if isinstance(network, ResNetForImageClassification):
+        body = network.resnet
+        named = [("stem", body.embedder)]
+        named += [(f"layer{i}", stage) for i, stage in enumerate(body.encoder.stages, start=1)]
+        return [*named, ("head", nn.Sequential(body.pooler, network.classifier))]
+    named = [("stem", nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool))]
+    named += [(f"layer{i}", getattr(network, f"layer{i}")) for i in (1, 2, 3, 4)]
+    return [*named, ("head", nn.Sequential(network.avgpool, nn.Flatten(1), network.fc))]
+
+
+def load_network(options: ResNetOptions) -> nn.Module:
+    """The network with its weights, float32, in eval mode.
+
+    Raises:
+        FileNotFoundError: the checkpoint is not there; the message says where it is looked for.
+        ValueError: it is no checkpoint of this network.
+    """
+    if options.library == "transformers":
+        folder = _find_checkpoint(options)
+        network = ResNetForImageClassification.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32
+        )
+        return network.eval()
+    if options.checkpoint is None:
+        return torchvision.models.resnet50(weights=options.weights).eval()
+    path = _find_checkpoint(options)
+    network = torchvision.models.resnet50()
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except Exception as error:  # torch, pickle and safetensors each raise their own
+        raise ValueError(f"{path}: not a state dict of torchvision's resnet50 ({error})") from error
+    return network.eval()
+
+
+def _find_checkpoint(options: ResNetOptions) -> Path:
+    if options.checkpoint is None:
+        raise ValueError("checkpoint: this library needs one")
+    places = [options.root.pretrained_head / options.checkpoint, REPOSITORY / options.checkpoint]
+    for place in places:
+        if place.exists():
+            return place
+    raise FileNotFoundError(
+        f"no checkpoint {options.checkpoint}: put it at {places[0]}. torchvision's ResNet50 weights "
+        "are at https://download.pytorch.org/models/resnet50-0676ba61.pth (IMAGENET1K_V1)"
+    )
+
+
+def read_list(options: ResNetOptions, split: Split) -> list[Sample]:
+    """The pictures of ``source/<split>.txt``: lines ``path label``, paths relative to ``source/``.
+
+    Raises:
+        FileNotFoundError: the list or a picture is not there; the message says what goes where.
+        ValueError: a line is not as above.
+    """
+    path = options.root.source / f"{split}.txt"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: missing. It lists the {split} pictures of ImageNet (https://image-net.org), a "
+            f"line each: path below {path.parent}, space, class index 0..999"
+        )
+    samples = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        name, _, label = line.strip().rpartition(" ")
+        if not line.strip():
+            continue
+        if not name or not label.isdecimal():
+            raise ValueError(f"{path}:{number}: expected 'path label', got {line!r}")
+        picture = path.parent / name
+        if not picture.is_file():
+            raise FileNotFoundError(f"{picture}: missing, {path}:{number} names it")
+        samples.append(Sample(Path(name).stem, picture, int(label)))
+    if not samples:
+        raise ValueError(f"{path}: lists no picture")
+    return samples[: options.counts.get(split)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        options = parse_options(ResNetOptions, PRESET, argv, __doc__)
+        run(ResNetMachine(options), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Machines: the cut changes nothing, extraction resumes, evaluation records, errors say what to do."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from coding import files
+from coding.feature import load_facts
+from coding.paths import REPOSITORY
+from machines.command import parse_options
+from machines.resnet50 import cls
+from machines.tiny import train_resnet50
+
+
+def tiny_options(root, *argv):
+    return parse_options(cls.ResNetOptions, cls.PRESET, ["--data_root", str(root), *argv], None)
+
+
+def uncut(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    out = network(x)
+    return out if torch.is_tensor(out) else out.logits
+
+
+def make_networks():
+    torch.manual_seed(0)
+    small = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type="basic", num_labels=5
+    )
+    return [ResNetForImageClassification(small), torchvision.models.resnet50()]
+
+
+@pytest.mark.parametrize("network", make_networks(), ids=["transformers", "torchvision"])
+def test_the_cut_changes_nothing(network, monkeypatch, tmp_path):
+    """predict(extract(x)) is the uncut network bit for bit, at every stage."""
+    network.eval()
+    monkeypatch.setattr(cls, "load_network", lambda options: network)
+    x = torch.randn(1, 3, 96, 96)
+    with torch.inference_mode():
+        whole = uncut(network, x)
+        for name, _ in cls.stages(network)[:-1]:
+            machine = cls.ResNetMachine(tiny_options(tmp_path, "--split", name))
+            feature = machine.front(x).numpy()
+            assert feature.ndim == 4
+            assert torch.equal(machine.back(torch.from_numpy(feature)), whole), name
+
+
+def test_embedded_checkpoint_is_good(tmp_path):
+    """The whole machine, from pictures to top-1: at least 95% on held-out pictures."""
+    options = tiny_options(tmp_path, "--counts", "{test: 200}")
+    machine = cls.ResNetMachine(options)
+    facts = load_facts(options.machine)
+    samples = machine.samples("test")
+    features = [machine.extract(sample) for sample in samples]
+    assert all(facts.mismatch(feature) is None for feature in features)
+    network = cls.load_network(options)
+    predictions = [machine.predict(s, f) for s, f in zip(samples, features, strict=True)]
+    with torch.inference_mode():
+        whole = [int(uncut(network, machine.picture(s)).argmax()) for s in samples[:20]]
+    assert predictions[:20] == whole
+    assert machine.score(samples, predictions).value >= 0.95
+    size = sum(path.stat().st_size for path in (REPOSITORY / "machines/tiny/resnet50").iterdir())
+    assert size <= 1_000_000
+
+
+SMALL = ["--counts", "{train: 3, validation: 2, test: 4}"]
+
+
+def test_extract_and_evaluate(tmp_path, capsys):
+    cls.main(["--data_root", str(tmp_path), *SMALL])
+    root = tmp_path / "resnet50_tiny" / "cls"
+    assert len(list((root / "feature_train" / "train").glob("*.npy"))) == 3
+    assert len(list((root / "feature_train" / "test").glob("*.npy"))) == 2
+    assert len(list((root / "feature_test").glob("*.npy"))) == 4
+    accuracy = files.read_json(root / "accuracy.json")
+    assert accuracy["metric"] == "top1"
+    assert accuracy["samples"] == 4
+    assert f"top1 {accuracy['value']:.4f} over 4 features" in capsys.readouterr().out
+    assert (root / "accuracy.csv").read_text().startswith("name,label,prediction,correct\n00000,")
+
+    # a second extraction keeps what is whole and mends what is not
+    features = sorted((root / "feature_test").glob("*.npy"))
+    whole = features[1].read_bytes()
+    features[0].unlink()
+    features[1].write_bytes(whole[:100])
+    os.utime(features[2], (1, 1))
+    cls.main(["--data_root", str(tmp_path), "--mode", "extract", *SMALL])
+    assert features[0].is_file()
+    assert features[1].read_bytes() == whole
+    assert features[2].stat().st_mtime == 1
+
+    # two folders of decoded features in one load of the network
+    folders = []
+    for name in ("a", "b"):
+        folder = tmp_path / name / "decoded"
+        folder.mkdir(parents=True)
+        for path in features:
+            np.save(folder / path.name, np.load(path) * (name == "a"))
+        folders.append(str(folder))
+    cls.main(["--data_root", str(tmp_path), "--mode", "evaluate", "--features", *folders, *SMALL])
+    assert files.read_json(tmp_path / "a" / "accuracy.json")["value"] == accuracy["value"]
+    assert (tmp_path / "b" / "accuracy.csv").is_file()
+    assert files.read_json(root / "accuracy.json")["features"] == str(root / "feature_test")
+
+
+def test_features_that_do_not_fit_are_named(tmp_path):
+    common = ["--data_root", str(tmp_path), "--mode", "evaluate", *SMALL]
+    folder = tmp_path / "decoded"
+    folder.mkdir()
+    with pytest.raises(SystemExit, match=r"4 of 4 test features are missing, the first is 00000"):
+        cls.main([*common, "--features", str(folder)])
+    for i in range(4):
+        np.save(folder / f"{i:05d}.npy", np.zeros((1, 128, 7, 8), np.float32))
+    with pytest.raises(SystemExit, match=r"00000\.npy: resnet50_tiny_cls takes shape"):
+        cls.main([*common, "--features", str(folder)])
+    assert not list(tmp_path.rglob("accuracy.json"))
+    with pytest.raises(SystemExit, match="split: 'layer9' is none of"):
+        cls.main(["--data_root", str(tmp_path), "--split", "layer9", *SMALL])
+    with pytest.raises(SystemExit, match="the facts do not fit the split"):
+        cls.main(["--data_root", str(tmp_path), "--split", "layer1", *SMALL])
+
+
+def test_full_size_preset(tmp_path):
+    """The paper's machine on a made-up ImageNet and random weights in both file formats."""
+    root = tmp_path / "resnet50" / "cls"
+    argv = ["--machine", "resnet50", "--data_root", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"train\.txt: missing. It lists the train pictures"):
+        cls.main(argv)
+    (root / "source" / "val").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        picture = Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8))
+        picture.save(root / "source" / "val" / f"p {i}.JPEG")
+    for split in ("train", "validation", "test"):
+        (root / "source" / f"{split}.txt").write_text("val/p 0.JPEG 7\nval/p 1.JPEG 8\n")
+    with pytest.raises(SystemExit, match=r"put it at .*pretrained_head/resnet50-0676ba61\.pth"):
+        cls.main(argv)
+    (root / "pretrained_head").mkdir()
+    checkpoint = root / "pretrained_head" / "resnet50-0676ba61.pth"
+    checkpoint.write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match="not a state dict of torchvision's resnet50"):
+        cls.main(argv)
+    torch.manual_seed(0)
+    state = torchvision.models.resnet50().state_dict()
+    torch.save(state, checkpoint)
+    cls.main(argv)
+    feature = np.load(root / "feature_test" / "p 0.npy")
+    assert feature.shape == (1, 2048, 7, 7)
+    first = (root / "accuracy.csv").read_text()
+    save_file(state, root / "pretrained_head" / "r.safetensors")
+    cls.main([*argv, "--checkpoint", "r.safetensors"])
+    assert (root / "accuracy.csv").read_text() == first
+    (root / "source" / "test.txt").write_text("val/p 0.JPEG seven\n")
+    with pytest.raises(SystemExit, match=r"test\.txt:1: expected 'path label'"):
+        cls.main([*argv, "--mode", "evaluate"])
+    (root / "source" / "test.txt").write_text("val/none.JPEG 7\n")
+    with pytest.raises(SystemExit, match=r"none\.JPEG: missing, .*test\.txt:1 names it"):
+        cls.main([*argv, "--mode", "evaluate"])
+
+
+def test_presets_name_unknown_keys(tmp_path, capsys):
+    text = (REPOSITORY / "configs/machines/resnet50.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("crop: 224", "corp: 224"))
+    with pytest.raises(SystemExit, match="corp"):
+        cls.main(["--machine", str(path)])
+    with pytest.raises(SystemExit, match="presets are"):
+        cls.main(["--machine", "nothing"])
+    with pytest.raises(SystemExit):
+        cls.main(["--library", "keras"])
+    assert "library" in capsys.readouterr().err
+
+
+def test_training_script(tmp_path, capsys):
+    """A few steps of the training that made the embedded checkpoint."""
+    train_resnet50.main(
+        ["--output", str(tmp_path), "--steps", "3", "--batch_size", "4", "--held_out", "8"]
+    )
+    assert "top-1 on 8 held-out pictures" in capsys.readouterr().out
+    assert files.read_json(tmp_path / "training.json")["steps"] == 3
+    ResNetForImageClassification.from_pretrained(tmp_path)
