@@ -4,7 +4,8 @@
     python cls.py --mode evaluate --features DIR [DIR ...]   task accuracy of decoded features
     python cls.py --machine resnet50 --mode extract          the full-size preset
 
-Every key of the preset's ``machine:`` block is a flag too.
+Every key of the preset's ``machine:`` block is a flag too. What features were made with is kept beside
+them; features of another seed, split or checkpoint are refused, never mixed or scored.
 """
 
 import csv
@@ -60,6 +61,8 @@ class MachineOptions:
         return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
 
 
+ORIGIN_JSON = "origin.json"
+
 Options = TypeVar("Options", bound=MachineOptions)
 
 
@@ -74,7 +77,7 @@ def parse_options(
     given = _spread_features(list(sys.argv[1:] if argv is None else argv))
     name = preset
     for flag, following in zip(given, [*given[1:], ""], strict=False):
-        if flag == "--machine":
+        if flag == "--machine" and following:
             name = following
         elif flag.startswith("--machine="):
             name = flag.removeprefix("--machine=")
@@ -83,7 +86,11 @@ def parse_options(
     known = options_class.__dataclass_fields__.keys() - MachineOptions.__dataclass_fields__.keys()
     if not isinstance(block, dict) or block.keys() - known:
         raise ValueError(f"{path}: machine: expected keys of {sorted(known)}, got {list(block)}")
-    return config.parse(options_class, given, doc, machine=str(name), **block)
+    config.build(options_class, {"machine": str(name), **block}, f"{path}: machine")
+    options = config.parse(options_class, given, doc, machine=str(name), **block)
+    if options.machine != str(name):  # its block was not the one that was read
+        raise ValueError(f"machine: name {options.machine} by --machine, after no --config")
+    return options
 
 
 def _spread_features(argv: list[str]) -> list[str]:
@@ -105,6 +112,7 @@ def run(machine: Machine, options: MachineOptions) -> dict[str, float]:
         FeatureError: an evaluated feature is missing, damaged or of the wrong kind.
         FileNotFoundError, ValueError: the machine's inputs or weights are missing.
     """
+    _check_origin(machine, options)
     if options.mode in ("extract", "both"):
         extract(machine, options)
     if options.mode == "extract":
@@ -113,9 +121,29 @@ def run(machine: Machine, options: MachineOptions) -> dict[str, float]:
     return {str(folder): evaluate(machine, options, folder).value for folder in folders}
 
 
+def _check_origin(machine: Machine, options: MachineOptions) -> None:
+    """Refuse features that other settings or weights made.
+
+    Raises:
+        FeatureError: the data root's features were made otherwise; the message says in what.
+    """
+    path = options.root.folder / ORIGIN_JSON
+    if not path.is_file():  # nothing extracted yet, or features that came from elsewhere
+        return
+    known, origin = files.read_json(path), machine.origin()
+    differ = [key for key in known.keys() | origin.keys() if known.get(key) != origin.get(key)]
+    if differ:
+        what = ", ".join(f"{key} {known.get(key)}, not {origin.get(key)}" for key in sorted(differ))
+        raise FeatureError(
+            f"{path}: the features there were made with {what}; take another --data_root, or remove "
+            "them and this file"
+        )
+
+
 def extract(machine: Machine, options: MachineOptions) -> None:
     """Write the features of all samples; those that are there and whole are kept."""
     facts, root = options.facts, options.root
+    origin = root.folder / ORIGIN_JSON
     splits = {
         "train": root.feature_train / "train",
         "validation": root.feature_train / "test",
@@ -130,6 +158,8 @@ def extract(machine: Machine, options: MachineOptions) -> None:
             mismatch = facts.mismatch(feature)
             if mismatch:
                 raise FeatureError(f"{options.machine}: the facts do not fit the split: {mismatch}")
+            if not origin.is_file():
+                files.write_json(origin, machine.origin())
             write_feature(path, feature)
 
 

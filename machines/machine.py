@@ -48,6 +48,10 @@ class Machine(ABC):
         """train: to fit and train codecs on; validation: to validate them; test: to evaluate."""
 
     @abstractmethod
+    def origin(self) -> dict[str, Any]:
+        """What decides the features, as JSON values: the settings and a digest of the weights."""
+
+    @abstractmethod
     def extract(self, sample: Sample) -> np.ndarray:
         """Front half: one sample -> its feature (N, C, H, W), float16 or float32."""
 

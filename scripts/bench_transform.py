@@ -6,11 +6,6 @@ clipping and indexing in numpy. Each side is run once to compile and warm up, th
 runs counts (one run of KMeans, which takes half a minute).
 """
 
-import os
-
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ[variable] = "1"  # before numpy and numba start their threads
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from coding import config
 from coding.transform.fit import fit_codebook
@@ -110,8 +106,10 @@ def bench_mapping(x: np.ndarray) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     with config.report_errors():
         cfg = config.parse(BenchConfig, argv, __doc__)
+    with threadpool_limits(1):
+        rows = bench(cfg)
     print(f"{'':18s} {'values':>10s} {'ours s':>8s} {'theirs s':>9s} {'faster':>7s} {'MSE':>8s}")
-    for row in bench(cfg):
+    for row in rows:
         mse = "" if row.mse_ratio is None else f"{row.mse_ratio:8.5f}"
         print(
             f"{row.what:18s} {row.values:10d} {row.ours_s:8.4f} {row.theirs_s:9.4f} "

@@ -14,6 +14,7 @@ from coding.paths import REPOSITORY, default_data_root
 STEPS = (
     ("features and their accuracy", "machines/resnet50", ["cls.py"]),
     ("transform", "coding/transform", ["nonlinear_transform.py"]),
+    ("patches", "coding/transform", ["generate_data.py"]),
     ("codecs", "coding/CompressAI", ["run_batch.py", "--jobs", str(min(2, os.cpu_count() or 1))]),
 )
 TABLE = Path("coded") / "tiny_kmeans10_bitdepth8.csv"

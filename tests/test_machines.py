@@ -126,6 +126,32 @@ def test_features_that_do_not_fit_are_named(tmp_path):
         cls.main(["--data_root", str(tmp_path), "--split", "layer1", *SMALL])
 
 
+def test_features_of_other_settings_are_refused(tmp_path):
+    """A finished feature is kept on resuming, so it must be of the same seed, split and weights."""
+    argv = ["--data_root", str(tmp_path), *SMALL]
+    cls.main(argv)
+    for mode in ("both", "evaluate"):
+        with pytest.raises(SystemExit, match=r"origin\.json: .* made with seed 0, not 1; take"):
+            cls.main([*argv, "--mode", mode, "--seed", "1"])
+    cls.main(argv)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--counts", "{tset: 1}"],
+        ["--counts", "{test: 0}"],
+        ["--mean", "[0.5]"],
+        ["--std", "[0, 0, 0]"],
+        ["--crop", "0"],
+    ],
+)
+def test_impossible_values_are_named(tmp_path, capsys, flags):
+    with pytest.raises(SystemExit):
+        cls.main(["--data_root", str(tmp_path), *flags])
+    assert flags[0][2:] in capsys.readouterr().err
+
+
 def test_full_size_preset(tmp_path):
     """The paper's machine on a made-up ImageNet and random weights in both file formats."""
     root = tmp_path / "resnet50" / "cls"
@@ -154,14 +180,27 @@ def test_full_size_preset(tmp_path):
     assert feature.shape == (1, 2048, 7, 7)
     first = (root / "accuracy.csv").read_text()
     save_file(state, root / "pretrained_head" / "r.safetensors")
-    cls.main([*argv, "--checkpoint", "r.safetensors"])
+    with pytest.raises(SystemExit, match=r"origin\.json: .* made with weights"):
+        cls.main([*argv, "--checkpoint", "r.safetensors"])
+    (root / "origin.json").unlink()  # the same weights, but only we know
+    cls.main([*argv, "--mode", "evaluate", "--checkpoint", "r.safetensors"])
     assert (root / "accuracy.csv").read_text() == first
     (root / "source" / "test.txt").write_text("val/p 0.JPEG seven\n")
     with pytest.raises(SystemExit, match=r"test\.txt:1: expected 'path label'"):
         cls.main([*argv, "--mode", "evaluate"])
     (root / "source" / "test.txt").write_text("val/none.JPEG 7\n")
-    with pytest.raises(SystemExit, match=r"none\.JPEG: missing, .*test\.txt:1 names it"):
+    with pytest.raises(SystemExit, match=r"No such file.*none\.JPEG"):
+        cls.main(argv)
+    (root / "source" / "test.txt").write_text("val/p 0.JPEG 7\nelse/p 0.JPEG 8\n")
+    with pytest.raises(SystemExit, match=r"test\.txt:2: a second picture named p 0"):
+        cls.main(argv)
+    (root / "source" / "test.txt").write_text("val/p 0.JPEG 1000\n")
+    with pytest.raises(SystemExit, match=r"p 0: label 1000, the network knows 0\.\.999"):
         cls.main([*argv, "--mode", "evaluate"])
+    # the back half needs the features and the list, not the pictures
+    (root / "source" / "test.txt").write_text("val/p 0.JPEG 7\n")
+    (root / "source" / "val" / "p 0.JPEG").unlink()
+    cls.main([*argv, "--mode", "evaluate"])
 
 
 def test_presets_name_unknown_keys(tmp_path, capsys):
@@ -170,6 +209,12 @@ def test_presets_name_unknown_keys(tmp_path, capsys):
     path.write_text(text.replace("crop: 224", "corp: 224"))
     with pytest.raises(SystemExit, match="corp"):
         cls.main(["--machine", str(path)])
+    path.write_text(text.replace("crop: 224", "crop: big"))
+    with pytest.raises(SystemExit, match=r"mine\.yaml: machine: .*crop"):
+        cls.main(["--machine", str(path)])
+    path.write_text("machine: resnet50\n")
+    with pytest.raises(SystemExit, match="machine: name resnet50 by --machine"):
+        cls.main(["--config", str(path)])
     with pytest.raises(SystemExit, match="presets are"):
         cls.main(["--machine", "nothing"])
     with pytest.raises(SystemExit):

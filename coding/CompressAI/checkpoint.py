@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -155,8 +154,3 @@ def load_kinds(folder: Path, values: dict[str, Any]) -> list[Kind]:
         mapping = Mapping.load(folder / "mappings" / f"{name}.json", entry["assignment"])
         kinds.append(Kind(facts, mapping))
     return kinds
-
-
-def best_device() -> str:
-    """``cuda`` where there is one, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -29,6 +29,7 @@ from coding.bitstream import ID_BYTES, Bitstream, BitstreamError, pack, unpack
 from coding.codec import Codec, ExtraKind
 from coding.CompressAI.checkpoint import Kind, load_kinds, load_model
 from coding.CompressAI.models import LATENT_STRIDE, STRIDE, Elic, Hyperprior
+from coding.devices import fast_bf16
 from coding.feature import FeatureError, check_feature
 
 OURS, PUBLISHED = 0, 1
@@ -243,13 +244,6 @@ class SymbolDecoder:
     def _read(self, indexes: Tensor) -> Tensor:
         symbols = self.reader.decode(indexes.to(torch.int32).cpu().numpy())
         return torch.from_numpy(symbols).to(self.codec.device, torch.float32)
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 convolutions are faster than float32 here: CUDA, or a CPU with AMX."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
 def _medians(model: Hyperprior | Elic) -> Tensor:

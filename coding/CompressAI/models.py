@@ -77,24 +77,29 @@ class ElicArch:
 
 
 class _Networks:
-    """How a model runs its networks: in float32, or in bf16 where the hardware gains."""
+    """How a model runs its networks: in float32, or in bf16 where the hardware gains.
+
+    h_a and h_s always run in float32. They cost little, and oneDNN's bf16 convolutions read memory
+    that was never written where the output is one column wide (seen with torch 2.11 on AMX: 5x5,
+    stride 2, 4 x 2 -> 2 x 1), as z of a narrow plane is.
+    """
 
     amp = False
-    """Run g_a, g_s, h_a, h_s and the contexts in bf16 autocast. Entropy models stay in float32.
-    Coding switches it off for all that decides the symbols (see :meth:`entropy`)."""
-
-    def _run(self, module: nn.Module, x: Tensor, amp: bool) -> Tensor:
-        # without grad, cached bf16 weights of the first call would be reused after a weight update
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
-            return module(x).float()
+    """Run g_a, g_s and, in training, ELIC's contexts in bf16 autocast; never the entropy models."""
 
     def net(self, module: nn.Module, x: Tensor) -> Tensor:
-        """g_a, g_s, h_a: free to differ between encoder and decoder."""
+        """g_a, g_s: free to differ between encoder and decoder."""
         return self._run(module, x, self.amp)
 
-    def entropy(self, module: nn.Module, x: Tensor) -> Tensor:
-        """h_s and contexts: encoder and decoder must agree to the bit, so bf16 in training only."""
+    def context(self, module: nn.Module, x: Tensor) -> Tensor:
+        """ELIC's contexts: encoder and decoder must agree to the bit, so bf16 in training only."""
         return self._run(module, x, self.amp and self.training)
+
+    @staticmethod
+    def _run(module: nn.Module, x: Tensor, amp: bool) -> Tensor:
+        # no cache: it would keep the bf16 weights of before an optimiser step where there is no grad
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
+            return module(x).float()
 
 
 class Hyperprior(_Networks, ScaleHyperprior):
@@ -124,7 +129,7 @@ class Hyperprior(_Networks, ScaleHyperprior):
     def analysis(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x -> y, z."""
         y = self.net(self.g_a, x)
-        return y, self.net(self.h_a, y.abs())
+        return y, self.h_a(y.abs())
 
     def walk(
         self,
@@ -135,7 +140,7 @@ class Hyperprior(_Networks, ScaleHyperprior):
     ) -> Tensor:
         """Take y and z through the coder -> y_hat (B, M, P/16, Q/16)."""
         z_hat = coder.hyper(z)
-        scales = self.entropy(self.h_s, z_hat)
+        scales = self.h_s(z_hat)
         return coder.latent(y, scales, None, mask)
 
     def forward(self, x: Tensor) -> dict[str, Any]:
@@ -192,7 +197,7 @@ class Elic(_Networks, Elic2022Official):
     def analysis(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x -> y, z."""
         y = self.net(self.g_a, x)
-        return y, self.net(self.latent_codec["hyper"].h_a, y)
+        return y, self.latent_codec["hyper"].h_a(y)
 
     def walk(
         self,
@@ -203,7 +208,7 @@ class Elic(_Networks, Elic2022Official):
     ) -> Tensor:
         """Take y and z through the coder -> y_hat (B, M, P/16, Q/16)."""
         z_hat = coder.hyper(z)
-        side = self.entropy(self.latent_codec["hyper"].h_s, z_hat)
+        side = self.latent_codec["hyper"].h_s(z_hat)
         scctx = self.latent_codec["y"]
         pieces = y.split(self.groups, dim=1) if y is not None else [None] * len(self.groups)
         masks = checkerboard_split(mask) if mask is not None else (None, None)
@@ -211,7 +216,7 @@ class Elic(_Networks, Elic2022Official):
         for k, piece in enumerate(pieces):
             params = side
             if k > 0:
-                channel = self.entropy(scctx.channel_context[f"y{k}"], torch.cat(y_hat, dim=1))
+                channel = self.context(scctx.channel_context[f"y{k}"], torch.cat(y_hat, dim=1))
                 params = torch.cat((channel, side), dim=1)
             group = scctx.latent_codec[f"y{k}"]
             halves = checkerboard_split(piece) if piece is not None else (None, None)
@@ -221,13 +226,13 @@ class Elic(_Networks, Elic2022Official):
             )
             anchor = self._code(coder, group, halves[0], context, params_anchor, masks[0])
             around = checkerboard_merge(anchor, torch.zeros_like(anchor))
-            context = checkerboard_split(self.entropy(group.context_prediction, around))[1]
+            context = checkerboard_split(self.context(group.context_prediction, around))[1]
             other = self._code(coder, group, halves[1], context, params_other, masks[1])
             y_hat.append(checkerboard_merge(anchor, other))
         return torch.cat(y_hat, dim=1)
 
     def _code(self, coder, group, y, context, params, mask) -> Tensor:
-        params = self.entropy(group.entropy_parameters, torch.cat((context, params), dim=1))
+        params = self.context(group.entropy_parameters, torch.cat((context, params), dim=1))
         scales, means = params.chunk(2, dim=1)
         return coder.latent(y, scales, means, mask)
 

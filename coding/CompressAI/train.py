@@ -39,11 +39,11 @@ from tqdm import tqdm
 
 from coding import config, files, records
 from coding.CompressAI.checkpoint import load_model, load_state, save_checkpoint
-from coding.CompressAI.codec import fast_bf16
 from coding.CompressAI.curves import plot_curves
 from coding.CompressAI.import_published import read_published
 from coding.CompressAI.models import MODELS, STRIDE, Elic, Hyperprior, build_model
 from coding.CompressAI.patches import PatchDataset, load_patch_kind
+from coding.devices import fast_bf16
 
 STATE = "state.pt"
 LOG_CSV = "log.csv"

@@ -18,7 +18,7 @@ import numpy as np
 
 from coding.feature import FeatureError
 from coding.transform.histogram import MAX_REFINED, Histogram, Points, bin_ends, distinct
-from coding.transform.kmeans import lloyd, optimal_centres, squared_error
+from coding.transform.kmeans import optimal_centres, squared_error
 from coding.transform.mapping import ASSIGNMENTS, Assignment, Mapping
 from coding.transform.samples import Samples, Truncation
 
@@ -32,9 +32,11 @@ go through the histogram."""
 CHANNEL_VALUES = 1 << 24
 """Values held at a time when each channel has its codebook: as many channels as that allows are
 gathered in one pass over the files. A single channel beyond it is streamed."""
-MAX_PASSES = 16
-"""Passes over the files that may resolve bins of the histogram."""
-SPREAD_SHARE = 1e-3
+MAX_ROUNDS = 16
+"""Times that bins of the histogram are chosen and resolved."""
+MAX_RESOLVED = 1 << 13
+"""Bins resolved in all, at most: each may hold 4096 values."""
+SPREAD_SHARE = 1e-2
 """Bins are resolved until the squared error inside the others is below this share of the fit's."""
 
 
@@ -66,7 +68,8 @@ def fit_mapping(
         The mapping, and a record of plain values: options, file names, numbers of values and of
         distinct points, min, max, the MSE of every assignment on these values, seconds.
 
-    Memory: one file, and 24 MB for the histogram or 64 MB of channels, whatever the number of files.
+    Memory: one file, and some 100 MB for the histogram or the channels at hand, whatever the number
+    of files; more only where narrow data make bins resolve into their values (8192 x 4096 at most).
 
     Raises:
         FeatureError, FileNotFoundError: a file is no sound feature; the message names it.
@@ -172,6 +175,7 @@ class _Source:
     def __init__(self, data: Iterable[np.ndarray]):
         self._data = data
         self._histogram: Histogram | None = None
+        self._resolved = 0
         self.low, self.high = math.inf, -math.inf
         kept: list[np.ndarray] = []
         for values in data:
@@ -189,10 +193,16 @@ class _Source:
         else:
             self.points = self._histogram.points()
 
-    def resolve(self, bins: np.ndarray) -> None:
-        """Another pass that resolves (up to 1024 of) these bins into their values."""
-        self._histogram.refine(self._data, bins[:MAX_REFINED])
+    def resolve(self, bins: np.ndarray) -> bool:
+        """Resolve these bins into their values, 1024 a pass -> whether there was room for any."""
+        bins = bins[: MAX_RESOLVED - self._resolved]
+        if bins.size == 0:
+            return False
+        for first in range(0, bins.size, MAX_REFINED):
+            self._histogram.refine(self._data, bins[first : first + MAX_REFINED])
+        self._resolved += bins.size
         self.points = self._histogram.points()
+        return True
 
 
 def _fit_kmeans(source: _Source, levels: int) -> np.ndarray:
@@ -200,21 +210,17 @@ def _fit_kmeans(source: _Source, levels: int) -> np.ndarray:
 
     That is where the error inside bins is not small against the fit's (several centres would fall
     into one bin), and where a border between clusters cuts a bin. All other bins belong to one
-    centre as a whole, with exact sums, so that the result is an optimum of the values themselves.
+    centre as a whole, with exact sums, so that the result is optimal for the values themselves.
     """
     points = source.points
     centres = optimal_centres(points.values, points.weights, levels)
-    for _ in range(MAX_PASSES):
+    for _ in range(MAX_ROUNDS):
         wide, cut = _wide_bins(points, centres), _cut_bins(points, centres)
         chosen = np.concatenate([wide, np.setdiff1d(cut, wide)])
-        if chosen.size == 0:
+        if not source.resolve(chosen):
             break
-        source.resolve(chosen)
         points = source.points
-        if wide.size:
-            centres = optimal_centres(points.values, points.weights, levels)
-        else:
-            centres = lloyd(points.values, points.weights, centres)
+        centres = optimal_centres(points.values, points.weights, levels)
     return centres
 
 
@@ -245,13 +251,12 @@ def _fit_density(source: _Source, levels: int) -> np.ndarray:
     position = np.linspace(0, 1, levels) * (count - 1)
     below = np.floor(position).astype(np.int64)
     ranks = np.stack([below, np.minimum(below + 1, count - 1)])
-    for _ in range(MAX_PASSES):
+    for _ in range(MAX_ROUNDS):
         points = source.points
         index = np.searchsorted(np.cumsum(points.weights), ranks, side="right")
         inexact = np.unique(points.bins[index[points.spread[index] > 0]])
-        if inexact.size == 0:
+        if not source.resolve(inexact):
             break
-        source.resolve(inexact)
     lower, upper = points.values[index]
     quantiles = lower + (position - below) * (upper - lower)
     first = np.concatenate([[True], np.diff(quantiles.astype(np.float32)) > 0])

@@ -156,6 +156,7 @@ def restore_continuous(u, centres, out):
                 position = np.float64(u[n, c, k]) * levels
                 position = position if position > 0 else 0.0
                 position = position if position < last else last
-                level = min(np.int64(position), row.size - 2)
-                step = (position - level) * (row[level + 1] - row[level])
+                level = np.int64(position)
+                above = row[min(level + 1, row.size - 1)]
+                step = (position - level) * (above - row[level])
                 out[n, c, k] = np.float32(row[level] + step)

@@ -238,8 +238,9 @@ class Mapping:
             if self.assignment == "continuous":
                 centres = torch.from_numpy(row).to(u.device)
                 position = (values.double() * self.levels).clamp(0, self.levels - 1)
-                level = position.long().clamp(max=self.levels - 2)
-                step = (position - level) * (centres[level + 1] - centres[level])
+                level = position.long()
+                above = centres[(level + 1).clamp(max=self.levels - 1)]
+                step = (position - level) * (above - centres[level])
                 out[:, c] = (centres[level] + step).float()
             else:
                 centres = torch.from_numpy(row.astype(np.float32)).to(u.device)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import functional as vision
 from transformers import ResNetForImageClassification
+from transformers.utils import logging
 
-from coding import config
+from coding import config, files
 from coding.paths import REPOSITORY
 from machines.command import MachineOptions, parse_options, run
 from machines.machine import Machine, Sample, Score, Split
@@ -57,6 +58,15 @@ class ResNetOptions(MachineOptions):
     seed: int = 0
     """world: seed of the scenes."""
 
+    def __post_init__(self):
+        known = get_args(Split)
+        if self.counts.keys() - set(known) or min(self.counts.values(), default=1) < 1:
+            raise ValueError(f"counts: expected at least 1 for some of {known}, got {self.counts}")
+        if min(self.resize, self.crop) < 1:
+            raise ValueError("resize and crop: expected at least 1 pixel")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("mean and std: expected three values each, std above 0")
+
 
 class ResNetMachine(Machine):
     """A ResNet in two halves; each is built when it is first used."""
@@ -92,8 +102,17 @@ class ResNetMachine(Machine):
             return [Sample(f"{i:05d}", s, world.label(s)) for i, s in enumerate(scenes)]
         return read_list(self.options, split)
 
+    def origin(self) -> dict[str, Any]:
+        options = self.options
+        keys = ("library", "split", "source", "seed", "resize", "crop", "mean", "std")
+        return {key: getattr(options, key) for key in keys} | {"weights": weights_id(options)}
+
     def picture(self, sample: Sample) -> Tensor:
-        """The network's input, (1, 3, crop, crop) float32, normalised."""
+        """The network's input, (1, 3, crop, crop) float32, normalised.
+
+        Raises:
+            FileNotFoundError: the picture is not there. Only extraction needs pictures.
+        """
         side = self.options.crop
         if self.options.source == "world":
             rgb = vision.to_tensor(world.render(sample.source, side, side).rgb)
@@ -109,7 +128,12 @@ class ResNetMachine(Machine):
 
     @torch.inference_mode()
     def predict(self, sample: Sample, feature: np.ndarray) -> int:
-        return int(self.back(torch.from_numpy(feature)).argmax())
+        logits = self.back(torch.from_numpy(feature))  # (1, classes)
+        if sample.label >= logits.shape[1]:
+            raise ValueError(
+                f"{sample.name}: label {sample.label}, the network knows 0..{logits.shape[1] - 1}"
+            )
+        return int(logits.argmax())
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[Any]) -> Score:
         """Top-1 accuracy, 0..1."""
@@ -146,6 +170,7 @@ def load_network(options: ResNetOptions) -> nn.Module:
     """
     if options.library == "transformers":
         folder = _find_checkpoint(options)
+        logging.disable_progress_bar()  # there is one for the features already
         network = ResNetForImageClassification.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32
         )
@@ -165,6 +190,14 @@ def load_network(options: ResNetOptions) -> nn.Module:
     return network.eval()
 
 
+def weights_id(options: ResNetOptions) -> str:
+    """What names the weights: the digest of the checkpoint's file, or torchvision's name."""
+    if options.library == "torchvision" and options.checkpoint is None:
+        return options.weights
+    path = _find_checkpoint(options)
+    return files.digest(*(sorted(path.glob("*.safetensors")) if path.is_dir() else [path]))
+
+
 def _find_checkpoint(options: ResNetOptions) -> Path:
     if options.checkpoint is None:
         raise ValueError("checkpoint: this library needs one")
@@ -172,18 +205,23 @@ def _find_checkpoint(options: ResNetOptions) -> Path:
     for place in places:
         if place.exists():
             return place
-    raise FileNotFoundError(
-        f"no checkpoint {options.checkpoint}: put it at {places[0]}. torchvision's ResNet50 weights "
-        "are at https://download.pytorch.org/models/resnet50-0676ba61.pth (IMAGENET1K_V1)"
-    )
+    if options.library == "transformers":
+        what = "It is a folder with config.json and model.safetensors"
+    else:
+        what = (
+            "torchvision's ResNet50 weights are at "
+            "https://download.pytorch.org/models/resnet50-0676ba61.pth (IMAGENET1K_V1); "
+            "--checkpoint null downloads them"
+        )
+    raise FileNotFoundError(f"no checkpoint {options.checkpoint}: put it at {places[0]}. {what}")
 
 
 def read_list(options: ResNetOptions, split: Split) -> list[Sample]:
     """The pictures of ``source/<split>.txt``: lines ``path label``, paths relative to ``source/``.
 
     Raises:
-        FileNotFoundError: the list or a picture is not there; the message says what goes where.
-        ValueError: a line is not as above.
+        FileNotFoundError: the list is not there; the message says what goes where.
+        ValueError: a line is not as above, or two pictures would share a feature file.
     """
     path = options.root.source / f"{split}.txt"
     if not path.is_file():
@@ -191,20 +229,20 @@ def read_list(options: ResNetOptions, split: Split) -> list[Sample]:
             f"{path}: missing. It lists the {split} pictures of ImageNet (https://image-net.org), a "
             f"line each: path below {path.parent}, space, class index 0..999"
         )
-    samples = []
+    samples: dict[str, Sample] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         name, _, label = line.strip().rpartition(" ")
         if not line.strip():
             continue
         if not name or not label.isdecimal():
             raise ValueError(f"{path}:{number}: expected 'path label', got {line!r}")
-        picture = path.parent / name
-        if not picture.is_file():
-            raise FileNotFoundError(f"{picture}: missing, {path}:{number} names it")
-        samples.append(Sample(Path(name).stem, picture, int(label)))
+        stem = Path(name).stem
+        if stem in samples:
+            raise ValueError(f"{path}:{number}: a second picture named {stem}; names must differ")
+        samples[stem] = Sample(stem, path.parent / name, int(label))
     if not samples:
         raise ValueError(f"{path}: lists no picture")
-    return samples[: options.counts.get(split)]
+    return list(samples.values())[: options.counts.get(split)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

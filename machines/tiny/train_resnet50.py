@@ -4,7 +4,8 @@ A ResNet of basic blocks (transformers' classes), 32, 64 and 128 channels, one b
 of 112 x 112 becomes 128 x 7 x 7. Fresh scenes in every step, AdamW with a one-cycle schedule, bf16
 autocast where the CPU gains by it. The checkpoint is stored as float16 and run as float32.
 
-@RESULT@
+Seed 0, 4000 steps: 345 s with one thread on a CPU with AMX (and one more process that draws
+pictures); top-1 0.992 on 1000 held-out pictures.
 """
 
 import sys
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from coding import config, files
+from coding.devices import fast_bf16
 from coding.paths import REPOSITORY
 from machines.tiny import world
 
@@ -94,7 +96,7 @@ def train(cfg: TrainConfig) -> float:
             if (later := step + 4) < cfg.steps:
                 first = later * cfg.batch_size
                 ahead.append(pool.submit(draw, cfg.seed, first, cfg.batch_size, "network"))
-            with torch.autocast("cpu", torch.bfloat16, torch.cpu._is_amx_tile_supported()):
+            with torch.autocast("cpu", torch.bfloat16, fast_bf16("cpu")):
                 logits = network(to_input(pictures)).logits.float()
             loss = nn.functional.cross_entropy(
                 logits, torch.from_numpy(labels), label_smoothing=0.05

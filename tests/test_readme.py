@@ -1,0 +1,102 @@
+"""The README's commands are run, its snippet executed, its flags and paths checked."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import toy_feature
+
+from coding.codec import load_codec
+from coding.paths import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
+COMMANDS = [line.split("#")[0].strip() for line in BASH.splitlines() if "python" in line]
+INLINE = re.findall(r"`(python [^`]+)`", README)
+SHORTER = {"run_batch.py": ["--epochs", "1"]}  # what would take minutes is run with fewer epochs
+
+
+def split_command(command: str) -> tuple[str, list[str]]:
+    """``cd a; python b.py --flag`` -> path of the script from the root, its arguments."""
+    folder, _, rest = command.rpartition(";")
+    parts = shlex.split(rest)
+    folder = folder.removeprefix("cd ").strip()
+    return os.path.join(folder, parts[1]), parts[2:]
+
+
+def run(command: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+@pytest.mark.slow
+def test_the_commands_one_by_one(tmp_path):
+    """The block of published commands, in its order, on a fresh data root."""
+    environment = dict(os.environ, DTUFC_DATA=str(tmp_path), OMP_NUM_THREADS="1")
+    block = [c for c in COMMANDS if c.startswith("cd") and "--" not in c]
+    assert [os.path.basename(split_command(c)[0]) for c in block] == [
+        "cls.py", "nonlinear_transform.py", "generate_data.py", "run_batch.py",
+    ]  # fmt: skip
+    for command in block:
+        script, argv = split_command(command)
+        folder, name = os.path.split(script)
+        done = run(
+            [sys.executable, name, *argv, *SHORTER.get(name, [])],
+            cwd=REPOSITORY / folder, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert "uncompressed" in done.stdout
+    assert len(list(tmp_path.rglob("summary.json"))) == 4
+
+
+def test_dry_runs_work_as_written():
+    for command in COMMANDS:
+        if "--dry_run" in command:
+            script, argv = split_command(command)
+            done = run([sys.executable, os.path.basename(script), *argv],
+                       cwd=REPOSITORY / os.path.dirname(script))  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert "train.py" in done.stdout
+
+
+def test_every_flag_is_known():
+    wanted: dict[str, set[str]] = {}
+    for command in COMMANDS + INLINE:
+        script, argv = split_command(command)
+        wanted.setdefault(script, set()).update(a for a in argv if a.startswith("--"))
+    assert len(wanted) >= 10
+    for script, flags in wanted.items():
+        path = REPOSITORY / script
+        assert path.is_file(), script
+        text = run([sys.executable, str(path), "--help"]).stdout
+        unknown = {flag for flag in flags if not re.search(rf"{flag}\b", text)}
+        assert not unknown, f"{script}: {unknown}"
+
+
+def test_published_flags_are_known():
+    text = run(
+        [sys.executable, str(REPOSITORY / "coding/CompressAI/run_batch.py"), "--help"]
+    ).stdout
+    listed = re.search(r"published flags \((.*?)\)", README, re.S).group(1).replace("`", "").split()
+    assert len(listed) == 13
+    for flag in listed:
+        assert re.search(rf"{flag}\b", text), flag
+
+
+def test_named_paths_exist():
+    for path in re.findall(
+        r"`((?:coding|machines|configs|scripts|results|tests)/[\w./-]*)`", README
+    ):
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_the_snippet_runs(untrained):
+    """The Python snippet, with a codec folder and a feature at hand."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {"folder": untrained, "feature": toy_feature(0, 20)}
+    exec(snippet, names)
+    assert names["decoded"].shape == (1, 1, 20, 128)
+    assert np.array_equal(names["decoded"], load_codec(untrained).decode(names["data"]))
