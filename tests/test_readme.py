@@ -81,7 +81,7 @@ def test_published_flags_are_known():
         [sys.executable, str(REPOSITORY / "coding/CompressAI/run_batch.py"), "--help"]
     ).stdout
     listed = re.search(r"published flags \((.*?)\)", README, re.S).group(1).replace("`", "").split()
-    assert len(listed) == 13
+    assert len(listed) == 14
     for flag in listed:
         assert re.search(rf"{flag}\b", text), flag
 

@@ -99,6 +99,18 @@ def test_fit_script_refuses(data, capsys, argv, message):
     assert not transform_folder(data).exists()
 
 
+def test_a_special_fit_replaces_no_plain_one(data):
+    """Rows, truncation and per-channel codebooks are in the name of the mapping."""
+    nonlinear_transform.main([*common(data), "--bit_depth", "3"])
+    plain = transform_folder(data) / "transform_mapping_up_kmeans10_bitdepth3.json"
+    before = plain.read_bytes()
+    flags = ["--rows", "2", "--trun_low", "-1.5", "--trun_high", "2", "--per_channel"]
+    nonlinear_transform.main([*common(data), "--bit_depth", "3", *flags])
+    special = plain.with_name(f"{plain.stem}_rows2_trunl-1.5_trunh2_perchannel.json")
+    assert Mapping.load(special).per_channel
+    assert plain.read_bytes() == before
+
+
 def test_fit_script_needs_features(tmp_path):
     facts = {"model": "none", "task": "such", "shape": [1, 1, None, 8], "packing": {}}
     (tmp_path / "none.yaml").write_text(yaml.safe_dump({"feature": facts}))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coding import config, files
-from coding.feature import list_features, load_facts
+from coding.feature import FeatureFacts, list_features, load_facts
 from coding.paths import DataRoot, default_data_root
 from coding.prepare import ensure_features
 from coding.transform.fit import MAX_BIT_DEPTH, TransformType, fit_mapping
@@ -28,7 +28,8 @@ class FitConfig:
     features: Path | None = None
     """Folder of .npy features; null takes the machine's training features, extracted if missing."""
     output: Path | None = None
-    """Mapping file; null names it as published, in the data root."""
+    """Mapping file; null names it as published, in the data root (rows, truncation and per_channel
+    are added to the name)."""
     transform_type: TransformType = "kmeans"
     """kmeans: least squared error. density: equal counts. uniform: even steps."""
     bit_depth: int = 8
@@ -67,7 +68,20 @@ class FitConfig:
             return self.output
         facts = load_facts(self.machine)
         root = DataRoot(self.data_root).feature(facts.model, facts.task)
-        return root.mapping(facts.task, self.transform_type, self.samples, self.bit_depth)
+        path = root.mapping(facts.task, self.transform_type, self.samples, self.bit_depth)
+        return path.with_name(f"{path.stem}{self._variant(facts)}.json")
+
+    def _variant(self, facts: FeatureFacts) -> str:
+        """What the published name does not tell, so that a special fit replaces no plain one."""
+        parts = []
+        if self.rows not in (None, facts.rows):
+            parts.append(f"rows{self.rows}")
+        for name, bound in (("trunl", self.trun_low), ("trunh", self.trun_high)):
+            if bound is not None:
+                parts.append(name + (f"{bound:g}" if isinstance(bound, float | int) else "list"))
+        if self.per_channel:
+            parts.append("perchannel")
+        return "".join(f"_{part}" for part in parts)
 
 
 def fit(cfg: FitConfig) -> tuple[Mapping, dict[str, Any]]:
