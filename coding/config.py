@@ -12,7 +12,8 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -40,10 +41,7 @@ def parse(
     parser.add_argument("--config", action="config", help="YAML file; later flags override it")
     parser.add_class_arguments(config_class, help=config_class.__name__)
     parser.set_defaults(defaults)
-    switches = {
-        f"--{field.name}" for field in dataclasses.fields(config_class) if field.type is bool
-    }
-    namespace: Namespace = parser.parse_args(_bare_switches(argv, switches))
+    namespace: Namespace = parser.parse_args(_plain_flags(config_class, argv))
     namespace.pop("config", None)
     values = {key: value for key, value in vars(namespace).items() if not key.startswith("__")}
     try:
@@ -52,15 +50,30 @@ def parse(
         parser.error(str(error))
 
 
-def _bare_switches(argv: Sequence[str] | None, switches: set[str]) -> list[str]:
-    """``--resume`` alone stands for ``--resume true``."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    full: list[str] = []
-    for flag, following in zip(given, [*given[1:], ""], strict=False):
-        full.append(flag)
-        if flag in switches and following.lower() not in ("true", "false", "yes", "no"):
-            full.append("true")
-    return full
+def _plain_flags(config_class: type, argv: Sequence[str] | None) -> list[str]:
+    """``--resume`` alone stands for ``--resume true``, ``--features A B`` for ``[A, B]``."""
+    fields = {f"--{field.name}": field.type for field in dataclasses.fields(config_class)}
+    waiting = list(sys.argv[1:] if argv is None else argv)
+    plain: list[str] = []
+    while waiting:
+        flag = waiting.pop(0)
+        plain.append(flag)
+        values: list[str] = []
+        while waiting and not waiting[0].startswith("--"):
+            values.append(waiting.pop(0))
+        if fields.get(flag) is bool and not values:
+            values = ["true"]
+        elif values and _is_list(fields.get(flag)) and not values[0].startswith("["):
+            values = [json.dumps(values)]
+        plain += values
+    return plain
+
+
+def _is_list(annotation: Any) -> bool:
+    """list[...], or list[...] | None."""
+    if isinstance(annotation, UnionType):
+        return all(_is_list(arg) for arg in get_args(annotation) if arg is not NoneType)
+    return get_origin(annotation) is list
 
 
 def to_argv(config: Any) -> list[str]:

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import yaml
 from tqdm import tqdm
 
 from coding import config, files, records
@@ -74,7 +73,7 @@ def parse_options(
     Raises:
         FileNotFoundError, ValueError: the preset is missing or its block is wrong.
     """
-    given = _spread_features(list(sys.argv[1:] if argv is None else argv))
+    given = list(sys.argv[1:] if argv is None else argv)
     name = preset
     for flag, following in zip(given, [*given[1:], ""], strict=False):
         if flag == "--machine" and following:
@@ -91,18 +90,6 @@ def parse_options(
     if options.machine != str(name):  # its block was not the one that was read
         raise ValueError(f"machine: name {options.machine} by --machine, after no --config")
     return options
-
-
-def _spread_features(argv: list[str]) -> list[str]:
-    """``--features A B C`` -> ``--features [A, B, C]``; a list stays as it is."""
-    if "--features" not in argv:
-        return argv
-    start = argv.index("--features") + 1
-    end = next((i for i in range(start, len(argv)) if argv[i].startswith("--")), len(argv))
-    values = argv[start:end]
-    if len(values) == 1 and values[0].startswith("["):
-        return argv
-    return [*argv[:start], yaml.safe_dump(values, default_flow_style=True).strip(), *argv[end:]]
 
 
 def run(machine: Machine, options: MachineOptions) -> dict[str, float]:

@@ -169,6 +169,12 @@ def test_config_flags_over_yaml(tmp_path, capsys):
     for argv in (["--fast"], ["--fast", "true"], ["--fast=true"], ["--fast", "--count", "3"]):
         assert config.parse(_Config, argv) == _Config(fast=True)
     assert not config.parse(_Config, ["--fast", "false"]).fast
+    two = _Config(paths=[Path("a"), Path("b")])
+    for argv in (["--paths", "a", "b"], ["--paths", "[a, b]"], ["--paths=[a, b]"]):
+        assert config.parse(_Config, argv) == two
+    assert config.parse(_Config, ["--paths", "a", "--fast"]) == _Config(
+        paths=[Path("a")], fast=True
+    )
     assert config.parse(_Config, []) == _Config()
     for argv, message in (
         (["--count", "x"], "count"),
