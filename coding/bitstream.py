@@ -31,7 +31,6 @@ SUFFIX = ".ufc"
 """Ending of bitstream files."""
 VERSION = 1
 ID_BYTES = 4
-NO_MAPPING = bytes(ID_BYTES)
 MAX_POINTS = 1 << 28
 """Largest feature that a bitstream may announce: 1 GiB as float32."""
 _MAX_PARTS = 1 << 16

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 
@@ -46,8 +46,6 @@ class ExtraKind:
 class Codec(ABC):
     """What every codec does. Instances are read-only and may be shared."""
 
-    name: ClassVar[str]
-
     @classmethod
     @abstractmethod
     def load(
@@ -58,7 +56,12 @@ class Codec(ABC):
     @property
     @abstractmethod
     def id(self) -> bytes:
-        """SHA-256 of all that decides how bytes are decoded (32 bytes)."""
+        """SHA-256 that names the codec in bitstreams: weights and tables, not mappings (32 bytes)."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Hex SHA-256 of all that decides bytes and decoded values: the id and the mappings."""
 
     @abstractmethod
     def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
@@ -105,7 +108,7 @@ def load_codec(
         raise FileNotFoundError(f"{path}: a codec folder holds a config.json; is the path right?")
     values = files.read_json(path)
     name = values.get("codec") if isinstance(values, dict) else None
-    if name not in CODECS:
+    if not isinstance(name, str) or name not in CODECS:
         raise ValueError(f"{path}: key 'codec' is {name!r}, expected one of {sorted(CODECS)}")
     module, class_name = CODECS[name].split(":")
     codec_class: type[Codec] = getattr(importlib.import_module(module), class_name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from coding import config
 from coding.bitstream import SUFFIX, BitstreamError
 from coding.feature import write_feature
-from coding.options import CodecOptions, list_inputs, progress
+from coding.options import CodecOptions, progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,23 @@ class DecodeConfig(CodecOptions):
     """Folder of the decoded features."""
 
 
+def list_bitstreams(path: Path) -> list[Path]:
+    """The bitstreams of a folder, sorted by name; a single file is itself.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: the folder holds none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    found = sorted(p for p in path.glob(f"*{SUFFIX}") if not p.name.startswith("."))
+    if not found:
+        raise ValueError(f"{path}: holds no *{SUFFIX} file")
+    return found
+
+
 def decode(cfg: DecodeConfig) -> None:
     """Decode every bitstream.
 
@@ -31,7 +48,7 @@ def decode(cfg: DecodeConfig) -> None:
         BitstreamError: a file is not sound or not of this codec; the message names it.
     """
     codec = cfg.load()
-    paths = list_inputs(cfg.input, SUFFIX)
+    paths = list_bitstreams(cfg.input)
     for path in progress(paths, "decode"):
         try:
             feature = codec.decode(path.read_bytes())

@@ -10,3 +10,17 @@ def fast_bf16(device: str | torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     # torch has no public question for this; oneDNN's own dispatch asks the same
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def check_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name} is not to be had ({error})") from error
+    return device

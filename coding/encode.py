@@ -9,8 +9,8 @@ from pathlib import Path
 
 from coding import config, files
 from coding.bitstream import SUFFIX
-from coding.feature import points, read_feature
-from coding.options import CodecOptions, list_inputs, progress
+from coding.feature import list_features, points, read_feature
+from coding.options import CodecOptions, progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def encode(cfg: EncodeConfig) -> None:
     """
     codec = cfg.load()
     total_bytes = total_points = 0
-    for path in progress(list_inputs(cfg.input, ".npy"), "encode"):
+    for path in progress(list_features(cfg.input), "encode"):
         feature = read_feature(path)
         try:
             data = codec.encode(feature, cfg.kind)

@@ -45,15 +45,19 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, float | int]:
     paths = list_features(cfg.features)
     table = cfg.output / RATE_CSV
     done = _finished_rows(cfg, codec)
-    run = records.Run(cfg.output, cfg)
-    run.add(codec_id=codec.id.hex())
+    if (
+        not done
+    ):  # before this run's record appears, so that no later run takes old rows for its own
+        for stale in (table, cfg.output / SUMMARY_JSON):
+            stale.unlink(missing_ok=True)
+    run = records.Run(cfg.output, cfg, identity=codec.identity)
     rows = []
     moments = _Moments()
     for path in progress(paths, "evaluate"):
         feature = read_feature(path)
         moments.add(feature)
         row = done.get(path.stem)
-        if row is None or row.points != points(feature.shape):
+        if row is None or row.points != points(feature.shape) or _is_newer(path, cfg):
             row = _code(codec, path, feature, cfg)
             rows.append(row)
             records.write_rows(table, rows)
@@ -95,8 +99,7 @@ def _finished_rows(cfg: EvaluateConfig, codec: Codec) -> dict[str, records.RateR
     if not table.is_file() or not run.is_file():
         return {}
     values = files.read_json(run)
-    same = values.get("codec_id") == codec.id.hex()
-    if not same or values["config"] != records.config_values(cfg):
+    if values.get("identity") != codec.identity or values["config"] != records.config_values(cfg):
         return {}
     return {
         row.name: row
@@ -104,6 +107,12 @@ def _finished_rows(cfg: EvaluateConfig, codec: Codec) -> dict[str, records.RateR
         if (cfg.output / BITSTREAMS / f"{row.name}{SUFFIX}").is_file()
         and (cfg.output / DECODED / f"{row.name}.npy").is_file()
     }
+
+
+def _is_newer(path: Path, cfg: EvaluateConfig) -> bool:
+    """Whether a feature was written after its bitstream."""
+    stream = cfg.output / BITSTREAMS / f"{path.stem}{SUFFIX}"
+    return path.stat().st_mtime > stream.stat().st_mtime
 
 
 class _Moments:

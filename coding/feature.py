@@ -155,7 +155,7 @@ def list_features(folder: str | Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of features")
+        raise FileNotFoundError(f"{folder}: no such file or folder of features")
     paths = sorted(p for p in folder.iterdir() if p.suffix == ".npy" and not p.name.startswith("."))
     if not paths:
         raise FeatureError(f"{folder}: holds no .npy feature")

@@ -39,23 +39,6 @@ class CodecOptions:
         return load_codec(self.codec, device=self.device, published=published, kinds=extra)
 
 
-def list_inputs(path: Path, suffix: str) -> list[Path]:
-    """The files with this ending in a folder, sorted; a single file is itself.
-
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: the folder holds no such file.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    found = sorted(p for p in path.glob(f"*{suffix}") if not p.name.startswith("."))
-    if not found:
-        raise ValueError(f"{path}: holds no *{suffix} file")
-    return found
-
-
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
     """A progress bar over ``items``."""
     return iter(tqdm(items, desc=what, unit="feature", mininterval=1))

@@ -7,6 +7,7 @@ The data root is ``Data_example/`` at the repository's root, or what the environ
                    pretrained_head/                    checkpoints of the machine
                    feature_train/{train,test}/*.npy    features to fit and train on, and to validate on
                    feature_test/*.npy                  features to evaluate on
+                   origin.json, extracted.json         what made the features; that all are there
                    accuracy.json                       task accuracy of the uncompressed features
                    transform/                          mappings, fit records, plots
                    patches/<transform>/crop_hgt<h>_wdt<w>/{train,test}/*.npy
@@ -100,4 +101,5 @@ class DataRoot:
 
 BITSTREAMS, DECODED = "bitstreams", "decoded"
 RATE_CSV, SUMMARY_JSON, RUN_JSON = "rate.csv", "summary.json", "run.json"
+ORIGIN_JSON, EXTRACTED_JSON = "origin.json", "extracted.json"
 ACCURACY_JSON, ACCURACY_CSV = "accuracy.json", "accuracy.csv"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from coding.feature import FeatureError, find_machine_config, load_facts
-from coding.paths import REPOSITORY, DataRoot, FeatureRoot
+from coding.paths import EXTRACTED_JSON, ORIGIN_JSON, REPOSITORY, DataRoot, FeatureRoot
 
 
 def ensure_features(machine: str | Path, data_root: Path) -> FeatureRoot:
@@ -25,14 +25,15 @@ def ensure_features(machine: str | Path, data_root: Path) -> FeatureRoot:
     root = DataRoot(data_root).feature(facts.model, facts.task)
     needed = (root.feature_train / "train", root.feature_train / "test", root.feature_test)
     missing = [folder for folder in needed if not any(folder.glob("*.npy"))]
-    if not missing:
+    begun = (root.folder / ORIGIN_JSON).is_file() and not (root.folder / EXTRACTED_JSON).is_file()
+    if not missing and not begun:
         return root
-    where = ", ".join(str(folder) for folder in missing)
+    where = ", ".join(str(folder) for folder in missing or needed)
     if facts.script is None:
         raise FeatureError(f"no features in {where}: put the .npy files of {facts.kind} there")
     command = [sys.executable, str(REPOSITORY / facts.script), "--mode", "extract"]
     command += ["--machine", str(find_machine_config(machine)), "--data_root", str(data_root)]
-    print(f"no features in {where}; running: {' '.join(command)}", flush=True)
+    print(f"features are missing in {where}; running: {' '.join(command)}", flush=True)
     status = subprocess.run(command, check=False).returncode
     if status != 0:
         raise FeatureError(f"{facts.script} ended with status {status} and left no features")

@@ -97,8 +97,9 @@ class Decoder:
         symbols, indexes = _checked(symbols, indexes, self.tables)
         tables = self.tables
         sound = _decode(
-            symbols, indexes, tables.cdf, tables.length, tables.offset, self._words, self._state
-        )
+            symbols, indexes, tables.cdf, tables.length, tables.offset, self._words, self._state,
+            False,
+        )  # fmt: skip
         if not sound:
             raise RansError("the coded symbols are truncated or damaged")
         self._check = _checksum(symbols, self._check)
@@ -122,6 +123,26 @@ def _checksum(symbols: np.ndarray, before: int) -> int:
 
 def _first_state(check: int) -> int:
     return _LOW | check & (_LOW - 1)
+
+
+def decode_compressai(data: bytes, indexes: np.ndarray, tables: Tables) -> np.ndarray:
+    """Read a string of CompressAI's rANS coder -> symbols (n,) int32.
+
+    The same coder with the state's words the other way round and escapes in groups of four bits.
+    CompressAI's own decoder trusts the string and reads on where it ends; this one does not.
+
+    Raises:
+        RansError: the string is truncated, damaged, or holds more than these symbols.
+    """
+    if len(data) < 8 or len(data) % 4:
+        raise RansError("the coded symbols are truncated")
+    words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
+    symbols, indexes = _checked(np.empty(indexes.size, np.int32), indexes, tables)
+    state = np.array([(int(words[1]) << 32) | int(words[0]), 2], dtype=np.uint64)
+    sound = _decode(symbols, indexes, tables.cdf, tables.length, tables.offset, words, state, True)
+    if not sound or int(state[1]) != len(words) or int(state[0]) != _LOW:
+        raise RansError("the coded symbols are truncated or damaged")
+    return symbols
 
 
 def _checked(symbols: np.ndarray, indexes: np.ndarray, tables: Tables):
@@ -175,20 +196,58 @@ def _encode(symbols, indexes, cdf, length, offset, state, words):
 
 
 @njit(cache=True)
-def _bit(state, words, at):
-    """Take one bit; ``at`` becomes negative where the words ran out."""
-    bit = state & np.uint64(1)
-    state >>= np.uint64(1)
+def _bits(state, words, at, count):
+    """Take ``count`` bits; ``at`` becomes negative where the words ran out."""
+    value = state & ((np.uint64(1) << np.uint64(count)) - np.uint64(1))
+    state >>= np.uint64(count)
     if state < np.uint64(_LOW):
         if at >= len(words):
-            return bit, state, -1
+            return value, state, -1
         state = (state << np.uint64(32)) | np.uint64(words[at])
         at += 1
-    return bit, state, at
+    return value, state, at
 
 
 @njit(cache=True)
-def _decode(symbols, indexes, cdf, length, offset, words, saved):
+def _gamma(state, words, at):
+    """Elias-gamma code of a number of at most 33 bits -> the number less one."""
+    bits = 0
+    bit = np.uint64(0)
+    while bit == np.uint64(0):
+        bit, state, at = _bits(state, words, at, 1)
+        bits += 1
+        if at < 0 or bits > _MAX_GAMMA:
+            return np.uint64(0), state, -1
+    d = np.uint64(1)
+    for _ in range(bits - 1):
+        bit, state, at = _bits(state, words, at, 1)
+        if at < 0:
+            return np.uint64(0), state, -1
+        d = (d << np.uint64(1)) | bit
+    return d - np.uint64(1), state, at
+
+
+@njit(cache=True)
+def _nibbles(state, words, at):
+    """CompressAI's escape: how many groups of four bits, in unary of fifteens, then the groups."""
+    count = 0
+    group = np.uint64(15)
+    while group == np.uint64(15):
+        group, state, at = _bits(state, words, at, 4)
+        count += np.int64(group)
+        if at < 0 or count > 8:  # a symbol is an int32
+            return np.uint64(0), state, -1
+    d = np.uint64(0)
+    for j in range(count):
+        group, state, at = _bits(state, words, at, 4)
+        if at < 0:
+            return np.uint64(0), state, -1
+        d |= group << np.uint64(4 * j)
+    return d, state, at
+
+
+@njit(cache=True)
+def _decode(symbols, indexes, cdf, length, offset, words, saved, nibbles):
     state = saved[0]
     at = np.int64(saved[1])
     mask = np.uint64((1 << PRECISION) - 1)
@@ -213,20 +272,12 @@ def _decode(symbols, indexes, cdf, length, offset, words, saved):
             at += 1
         v = np.int64(low)
         if low == size:
-            bits = 0
-            bit = np.uint64(0)
-            while bit == np.uint64(0):
-                bit, state, at = _bit(state, words, at)
-                bits += 1
-                if at < 0 or bits > _MAX_GAMMA:
-                    return False
-            d = np.uint64(1)
-            for _ in range(bits - 1):
-                bit, state, at = _bit(state, words, at)
-                if at < 0:
-                    return False
-                d = (d << np.uint64(1)) | bit
-            d -= np.uint64(1)
+            if nibbles:
+                d, state, at = _nibbles(state, words, at)
+            else:
+                d, state, at = _gamma(state, words, at)
+            if at < 0:
+                return False
             half = np.int64(d >> np.uint64(1))
             v = -half - 1 if d & np.uint64(1) else size + half
         v += offset[t]

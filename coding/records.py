@@ -92,7 +92,7 @@ class Run:
     Written with ``finished: false`` at the start and ``true`` by :meth:`finish`.
     """
 
-    def __init__(self, folder: Path, config: Any):
+    def __init__(self, folder: Path, config: Any, **facts: Any):
         self.path = folder / RUN_JSON
         self.start = time.time()
         self.values = {
@@ -101,12 +101,8 @@ class Run:
             "versions": versions(),
             "machine": machine(),
             "finished": False,
+            **facts,
         }
-        files.write_json(self.path, self.values)
-
-    def add(self, **facts: Any) -> None:
-        """Add facts known at the start."""
-        self.values |= facts
         files.write_json(self.path, self.values)
 
     def finish(self, **results: Any) -> None:

@@ -31,6 +31,8 @@ from coding.paths import (
     ACCURACY_CSV,
     ACCURACY_JSON,
     DECODED,
+    EXTRACTED_JSON,
+    ORIGIN_JSON,
     DataRoot,
     FeatureRoot,
     default_data_root,
@@ -59,8 +61,6 @@ class MachineOptions:
     def root(self) -> FeatureRoot:
         return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
 
-
-ORIGIN_JSON = "origin.json"
 
 Options = TypeVar("Options", bound=MachineOptions)
 
@@ -128,7 +128,8 @@ def _check_origin(machine: Machine, options: MachineOptions) -> None:
 
 
 def extract(machine: Machine, options: MachineOptions) -> None:
-    """Write the features of all samples; those that are there and whole are kept."""
+    """Write the features of all samples; those that are there and whole are kept. ``extracted.json``
+    appears when all are there."""
     facts, root = options.facts, options.root
     origin = root.folder / ORIGIN_JSON
     splits = {
@@ -136,8 +137,11 @@ def extract(machine: Machine, options: MachineOptions) -> None:
         "validation": root.feature_train / "test",
         "test": root.feature_test,
     }
+    counts = {}
     for split, folder in splits.items():
-        for sample in tqdm(machine.samples(split), desc=f"extract {split}", unit="feature"):
+        samples = machine.samples(split)
+        counts[split] = len(samples)
+        for sample in tqdm(samples, desc=f"extract {split}", unit="feature"):
             path = folder / f"{sample.name}.npy"
             if path.is_file() and _is_whole(path, facts):
                 continue
@@ -148,6 +152,7 @@ def extract(machine: Machine, options: MachineOptions) -> None:
             if not origin.is_file():
                 files.write_json(origin, machine.origin())
             write_feature(path, feature)
+    files.write_json(root.folder / EXTRACTED_JSON, counts)
 
 
 def _is_whole(path: Path, facts: FeatureFacts) -> bool:

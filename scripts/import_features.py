@@ -50,6 +50,10 @@ def import_features(cfg: ImportConfig) -> Path:
         if mismatch:
             raise FeatureError(f"{path}: {mismatch}")
     split = len(train) - cfg.validation
+    places = (root.feature_train / "train", root.feature_train / "test", root.feature_test)
+    for source in (cfg.train, cfg.test):
+        if source.resolve() in [place.resolve() for place in places]:
+            raise ValueError(f"{source}: is the data root's own folder")
     _place(train[:split], root.feature_train / "train")
     _place(train[split:], root.feature_train / "test")
     _place(test, root.feature_test)
@@ -57,16 +61,22 @@ def import_features(cfg: ImportConfig) -> Path:
 
 
 def _place(paths: Sequence[Path], folder: Path) -> None:
-    """Hard links where the file system has them, copies elsewhere; what is there is replaced."""
+    """Hard links where the file system has them, copies elsewhere. The folder then holds these
+    features and no others, so that none is trained on and validated with."""
     folder.mkdir(parents=True, exist_ok=True)
+    wanted = {path.name for path in paths}
+    for old in folder.glob("*.npy"):
+        if old.name not in wanted:
+            old.unlink()
     for path in paths:
         beside = folder / f".{path.name}.part"
         beside.unlink(missing_ok=True)
         try:
-            os.link(path, beside)
+            os.link(path.resolve(), beside)
         except OSError:
             shutil.copyfile(path, beside)
         os.replace(beside, folder / path.name)
+        beside.unlink(missing_ok=True)  # it stays where both were links to the same file
 
 
 def main(argv: Sequence[str] | None = None) -> None:

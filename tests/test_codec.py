@@ -1,6 +1,7 @@
 """The learned codecs behind the API: round trips, like-for-like mode, and damaged bitstreams."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from coding.CompressAI.models import (
     checkerboard_split,
 )
 from coding.feature import FeatureError
+from coding.packing import Packing
 from coding.transform.mapping import Mapping
 
 STOCK = {"hyperprior": ScaleHyperprior, "elic": Elic2022Official}
@@ -232,8 +234,9 @@ def test_mutated_bitstreams_are_refused(untrained):
             codec.decode(bytes(data))
 
 
-def test_forged_bitstreams_are_refused_or_decode(untrained):
-    codec = load_codec(untrained)
+@pytest.mark.parametrize("published", [False, True])
+def test_forged_bitstreams_are_refused_or_decode(untrained, published):
+    codec = load_codec(untrained, published=published)
     rng = np.random.default_rng(1)
     good = codec.encode(toy_feature(0, 16))
     refused = 0
@@ -246,9 +249,30 @@ def test_forged_bitstreams_are_refused_or_decode(untrained):
         except BitstreamError:
             refused += 1
         else:
-            assert out.dtype in (np.float16, np.float32)
+            assert out.dtype == np.float32
+            assert out.shape[3] == CHANNELS
             assert np.isfinite(out).all()
-    assert refused > 390
+    assert refused > 350
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_forged_headers_are_refused(untrained, mode):
+    """A valid checksum over a header that announces what the kind cannot be, or too much."""
+    codec = load_codec(untrained, published=bool(mode))
+    good = bitstream.unpack(codec.encode(toy_feature(0, 16)))
+    for change in (
+        {"shape": (16, 2, 1, 64)},
+        {"dtype": "float16"},
+        {"shape": (1, 1, 20000, CHANNELS)},
+        {"shape": (1, 1, 1 << 21, CHANNELS)},
+        {"packing": Packing("tiles", 1, 1)},
+        {"parts": (bytes(8),) * len(good.parts)},
+        {"parts": (b"",) * len(good.parts)},
+        {"parts": good.parts + good.parts},
+        {"mode": 7},
+    ):
+        with pytest.raises(BitstreamError):
+            codec.decode(bitstream.pack(replace(good, **change)))
 
 
 def test_other_codecs_and_mappings_are_refused(untrained, toy_facts, tmp_path):

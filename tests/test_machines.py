@@ -84,6 +84,8 @@ def test_extract_and_evaluate(tmp_path, capsys):
     assert f"top1 {accuracy['value']:.4f} over 4 features" in capsys.readouterr().out
     assert (root / "accuracy.csv").read_text().startswith("name,label,prediction,correct\n00000,")
 
+    assert files.read_json(root / "extracted.json") == {"train": 3, "validation": 2, "test": 4}
+
     # a second extraction keeps what is whole and mends what is not
     features = sorted((root / "feature_test").glob("*.npy"))
     whole = features[1].read_bytes()

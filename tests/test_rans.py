@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
+from compressai.ans import RansEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,6 +66,28 @@ def test_size_is_the_entropy():
 def test_foreign_bytes_raise_or_decode(data, count):
     with contextlib.suppress(rans.RansError):
         rans.Decoder(data, TABLES).decode(np.ones(count, np.int32))
+
+
+def test_reads_compressai_strings():
+    """CompressAI's own encoder, our decoder; and its strings damaged."""
+    rng = np.random.default_rng(1)
+    indexes = rng.integers(0, 3, 3000).astype(np.int32)
+    symbols = rng.integers(-2, 6, 3000).astype(np.int32)
+    symbols[:4] = [100000, -100000, 2**20, -(2**20)]
+    data = RansEncoder().encode_with_indexes(
+        symbols.tolist(), indexes.tolist(), TABLES.cdf.tolist(), TABLES.length.tolist(),
+        TABLES.offset.tolist(),
+    )  # fmt: skip
+    assert np.array_equal(rans.decode_compressai(data, indexes, TABLES), symbols)
+    for bad in (data[:-4], data[:7], data[:-1], data + bytes(4), bytes(8), b"\xff" * 64):
+        with pytest.raises(rans.RansError):
+            rans.decode_compressai(bad, indexes, TABLES)
+
+
+@given(st.binary(max_size=64), st.integers(0, 100))
+def test_foreign_compressai_strings_are_refused_or_decode(data, count):
+    with contextlib.suppress(rans.RansError):
+        rans.decode_compressai(data, np.ones(count, np.int32), TABLES)
 
 
 def test_damage_is_noticed():

@@ -67,6 +67,11 @@ def test_batch_end_to_end(suite, tmp_path, capsys):
     assert f"{float(rows[0]['bpfp']):.4g}" in again
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
+    test = tmp_path / "root" / "toy" / "hidden" / "feature_test"
+    os.utime(next(iter(test.glob("*.npy"))))  # a feature that is newer than its results
+    driver.main(suite)
+    assert capsys.readouterr().out.count("evaluate.py") == 2
+
     summary = next((tmp_path / "root" / "coded").rglob("summary.json"))
     summary.unlink()
     (summary.parent / "run.json").unlink()
@@ -164,6 +169,7 @@ def test_bad_flags(suite, capsys):
     for argv, text in (
         (["--pipeline_config", "both"], "pipeline_config"),
         (["--lambda", "0.1"], "lambda"),
+        (["--jobs", "0"], "jobs: must be at least 1"),
     ):
         with pytest.raises(SystemExit):
             driver.main([*suite, *argv])
@@ -172,6 +178,7 @@ def test_bad_flags(suite, capsys):
         (["--train_model_type", "llama3"], "no machine of the model 'llama3'"),
         (["--arch", "jpeg"], "'jpeg' is none of"),
         (["--suite", "nothing"], "no such config file"),
+        (["--train_model_type", "toy", "--train_task", "csr"], "'csr' is no task of 'toy'"),
     ):
         with pytest.raises(SystemExit, match=text):
             driver.main([*suite, *argv])

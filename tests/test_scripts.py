@@ -79,7 +79,13 @@ def test_killed_evaluation_goes_on(trained, features, tmp_path, monkeypatch):
     assert (tmp_path / "rate.csv").read_text().startswith(kept)
     coded.clear()
     monkeypatch.setattr(evaluate, "_code", original)
-    evaluate.main([*argv, "--published"])  # another config: nothing is taken over
+    monkeypatch.setattr(evaluate, "_code", lambda *_: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main([*argv, "--published"])  # another config, killed at once ...
+    monkeypatch.setattr(evaluate, "_code", original)
+    assert not (tmp_path / "rate.csv").exists()
+    evaluate.main([*argv, "--published"])  # ... takes nothing over
+    assert (tmp_path / "rate.csv").read_text().splitlines()[1] != kept.splitlines()[1]
     assert files.read_json(tmp_path / "run.json")["config"]["published"]
 
 
@@ -126,6 +132,11 @@ def test_import_features(toy, tmp_path):
         "f7.npy",
     ]
     assert len(list((root / "feature_test").iterdir())) == 3
+    import_features.main(
+        [*argv, "--validation", "1"]
+    )  # a second import leaves nothing of the first
+    split = [{p.name for p in (root / "feature_train" / s).iterdir()} for s in ("train", "test")]
+    assert split == [{f"f{i}.npy" for i in range(7)}, {"f7.npy"}]
     with pytest.raises(SystemExit, match="validation: 8 of 8"):
         import_features.main([*argv, "--validation", "8"])
     with pytest.raises(SystemExit, match="llama3_csr takes shape"):

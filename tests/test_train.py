@@ -122,6 +122,14 @@ def test_infinite_loss_keeps_the_last_good_state(toy_patches, tmp_path):
     assert (tmp_path / "state.pt").read_bytes() == before
 
 
+def test_a_kill_between_state_and_log(toy_patches, tmp_path):
+    train(train_config(toy_patches, tmp_path, epochs=2))
+    log = (tmp_path / "log.csv").read_text()
+    (tmp_path / "log.csv").unlink()
+    train(train_config(toy_patches, tmp_path, epochs=2, resume=True))
+    assert (tmp_path / "log.csv").read_text() == log
+
+
 def test_hybrid_of_two_folders(toy_patches, tmp_path, toy_mapping):
     """Two folders of patches make one codec that knows both kinds."""
     other = tmp_path / "other"
@@ -175,6 +183,7 @@ def test_bad_settings(toy_patches, tmp_path, capsys):
             main([*common, *argv])
         assert text in capsys.readouterr().err
     for argv, text in (
+        (["--device", "banana"], "device: banana is not to be had"),
         (["--arch", "{Q: 1}"], "arch.*Q"),
         (["--codec", "elic", "--arch", "{N: 8, M: 8}"], "sum to M = 8"),
         (["--patches", f"[{tmp_path / 'none'}]"], "missing; coding/transform/generate_data"),

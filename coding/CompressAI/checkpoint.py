@@ -68,8 +68,14 @@ def write_codec(
 
     Args:
         made_by: provenance, anything JSON holds.
+
+    Raises:
+        ValueError: two kinds have the same name.
     """
     folder = Path(folder)
+    names = [kind.facts.kind for kind in kinds]
+    if len(set(names)) < len(names):
+        raise ValueError(f"kinds: {names} name one kind of feature twice")
     write_weights(folder / WEIGHTS, model.state_dict())
     for kind in kinds:
         kind.mapping.save(folder / "mappings" / f"{kind.facts.kind}.json")
@@ -149,8 +155,11 @@ def load_kinds(folder: Path, values: dict[str, Any]) -> list[Kind]:
         ValueError: a mapping is missing or damaged, or the facts are wrong.
     """
     kinds = []
+    where = folder / CONFIG_JSON
     for name, entry in values.get("kinds", {}).items():
-        facts = config.build(FeatureFacts, entry["facts"], f"{folder / CONFIG_JSON}: kinds.{name}")
+        if not isinstance(entry, dict) or not {"facts", "assignment"} <= entry.keys():
+            raise ValueError(f"{where}: kinds.{name}: expected the keys facts and assignment")
+        facts = config.build(FeatureFacts, entry["facts"], f"{where}: kinds.{name}")
         mapping = Mapping.load(folder / "mappings" / f"{name}.json", entry["assignment"])
         kinds.append(Kind(facts, mapping))
     return kinds

@@ -20,16 +20,17 @@ from typing import Self
 
 import numpy as np
 import torch
+from compressai.entropy_models import EntropyModel
 from compressai.ops import compute_padding
 from torch import Tensor
 from torch.nn import functional as F
 
-from coding import rans
-from coding.bitstream import ID_BYTES, Bitstream, BitstreamError, pack, unpack
+from coding import files, rans
+from coding.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
 from coding.codec import Codec, ExtraKind
 from coding.CompressAI.checkpoint import Kind, load_kinds, load_model
 from coding.CompressAI.models import LATENT_STRIDE, STRIDE, Elic, Hyperprior
-from coding.devices import fast_bf16
+from coding.devices import check_device, fast_bf16
 from coding.feature import FeatureError, check_feature
 
 OURS, PUBLISHED = 0, 1
@@ -47,15 +48,22 @@ class LearnedCodec(Codec):
     """
 
     def __init__(
-        self, model: Hyperprior | Elic, kinds: Sequence[Kind], device="cpu", published=False
+        self,
+        model: Hyperprior | Elic,
+        kinds: Sequence[Kind],
+        device: str = "cpu",
+        published: bool = False,
     ):
         self.kinds = {kind.facts.kind: kind for kind in kinds}
         self.published = published
-        self.device = torch.device(device)
+        self.device = check_device(device)
         self.tables, self.latent_table = _tables(model)
         self._id = _identify(model)
         scale_table = model.conditional.scale_table
         self.scale_edges = (scale_table[:-1] * scale_table[1:]).sqrt().to(self.device)
+        for module in model.modules():
+            if isinstance(module, EntropyModel):
+                module.entropy_coder = _CheckedCoder(module.entropy_coder)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.model.amp = fast_bf16(self.device)
 
@@ -71,10 +79,17 @@ class LearnedCodec(Codec):
     def id(self) -> bytes:
         return self._id
 
+    @property
+    def identity(self) -> str:
+        parts = [self.id, *(self.kinds[name].mapping.id for name in sorted(self.kinds))]
+        return files.digest(*parts)
+
     @torch.inference_mode()
     def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
         chosen = self._choose(check_feature(feature), kind)
         packing = chosen.facts.packing
+        if _padded_points(packing.plane(feature.shape)) > MAX_POINTS:
+            raise FeatureError(f"{feature.shape}: too large for one bitstream, split the feature")
         plane = packing.pack(chosen.mapping.forward(feature))  # (P, Q) in [0, 1)
         if self.published:
             parts = self._compress_published(plane)
@@ -101,21 +116,24 @@ class LearnedCodec(Codec):
             )
         for kind in self.kinds.values():
             if kind.mapping.id[:ID_BYTES] == stream.mapping_id:
-                mapping = kind.mapping
                 break
         else:
             known = [kind.mapping.id[:ID_BYTES].hex() for kind in self.kinds.values()]
             raise BitstreamError(
                 f"written with mapping {stream.mapping_id.hex()}, this codec has {known}"
             )
+        _check_facts(stream, kind)
         size = stream.packing.plane(stream.shape)
-        if stream.mode == OURS:
-            plane = self._decompress(stream.parts, size)
-        elif stream.mode == PUBLISHED:
-            plane = self._decompress_published(stream.parts, size)
-        else:
-            raise BitstreamError(f"inconsistent: payload mode {stream.mode} is not known")
-        feature = mapping.inverse(stream.packing.unpack(plane, stream.shape))
+        try:
+            if stream.mode == OURS:
+                plane = self._decompress(stream.parts, size)
+            elif stream.mode == PUBLISHED:
+                plane = self._decompress_published(stream.parts, size)
+            else:
+                raise BitstreamError(f"inconsistent: payload mode {stream.mode} is not known")
+        except rans.RansError as error:
+            raise BitstreamError(f"corrupted: {error}") from error
+        feature = kind.mapping.inverse(stream.packing.unpack(plane, stream.shape))
         return feature.astype(stream.dtype)
 
     def latent_indexes(self, scales: Tensor) -> Tensor:
@@ -155,12 +173,9 @@ class LearnedCodec(Codec):
         if len(parts) != 1:
             raise BitstreamError(f"inconsistent: {len(parts)} parts, expected 1")
         p, q = size
-        try:
-            coder = SymbolDecoder(self, parts[0], (-(-p // STRIDE), -(-q // STRIDE)))
-            y_hat = self.model.walk(coder, mask=_coded_mask(p, q, self.device))
-            coder.reader.finish()
-        except rans.RansError as error:
-            raise BitstreamError(f"corrupted: {error}") from error
+        coder = SymbolDecoder(self, parts[0], (-(-p // STRIDE), -(-q // STRIDE)))
+        y_hat = self.model.walk(coder, mask=_coded_mask(p, q, self.device))
+        coder.reader.finish()
         return self._synthesis(y_hat)[:p, :q]
 
     def _synthesis(self, y_hat: Tensor) -> np.ndarray:
@@ -183,10 +198,8 @@ class LearnedCodec(Codec):
             expected = 2 * len(self.model.groups) + 1
         else:
             shape, expected = hyper, 2
-        if len(parts) != expected or any(len(part) < 4 for part in parts):
-            raise BitstreamError(
-                f"inconsistent: {len(parts)} parts, expected {expected} of 4+ bytes"
-            )
+        if len(parts) != expected:
+            raise BitstreamError(f"inconsistent: {len(parts)} parts, expected {expected}")
         x_hat = self.model.decompress([[part] for part in parts], shape)["x_hat"]
         return F.pad(x_hat, unpad)[0, 0].contiguous().cpu().numpy()
 
@@ -246,6 +259,33 @@ class SymbolDecoder:
         return torch.from_numpy(symbols).to(self.codec.device, torch.float32)
 
 
+class _CheckedCoder:
+    """CompressAI's coder for writing, with a decoder that never reads outside the string."""
+
+    def __init__(self, stock):
+        self.encode_with_indexes = stock.encode_with_indexes
+
+    def decode_with_indexes(self, string, indexes, cdfs, sizes, offsets) -> list[int]:
+        tables = rans.Tables(np.array(cdfs), np.array(sizes), np.array(offsets))
+        return rans.decode_compressai(string, np.array(indexes), tables).tolist()
+
+
+def _check_facts(stream: Bitstream, kind: Kind) -> None:
+    """Refuse a bitstream that announces what the kind of its mapping cannot be."""
+    facts = kind.facts
+    fits = [want in (None, got) for want, got in zip(facts.shape, stream.shape, strict=True)]
+    if stream.dtype != facts.dtype or stream.packing != facts.packing or not all(fits):
+        raise BitstreamError(
+            f"inconsistent: {stream.dtype} {stream.shape} {stream.packing} is no {facts.kind}"
+        )
+    if _padded_points(stream.packing.plane(stream.shape)) > MAX_POINTS:
+        raise BitstreamError(f"inconsistent: the plane of {stream.shape} is too large")
+
+
+def _padded_points(size: tuple[int, int]) -> int:
+    return (-(-size[0] // STRIDE) * STRIDE) * (-(-size[1] // STRIDE) * STRIDE)
+
+
 def _medians(model: Hyperprior | Elic) -> Tensor:
     return model.hyper_bottleneck._get_medians().reshape(1, -1, 1, 1)  # (1, N, 1, 1)
 
@@ -280,7 +320,7 @@ def _tables(model: Hyperprior | Elic) -> tuple[rans.Tables, int]:
 
 
 def _identify(model: Hyperprior | Elic) -> bytes:
-    """SHA-256 over the architecture and every weight and table."""
+    """SHA-256 over the architecture and every weight and table; mappings have ids of their own."""
     hasher = hashlib.sha256(json.dumps([type(model).__name__, asdict(model.arch)]).encode())
     for name, value in sorted(model.state_dict().items()):
         hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -59,16 +59,18 @@ def read_published(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
     for key in _STATE_KEYS:
         if isinstance(state, dict) and key in state:
             state = state[key]
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()
+    ):
         raise ValueError(f"{path}: holds no state dict under one of {_STATE_KEYS}")
     # DataParallel's prefix, and the names of CompressAI before 1.2
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    for name in [key.removesuffix("quantiles") for key in state if key.endswith("quantiles")]:
+    for name in [key.removesuffix("quantiles") for key in state if key.endswith(".quantiles")]:
         state = remap_old_keys(name.removesuffix("."), state)
     return state
 
@@ -83,7 +85,7 @@ def import_published(cfg: ImportConfig) -> None:
     state = read_published(cfg.checkpoint)
     try:
         arch = MODELS[codec].infer_arch(state)
-    except (KeyError, ValueError) as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"{cfg.checkpoint}: not a {cfg.arch} checkpoint ({error})") from error
     model = build_model(codec, arch)
     load_state(model, state, cfg.checkpoint)

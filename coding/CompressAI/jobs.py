@@ -1,6 +1,7 @@
 """Commands as subprocesses: logged, shown as progress bars, several side by side if asked."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> None:
             had finished stays.
     """
     threads = max(1, (os.cpu_count() or 1) // parallel) if parallel > 1 else None
+    # a terminated driver takes its commands along: the signal becomes an exit, `finally` does the rest
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     waiting = list(jobs)
     running: list[tuple[Job, subprocess.Popen, tqdm]] = []
     try:
@@ -66,6 +69,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> None:
                     if status != 0:
                         raise JobError(_failure(job, status))
     finally:
+        signal.signal(signal.SIGTERM, previous)
         for _, process, bar in running:
             process.terminate()
             process.wait()

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from coding import config, files
 from coding.CompressAI.checkpoint import Kind
 from coding.feature import FeatureFacts
+from coding.transform.generate_data import MAPPING_JSON, PATCHES_JSON
 from coding.transform.mapping import Mapping
 
 _CACHE_BYTES = 1 << 30  # patch sets up to this size are read once and kept
@@ -71,12 +72,12 @@ def load_patch_kind(folder: Path) -> Kind:
     Raises:
         FileNotFoundError, ValueError: the folder's records are missing or damaged.
     """
-    path = folder / "patches.json"
+    path = folder / PATCHES_JSON
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; coding/transform/generate_data.py writes it")
     values = files.read_json(path)
     try:
         facts = config.build(FeatureFacts, values["facts"], f"{path}: facts")
-        return Kind(facts, Mapping.load(folder / "mapping.json", values["assignment"]))
+        return Kind(facts, Mapping.load(folder / MAPPING_JSON, values["assignment"]))
     except KeyError as error:
         raise ValueError(f"{path}: the key {error} is missing") from error

@@ -36,6 +36,7 @@ from coding.paths import (
 )
 from coding.prepare import ensure_features
 from coding.records import TableRow
+from coding.transform.generate_data import PATCHES_JSON, parse_patch_size
 
 TRAIN = REPOSITORY / "coding" / "CompressAI" / "train.py"
 EVALUATE = REPOSITORY / "coding" / "evaluate.py"
@@ -92,6 +93,10 @@ class BatchConfig:
     dry_run: bool = False
     """Print the commands and run none."""
 
+    def __post_init__(self):
+        if self.jobs < 1:
+            raise ValueError(f"jobs: must be at least 1, got {self.jobs}")
+
 
 class Batch:
     """The commands of a batch, in their order."""
@@ -107,20 +112,25 @@ class Batch:
         self.runs = select(
             suite,
             arch=cfg.arch,
-            train_task=cfg.train_task or self._task_of(cfg.train_model_type),
+            train_task=self._train_task(),
             overrides={
                 key: getattr(cfg, key)
                 for key in ("lambda_value", "epochs", "batch_size", "learning_rate", "patch_size")
             },
         )
 
-    def _task_of(self, model: str | None) -> str | None:
-        if model in (None, HYBRID):
-            return model
+    def _train_task(self) -> str | None:
+        """The training set that ``--train_model_type`` and ``--train_task`` name together."""
+        model, task = self.cfg.train_model_type, self.cfg.train_task
+        if model is None:
+            return task
         tasks = [facts.task for facts in self.machines.values() if facts.model == model]
+        tasks = [HYBRID] if model == HYBRID else tasks
         if not tasks:
             raise ValueError(f"train_model_type: the suite has no machine of the model {model!r}")
-        return tasks[0]
+        if task not in (None, *tasks):
+            raise ValueError(f"train_task: {task!r} is no task of {model!r}, it has {tasks}")
+        return task or tasks[0]
 
     def _trained_on(self, run: Training) -> list[str]:
         """The machines whose patches a run is trained on."""
@@ -197,16 +207,29 @@ class Batch:
             if not self._mapping(machine).is_file():
                 command = [sys.executable, str(FIT), "--machine", machine, *common]
                 jobs.append(Job(f"fit {facts.kind}", command, logs / "fit.log"))
+        wanted: dict[Path, tuple[str, int]] = {}
         for run in self.runs if "train" in cfg.pipeline_config else []:
             for machine in self._trained_on(run):
                 folder, facts = self._patches(machine, run), self.machines[machine]
+                size, crops = run.crop(facts.task), run.crops(facts.task)
+                if wanted.setdefault(folder, (size, crops)) != (size, crops):
+                    raise ValueError(
+                        f"patch_size, patches_per_file: the runs want {wanted[folder]} and "
+                        f"{(size, crops)} in one folder, {folder}"
+                    )
                 command = [sys.executable, str(GENERATE), "--machine", machine, *common]
-                command += ["--patch_size", run.crop(facts.task)]
-                command += ["--patches_per_file", str(run.patches_per_file)]
+                command += ["--patch_size", size, "--patches_per_file", str(crops)]
                 job = Job(f"patches {facts.kind}", command, folder / "generate.log")
-                if not (folder / "patches.json").is_file() and job not in jobs:
+                if job not in jobs and not self._has_patches(folder, size, crops):
                     jobs.append(job)
         return jobs
+
+    def _has_patches(self, folder: Path, size: str, crops: int) -> bool:
+        if not (folder / PATCHES_JSON).is_file():
+            return False
+        made = files.read_json(folder / PATCHES_JSON)
+        plan = [list(parse_patch_size(size)), crops, self.cfg.seed]
+        return [made.get(key) for key in ("patch_size", "patches_per_file", "seed")] == plan
 
     def train(self) -> list[Job]:
         """Trainings that are not finished."""
@@ -248,10 +271,16 @@ class Batch:
         return jobs
 
     def _is_evaluated(self, cfg: EvaluateConfig) -> bool:
+        """Whether the results are those of this config, of the codec and the features as they are."""
         config_json = cfg.codec / CONFIG_JSON
         if not records.is_finished(cfg.output, cfg) or not config_json.is_file():
             return False
-        return (cfg.output / SUMMARY_JSON).stat().st_mtime >= config_json.stat().st_mtime
+        summary = cfg.output / SUMMARY_JSON
+        features = list(cfg.features.glob("*.npy"))
+        newest = max(path.stat().st_mtime for path in [config_json, *features])
+        return summary.stat().st_mtime >= newest and files.read_json(summary)["files"] == len(
+            features
+        )
 
     def accuracy(self) -> list[Job]:
         """The machines' own evaluation of decoded features that were not evaluated yet."""

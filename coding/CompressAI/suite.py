@@ -8,7 +8,7 @@ lambdas or one each. ``published`` holds the paper's rows, ``tiny`` those of the
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from coding import config
 from coding.CompressAI.models import PUBLISHED_NAMES
@@ -17,6 +17,7 @@ from coding.paths import CONFIGS
 from coding.transform.generate_data import folded_size, parse_patch_size
 
 HYBRID = "hybrid"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Row:
     patch_size: str | dict[str, str] = "256-256"
     """height-width of the crops; wide ones are folded. For a hybrid codec also one a task; they must
     fold to the same size."""
-    patches_per_file: int = 1
-    """Crops of each training feature."""
+    patches_per_file: int | dict[str, int] = 1
+    """Crops of each training feature; for a hybrid codec also one a task."""
     learning_rate: float = 1e-4
     """Adam's learning rate."""
     schedule: Literal["plateau", "cosine"] = "plateau"
@@ -78,7 +79,7 @@ class Training:
     batch_size: int
     learning_rate: float
     patch_size: str | dict[str, str]
-    patches_per_file: int
+    patches_per_file: int | dict[str, int]
     schedule: str
     arch: dict[str, Any]
 
@@ -94,11 +95,11 @@ class Training:
 
     def crop(self, task: str) -> str:
         """Patch size, height-width, of the features of a task."""
-        if isinstance(self.patch_size, str):
-            return self.patch_size
-        if task not in self.patch_size:
-            raise ValueError(f"patch_size: none for the task {task!r} in {self.patch_size}")
-        return self.patch_size[task]
+        return _of_task(self.patch_size, task, "patch_size")
+
+    def crops(self, task: str) -> int:
+        """Crops of each feature of a task."""
+        return _of_task(self.patches_per_file, task, "patches_per_file")
 
     @property
     def folded_size(self) -> tuple[int, int]:
@@ -184,6 +185,14 @@ def select(
             runs = exact or runs[:1]
         chosen += [Training(**{**vars(run), **given}) for run in runs]
     return _unique(chosen)
+
+
+def _of_task(value: T | dict[str, T], task: str, key: str) -> T:
+    if not isinstance(value, dict):
+        return value
+    if task not in value:
+        raise ValueError(f"{key}: none for the task {task!r} in {value}")
+    return value[task]
 
 
 def _unique(runs: Sequence[Training]) -> list[Training]:

@@ -43,7 +43,8 @@ from coding.CompressAI.curves import plot_curves
 from coding.CompressAI.import_published import read_published
 from coding.CompressAI.models import MODELS, STRIDE, Elic, Hyperprior, build_model
 from coding.CompressAI.patches import PatchDataset, load_patch_kind
-from coding.devices import fast_bf16
+from coding.devices import check_device, fast_bf16
+from coding.transform.generate_data import PATCHES_JSON
 
 STATE = "state.pt"
 LOG_CSV = "log.csv"
@@ -101,6 +102,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "patience", "save_period"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if not self.patches:
+            raise ValueError("patches: at least one folder")
         for name in ("clip_max_norm", "early_stop", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must not be negative, got {getattr(self, name)}")
@@ -136,7 +139,7 @@ class _Training:
             # the quantiles get no gradient from the loss, which DDP would wait for
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-        self.device = torch.device(cfg.device) if cfg.device else self.accelerator.device
+        self.device = check_device(cfg.device) if cfg.device else self.accelerator.device
         self.processes = self.accelerator.num_processes
         if cfg.batch_size % self.processes:
             raise ValueError(f"batch_size: {cfg.batch_size} does not divide by {self.processes}")
@@ -144,11 +147,11 @@ class _Training:
         if self.main and not cfg.resume and (cfg.output / STATE).exists():
             raise ValueError(f"output: {cfg.output} holds a run; pass --resume or another folder")
         self.kinds = [load_patch_kind(folder) for folder in cfg.patches]
+        self.patches = [files.digest(folder / PATCHES_JSON) for folder in cfg.patches]
         self.data = {split: PatchDataset(cfg.patches, split) for split in ("train", "test")}
-        if any(size % STRIDE for size in self.data["train"].size):
-            raise ValueError(
-                f"patches: sizes must divide by {STRIDE}, not {self.data['train'].size}"
-            )
+        for data in self.data.values():
+            if any(size % STRIDE for size in data.size):
+                raise ValueError(f"patches: sizes must divide by {STRIDE}, not {data.size}")
         self._build()
 
     def _build(self) -> None:
@@ -181,6 +184,8 @@ class _Training:
         cfg = self.cfg
         if cfg.resume and (cfg.output / STATE).exists():
             self._load_state()
+            if self.main and self.history:  # a kill may have come between state and log
+                records.write_rows(cfg.output / LOG_CSV, self.history)
         run = records.Run(cfg.output, cfg) if self.main else None
         writer = (
             SummaryWriter(cfg.output / "tensorboard", purge_step=self.epoch) if self.main else None
@@ -221,6 +226,7 @@ class _Training:
             test = self._sums(self._losses(x) for x in self._batches("test"))
         aux = self.model.aux_loss().item()
         loss = test["loss"]
+        self._require_finite(torch.tensor(loss), "validation loss")
         if self.cfg.schedule == "plateau":
             self.scheduler.step(loss)
         else:
@@ -306,7 +312,7 @@ class _Training:
     def _save_state(self) -> None:
         state = {
             "science": self.cfg.science,
-            "kinds": [kind.mapping.id.hex() for kind in self.kinds],
+            "patches": self.patches,
             "epoch": self.epoch,
             "best_loss": self.best_loss,
             "stale": self.stale,
@@ -328,7 +334,7 @@ class _Training:
             for key, old in state["science"].items()
             if self.cfg.science.get(key) != old
         }
-        if differ or state["kinds"] != [kind.mapping.id.hex() for kind in self.kinds]:
+        if differ or state["patches"] != self.patches:
             raise ValueError(f"resume: {path} was made with other settings: {differ or 'patches'}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
