@@ -82,7 +82,7 @@ def test_fit_script_options(data, tmp_path):
         (["--output", "x.txt"], "output"),
         (["--transform_type", "cubic"], "transform_type"),
         (["--features", "EMPTY"], "holds no .npy"),
-        (["--features", "MISSING"], "no such folder"),
+        (["--features", "MISSING"], "no such file or folder"),
         (["--features", "BAD"], "bad.npy"),
         (["--trun_low", "2", "--trun_high", "1"], "trun_low"),
     ],
@@ -222,7 +222,7 @@ def test_published_mapping_is_used(data, tmp_path):
         (["--patches_per_file", "0"], "patches_per_file"),
         (["--mapping", "none.json"], "none.json"),
         (["--kind", "inverse", "--output", "SELF"], "holds the features"),
-        (["--features", "SELF"], "no such folder"),
+        (["--features", "SELF"], "no such file or folder"),
     ],
 )
 def test_generate_script_refuses(data, capsys, argv, message):

@@ -83,7 +83,7 @@ class BatchConfig:
     seed: int = 0
     """Of patches and training."""
     device: str | None = None
-    """torch device; the best there is by default."""
+    """torch device of training and coding; by default the best one trains and the CPU codes."""
     data_root: Path = field(default_factory=default_data_root)
     """Data root."""
     jobs: int = 1
