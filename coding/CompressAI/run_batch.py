@@ -289,9 +289,9 @@ class Batch:
             if facts.script is None:
                 continue
             folders = [self.coded(run, machine) for run in self.runs]
-            todo = [folder for folder in folders if _is_stale(folder)]
+            waiting = [folder for folder in folders if _is_stale(folder)]
             root = self.root.feature(facts.model, facts.task)
-            features = [str(folder / DECODED) for folder in todo]
+            features = [str(folder / DECODED) for folder in waiting]
             if not root.accuracy.is_file():
                 features.insert(0, str(root.feature_test))
             if features:

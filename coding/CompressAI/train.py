@@ -234,7 +234,9 @@ class _Training:
         self.stale += 1
         if loss < self.best_loss:
             self.best_loss, self.stale = loss, 0
-            self.best_state = {k: v.detach().cpu().clone() for k, v in self._raw_state().items()}
+            self.best_state = {
+                k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()
+            }
         row = EpochRow(
             self.epoch, loss, test["mse"], test["bpp"], aux, train["loss"], train["mse"],
             train["bpp"], rate,
@@ -306,9 +308,6 @@ class _Training:
             totals = self.accelerator.reduce(totals.to(self.device), "sum").cpu()
         return dict(zip(("loss", "mse", "bpp"), (totals[:3] / totals[3]).tolist(), strict=True))
 
-    def _raw_state(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
-
     def _save_state(self) -> None:
         state = {
             "science": self.cfg.science,
@@ -317,7 +316,7 @@ class _Training:
             "best_loss": self.best_loss,
             "stale": self.stale,
             "history": [asdict(row) for row in self.history],
-            "model": self._raw_state(),
+            "model": self.model.state_dict(),
             "best": self.best_state,
             "optimizer": self.optimizer.state_dict(),
             "aux_optimizer": self.aux_optimizer.state_dict(),
@@ -353,7 +352,7 @@ class _Training:
 
     def _save_codecs(self) -> None:
         """The best model as the codec, the last one beside it, and the curves."""
-        last = {key: value.clone() for key, value in self._raw_state().items()}
+        last = {key: value.clone() for key, value in self.model.state_dict().items()}
         for folder, state in ((self.cfg.output / "last", last), (self.cfg.output, self.best_state)):
             model = build_model(self.cfg.codec, self.model.arch)
             model.load_state_dict(state)
