@@ -54,11 +54,28 @@ def read_json(path: str | Path) -> Any:
         ValueError: the file is not valid JSON.
         FileNotFoundError: there is no such file.
     """
-    text = Path(path).read_text()
+    data = Path(path).read_bytes()
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_json_lines(path: str | Path) -> list[Any]:
+    """Read a file of one JSON value a line, naming file and line that is not.
+
+    Raises:
+        ValueError: a line is not valid JSON.
+        FileNotFoundError: there is no such file.
+    """
+    values = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            try:
+                values.append(json.loads(line))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+    return values
 
 
 def digest(*parts: bytes | str | Path) -> str:

@@ -11,11 +11,13 @@ them; features of another seed, split or checkpoint are refused, never mixed or 
 import csv
 import io
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from coding import config, files, records
@@ -23,7 +25,6 @@ from coding.feature import (
     FeatureError,
     FeatureFacts,
     find_machine_config,
-    load_facts,
     read_feature,
     write_feature,
 )
@@ -33,34 +34,9 @@ from coding.paths import (
     DECODED,
     EXTRACTED_JSON,
     ORIGIN_JSON,
-    DataRoot,
-    FeatureRoot,
-    default_data_root,
 )
-from machines.machine import Machine, Score
-
-
-@dataclass(frozen=True, kw_only=True)
-class MachineOptions:
-    """What a machine is asked to do."""
-
-    machine: str
-    """Preset name or YAML file."""
-    mode: Literal["extract", "evaluate", "both"] = "both"
-    """extract: inputs to feature files. evaluate: features to task accuracy."""
-    features: list[Path] | None = None
-    """Folders of features to evaluate; by default the extracted test features."""
-    data_root: Path = field(default_factory=default_data_root)
-    """Data root."""
-
-    @property
-    def facts(self) -> FeatureFacts:
-        return load_facts(self.machine)
-
-    @property
-    def root(self) -> FeatureRoot:
-        return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
-
+from machines.machine import Machine, Sample, Score
+from machines.options import MachineOptions
 
 Options = TypeVar("Options", bound=MachineOptions)
 
@@ -118,7 +94,12 @@ def _check_origin(machine: Machine, options: MachineOptions) -> None:
     if not path.is_file():  # nothing extracted yet, or features that came from elsewhere
         return
     known, origin = files.read_json(path), machine.origin()
-    differ = [key for key in known.keys() | origin.keys() if known.get(key) != origin.get(key)]
+    here = {
+        key for key, value in origin.items() if value is not None
+    }  # None: not at hand, not told
+    differ = [
+        key for key in known.keys() - origin.keys() | here if known.get(key) != origin.get(key)
+    ]
     if differ:
         what = ", ".join(f"{key} {known.get(key)}, not {origin.get(key)}" for key in sorted(differ))
         raise FeatureError(
@@ -141,24 +122,35 @@ def extract(machine: Machine, options: MachineOptions) -> None:
     for split, folder in splits.items():
         samples = machine.samples(split)
         counts[split] = len(samples)
-        for sample in tqdm(samples, desc=f"extract {split}", unit="feature"):
-            path = folder / f"{sample.name}.npy"
-            if path.is_file() and _is_whole(path, facts):
-                continue
-            feature = machine.extract(sample)
-            mismatch = facts.mismatch(feature)
-            if mismatch:
-                raise FeatureError(f"{options.machine}: the facts do not fit the split: {mismatch}")
-            if not origin.is_file():
-                files.write_json(origin, machine.origin())
-            write_feature(path, feature)
+        bar = tqdm(total=len(samples), desc=f"extract {split}", unit="feature")
+        for batch in _batches(samples, machine.batch_size):
+            missing = [s for s in batch if not _is_whole(folder / f"{s.name}.npy", facts)]
+            # a batch is computed as it always is, even where one feature of it is missing
+            features = machine.extract_batch(batch) if missing else []
+            for sample, feature in zip(batch, features, strict=bool(missing)):
+                mismatch = facts.mismatch(feature)
+                if mismatch:
+                    raise FeatureError(
+                        f"{options.machine}: the facts do not fit the split: {mismatch}"
+                    )
+                if not origin.is_file():
+                    files.write_json(origin, machine.origin())
+                if sample in missing:
+                    write_feature(folder / f"{sample.name}.npy", feature)
+            bar.update(len(batch))
+        bar.close()
     files.write_json(root.folder / EXTRACTED_JSON, counts)
+
+
+def _batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
+    for first in range(0, len(samples), size):
+        yield samples[first : first + size]
 
 
 def _is_whole(path: Path, facts: FeatureFacts) -> bool:
     try:
         return facts.mismatch(read_feature(path)) is None
-    except FeatureError:
+    except (FeatureError, FileNotFoundError):
         return False
 
 
@@ -172,24 +164,51 @@ def evaluate(machine: Machine, options: MachineOptions, folder: Path) -> Score:
             f"{folder}: {len(missing)} of {len(samples)} test features are missing, "
             f"the first is {missing[0]}.npy"
         )
-    predictions = []
-    for sample in tqdm(samples, desc=f"evaluate {facts.kind}", unit="feature"):
-        path = folder / f"{sample.name}.npy"
-        feature = read_feature(path)
-        mismatch = facts.mismatch(feature)
-        if mismatch:
-            raise FeatureError(f"{path}: {mismatch}")
-        predictions.append(machine.predict(sample, feature))
+    bar = tqdm(total=len(samples), desc=f"evaluate {facts.kind}", unit="feature")
+    target = _results(options, folder)
+    predictions = _predict(machine, facts, samples, folder, bar)
+    if options.save_predictions:
+        predictions = _save(predictions, samples, target / "predictions")
     score = machine.score(samples, predictions)
-    _record(score, options, folder)
-    print(f"{score.metric} {score.value:.4f} over {len(samples)} features of {folder}")
+    bar.close()
+    _record(score, options, folder, target)
+    others = "".join(f", {name} {value:.4f}" for name, value in score.others.items())
+    print(f"{score.metric} {score.value:.4f}{others} over {len(samples)} features of {folder}")
     return score
 
 
-def _record(score: Score, options: MachineOptions, folder: Path) -> None:
+def _predict(
+    machine: Machine, facts: FeatureFacts, samples: list[Sample], folder: Path, bar: tqdm
+) -> Iterator[Any]:
+    """The predictions one after the other, so that a machine need not hold them all."""
+    for batch in _batches(samples, machine.batch_size):
+        features = []
+        for sample in batch:
+            path = folder / f"{sample.name}.npy"
+            features.append(read_feature(path))
+            mismatch = facts.mismatch(features[-1])
+            if mismatch:
+                raise FeatureError(f"{path}: {mismatch}")
+        yield from machine.predict_batch(batch, features)
+        bar.update(len(batch))
+
+
+def _save(predictions: Iterable[Any], samples: list[Sample], target: Path) -> Iterator[Any]:
+    """Pass predictions on; those that are pictures, (H, W) or (H, W, 3) uint8, become PNG files."""
+    for sample, prediction in zip(samples, predictions, strict=True):
+        if isinstance(prediction, np.ndarray):
+            with files.write_atomic(target / f"{sample.name}.png") as file:
+                Image.fromarray(prediction).save(file, "PNG")
+        yield prediction
+
+
+def _results(options: MachineOptions, folder: Path) -> Path:
     """Beside ``decoded/`` in a folder of results; beside ``feature_test/`` in the data root."""
     inside = folder.name == DECODED or folder.resolve() == options.root.feature_test.resolve()
-    target = folder.parent if inside else folder
+    return folder.parent if inside else folder
+
+
+def _record(score: Score, options: MachineOptions, folder: Path, target: Path) -> None:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(score.rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -200,6 +219,7 @@ def _record(score: Score, options: MachineOptions, folder: Path) -> None:
         {
             "metric": score.metric,
             "value": score.value,
+            "others": score.others,
             "samples": len(score.rows),
             "features": str(folder),
             "options": records.jsonable(asdict(options)),

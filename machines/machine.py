@@ -7,8 +7,8 @@ bit in float32 on a CPU.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -38,10 +38,18 @@ class Score:
     """The metric, more is better unless the machine says otherwise."""
     rows: list[dict[str, Any]]
     """One a sample, same keys."""
+    others: dict[str, float] = field(default_factory=dict)
+    """Further metrics by name: the IoU of each class, the CLIP score."""
 
 
 class Machine(ABC):
     """A split model with its samples. Loads each half when it is first used."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that are computed together. Part of the machine's definition: another size gives
+        other last bits."""
+        return 1
 
     @abstractmethod
     def samples(self, split: Split) -> list[Sample]:
@@ -49,7 +57,8 @@ class Machine(ABC):
 
     @abstractmethod
     def origin(self) -> dict[str, Any]:
-        """What decides the features, as JSON values: the settings and a digest of the weights."""
+        """What decides the features, as JSON values: the settings and a digest of the weights. None
+        stands for weights that are not at hand; the other half may do without them."""
 
     @abstractmethod
     def extract(self, sample: Sample) -> np.ndarray:
@@ -59,6 +68,14 @@ class Machine(ABC):
     def predict(self, sample: Sample, feature: np.ndarray) -> Any:
         """Back half: a feature, coded or not -> the prediction."""
 
+    def extract_batch(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """:meth:`extract` of ``batch_size`` samples, fewer at the end of a list."""
+        return [self.extract(sample) for sample in samples]
+
+    def predict_batch(self, samples: Sequence[Sample], features: Sequence[np.ndarray]) -> list[Any]:
+        """:meth:`predict` of ``batch_size`` samples, fewer at the end of a list."""
+        return [self.predict(*pair) for pair in zip(samples, features, strict=True)]
+
     @abstractmethod
-    def score(self, samples: Sequence[Sample], predictions: Sequence[Any]) -> Score:
-        """Compare predictions with labels."""
+    def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
+        """Compare predictions, which come one by one in the order of the samples, with labels."""

@@ -5,11 +5,11 @@ published is ``layer4``, before pooling. Two libraries give the same ordered lis
 (the full-size preset) and transformers (the embedded one). A feature is one picture, batch size 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,26 +19,30 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import functional as vision
 from transformers import ResNetForImageClassification
-from transformers.utils import logging
 
-from coding import config, files
-from coding.paths import REPOSITORY
-from machines.command import MachineOptions, parse_options, run
+from coding import config
+from machines.checkpoints import find_checkpoint, find_folder, quiet, weights_digest
+from machines.command import parse_options, run
+from machines.lists import read_lines
 from machines.machine import Machine, Sample, Score, Split
+from machines.options import ModelOptions
 from machines.tiny import world
 
 PRESET = "resnet50_tiny"
+TRANSFORMERS_HELP = "It is a folder with config.json and model.safetensors"
+TORCHVISION_HELP = (
+    "torchvision's ResNet50 weights are at "
+    "https://download.pytorch.org/models/resnet50-0676ba61.pth (IMAGENET1K_V1); "
+    "--checkpoint null downloads them"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetOptions(MachineOptions):
+class ResNetOptions(ModelOptions):
     """A ResNet, cut after a stage, and its pictures."""
 
     library: Literal["torchvision", "transformers"] = "torchvision"
     """Library of the network: torchvision's resnet50, or a ResNet in transformers' format."""
-    checkpoint: str | None = None
-    """Weights: a file (torchvision: state dict, .pth or .safetensors) or folder (transformers), looked
-    for in pretrained_head, then in the repository. null: torchvision's own download."""
     weights: str = "IMAGENET1K_V1"
     """torchvision's name of the weights that it downloads where checkpoint is null."""
     split: str = "layer4"
@@ -53,15 +57,9 @@ class ResNetOptions(MachineOptions):
     """Taken off the RGB values in 0..1."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     """Divides the RGB values after that."""
-    counts: dict[str, int] = field(default_factory=dict)
-    """Pictures of the splits train, validation, test; imagenet takes the whole list by default."""
-    seed: int = 0
-    """world: seed of the scenes."""
 
     def __post_init__(self):
-        known = get_args(Split)
-        if self.counts.keys() - set(known) or min(self.counts.values(), default=1) < 1:
-            raise ValueError(f"counts: expected at least 1 for some of {known}, got {self.counts}")
+        super().__post_init__()
         if min(self.resize, self.crop) < 1:
             raise ValueError("resize and crop: expected at least 1 pixel")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -91,20 +89,19 @@ class ResNetMachine(Machine):
             raise ValueError(f"split: {self.options.split!r} is none of {names[:-1]}")
         at = names.index(self.options.split) + 1
         chosen = all_stages[:at] if front else all_stages[at:]
-        return nn.Sequential(*(module for _, module in chosen)).eval()
+        half = nn.Sequential(*(module for _, module in chosen)).eval()
+        return half.to(self.options.torch_device, self.options.torch_dtype)
 
     def samples(self, split: Split) -> list[Sample]:
         if self.options.source == "world":
-            count = self.options.counts.get(split, 0)
-            if count < 1:
-                raise ValueError(f"counts: the world needs the number of {split} pictures")
+            count = self.options.count(split)
             scenes = [world.scene(self.options.seed, i, split) for i in range(count)]
             return [Sample(f"{i:05d}", s, world.label(s)) for i, s in enumerate(scenes)]
         return read_list(self.options, split)
 
     def origin(self) -> dict[str, Any]:
         options = self.options
-        keys = ("library", "split", "source", "seed", "resize", "crop", "mean", "std")
+        keys = ("library", "split", "source", "seed", "resize", "crop", "mean", "std", "dtype")
         return {key: getattr(options, key) for key in keys} | {"weights": weights_id(options)}
 
     def picture(self, sample: Sample) -> Tensor:
@@ -124,18 +121,20 @@ class ResNetMachine(Machine):
 
     @torch.inference_mode()
     def extract(self, sample: Sample) -> np.ndarray:
-        return self.front(self.picture(sample)).numpy()
+        picture = self.picture(sample).to(self.options.torch_device, self.options.torch_dtype)
+        return self.front(picture).float().cpu().numpy()
 
     @torch.inference_mode()
     def predict(self, sample: Sample, feature: np.ndarray) -> int:
-        logits = self.back(torch.from_numpy(feature))  # (1, classes)
+        x = torch.from_numpy(feature).to(self.options.torch_device, self.options.torch_dtype)
+        logits = self.back(x)  # (1, classes)
         if sample.label >= logits.shape[1]:
             raise ValueError(
                 f"{sample.name}: label {sample.label}, the network knows 0..{logits.shape[1] - 1}"
             )
         return int(logits.argmax())
 
-    def score(self, samples: Sequence[Sample], predictions: Sequence[Any]) -> Score:
+    def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         """Top-1 accuracy, 0..1."""
         rows = [
             {
@@ -169,15 +168,15 @@ def load_network(options: ResNetOptions) -> nn.Module:
         ValueError: it is no checkpoint of this network.
     """
     if options.library == "transformers":
-        folder = _find_checkpoint(options)
-        logging.disable_progress_bar()  # there is one for the features already
-        network = ResNetForImageClassification.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
-        )
+        folder = find_folder(options, TRANSFORMERS_HELP)
+        with quiet():
+            network = ResNetForImageClassification.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32
+            )
         return network.eval()
     if options.checkpoint is None:
         return torchvision.models.resnet50(weights=options.weights).eval()
-    path = _find_checkpoint(options)
+    path = find_checkpoint(options, options.checkpoint, TORCHVISION_HELP)
     network = torchvision.models.resnet50()
     try:
         if path.suffix == ".safetensors":
@@ -194,26 +193,9 @@ def weights_id(options: ResNetOptions) -> str:
     """What names the weights: the digest of the checkpoint's file, or torchvision's name."""
     if options.library == "torchvision" and options.checkpoint is None:
         return options.weights
-    path = _find_checkpoint(options)
-    return files.digest(*(sorted(path.glob("*.safetensors")) if path.is_dir() else [path]))
-
-
-def _find_checkpoint(options: ResNetOptions) -> Path:
-    if options.checkpoint is None:
-        raise ValueError("checkpoint: this library needs one")
-    places = [options.root.pretrained_head / options.checkpoint, REPOSITORY / options.checkpoint]
-    for place in places:
-        if place.exists():
-            return place
     if options.library == "transformers":
-        what = "It is a folder with config.json and model.safetensors"
-    else:
-        what = (
-            "torchvision's ResNet50 weights are at "
-            "https://download.pytorch.org/models/resnet50-0676ba61.pth (IMAGENET1K_V1); "
-            "--checkpoint null downloads them"
-        )
-    raise FileNotFoundError(f"no checkpoint {options.checkpoint}: put it at {places[0]}. {what}")
+        return weights_digest(find_folder(options, TRANSFORMERS_HELP))
+    return weights_digest(find_checkpoint(options, options.checkpoint, TORCHVISION_HELP))
 
 
 def read_list(options: ResNetOptions, split: Split) -> list[Sample]:
@@ -224,24 +206,19 @@ def read_list(options: ResNetOptions, split: Split) -> list[Sample]:
         ValueError: a line is not as above, or two pictures would share a feature file.
     """
     path = options.root.source / f"{split}.txt"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: missing. It lists the {split} pictures of ImageNet (https://image-net.org), a "
-            f"line each: path below {path.parent}, space, class index 0..999"
-        )
+    holds = (
+        f"the {split} pictures of ImageNet (https://image-net.org), a line each: path below "
+        f"{path.parent}, space, class index 0..999"
+    )
     samples: dict[str, Sample] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        name, _, label = line.strip().rpartition(" ")
-        if not line.strip():
-            continue
+    for number, line in read_lines(path, holds, "prepare_imagenet.py"):
+        name, _, label = line.rpartition(" ")
         if not name or not label.isdecimal():
             raise ValueError(f"{path}:{number}: expected 'path label', got {line!r}")
         stem = Path(name).stem
         if stem in samples:
             raise ValueError(f"{path}:{number}: a second picture named {stem}; names must differ")
         samples[stem] = Sample(stem, path.parent / name, int(label))
-    if not samples:
-        raise ValueError(f"{path}: lists no picture")
     return list(samples.values())[: options.counts.get(split)]
 
 

@@ -8,23 +8,22 @@ Seed 0, 4000 steps: 345 s with one thread on a CPU with AMX (and one more proces
 pictures); top-1 0.992 on 1000 held-out pictures.
 """
 
-import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from coding import config, files
 from coding.devices import fast_bf16
 from coding.paths import REPOSITORY
 from machines.tiny import world
+from machines.tiny.training import draw_ahead, scenes
 
 SIDE = 112
 
@@ -63,11 +62,16 @@ def build() -> ResNetForImageClassification:
     )
 
 
-def draw(seed: int, start: int, count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scenes start .. start + count - 1 -> pictures (count, 112, 112, 3) uint8, labels (count,)."""
-    scenes = [world.scene(seed, i, split) for i in range(start, start + count)]
-    pictures = np.stack([world.render(s, SIDE, SIDE).rgb for s in scenes])
-    return pictures, np.array([world.label(s) for s in scenes])
+def draw(seed: int, first: int, count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scenes first .. first + count - 1 -> pictures (count, 112, 112, 3) uint8, labels (count,)."""
+    drawn = scenes(seed, first, count, split)
+    pictures = np.stack([world.render(s, SIDE, SIDE).rgb for s in drawn])
+    return pictures, np.array([world.label(s) for s in drawn])
+
+
+def draw_step(cfg: TrainConfig, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures and labels of a step."""
+    return draw(cfg.seed, step * cfg.batch_size, cfg.batch_size, "network")
 
 
 def to_input(pictures: np.ndarray) -> Tensor:
@@ -85,32 +89,21 @@ def train(cfg: TrainConfig) -> float:
         optimizer, cfg.learning_rate, total_steps=cfg.steps, pct_start=0.15
     )
     start = time.time()
-    with ProcessPoolExecutor(cfg.workers) as pool:
-        ahead = [
-            pool.submit(draw, cfg.seed, step * cfg.batch_size, cfg.batch_size, "network")
-            for step in range(min(4, cfg.steps))
-        ]
-        bar = tqdm(range(cfg.steps), desc="train", unit="step", file=sys.stdout, mininterval=5)
-        for step in bar:
-            pictures, labels = ahead.pop(0).result()
-            if (later := step + 4) < cfg.steps:
-                first = later * cfg.batch_size
-                ahead.append(pool.submit(draw, cfg.seed, first, cfg.batch_size, "network"))
-            with torch.autocast("cpu", torch.bfloat16, fast_bf16("cpu")):
-                logits = network(to_input(pictures)).logits.float()
-            loss = nn.functional.cross_entropy(
-                logits, torch.from_numpy(labels), label_smoothing=0.05
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if step % 50 == 0:
-                right = (logits.argmax(1).numpy() == labels).mean()
-                bar.set_postfix_str(f"loss {loss.item():.3f} batch top-1 {right:.2f}")
-        seconds = time.time() - start
-        network.eval().half().save_pretrained(cfg.output)
-        top1 = evaluate(cfg)
+    drawn = draw_ahead(partial(draw_step, cfg), cfg.steps, cfg.workers)
+    for step, (pictures, labels), bar in drawn:
+        with torch.autocast("cpu", torch.bfloat16, fast_bf16("cpu")):
+            logits = network(to_input(pictures)).logits.float()
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            right = (logits.argmax(1).numpy() == labels).mean()
+            bar.set_postfix_str(f"loss {loss.item():.3f} batch top-1 {right:.2f}")
+    seconds = time.time() - start
+    network.eval().half().save_pretrained(cfg.output)
+    top1 = evaluate(cfg)
     files.write_json(
         cfg.output / "training.json",
         {"steps": cfg.steps, "batch_size": cfg.batch_size, "seed": cfg.seed,

@@ -1,0 +1,80 @@
+"""What every machine can be told: the options of the command line and of the model."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from coding.devices import check_device
+from coding.feature import FeatureFacts, load_facts
+from coding.paths import DataRoot, FeatureRoot, default_data_root
+from machines.machine import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """What a machine is asked to do."""
+
+    machine: str
+    """Preset name or YAML file."""
+    mode: Literal["extract", "evaluate", "both"] = "both"
+    """extract: inputs to feature files. evaluate: features to task accuracy."""
+    features: list[Path] | None = None
+    """Folders of features to evaluate; by default the extracted test features."""
+    save_predictions: bool = False
+    """Write predictions that are pictures or masks to predictions/ beside accuracy.json, as PNG."""
+    data_root: Path = field(default_factory=default_data_root)
+    """Data root."""
+
+    @property
+    def facts(self) -> FeatureFacts:
+        return load_facts(self.machine)
+
+    @property
+    def root(self) -> FeatureRoot:
+        return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(MachineOptions):
+    """What all machines know of their model and samples."""
+
+    checkpoint: str | None = None
+    """The weights, a file or folder: looked for in pretrained_head, then in the repository."""
+    hub: str | None = None
+    """Id of a model on the Hugging Face hub that is loaded instead, downloaded if need be."""
+    device: str = "auto"
+    """torch device of the model; auto is CUDA where there is one, else the CPU."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """dtype that the model computes in."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Samples of the splits train, validation, test. Lists are taken whole by default, the generated
+    world has no end and needs them."""
+    seed: int = 0
+    """Seed of the world's scenes."""
+
+    def __post_init__(self):
+        known = get_args(Split)
+        if self.counts.keys() - set(known) or min(self.counts.values(), default=1) < 1:
+            raise ValueError(f"counts: expected at least 1 for some of {known}, got {self.counts}")
+
+    def count(self, split: Split) -> int:
+        """Samples of a split of the world.
+
+        Raises:
+            ValueError: not given.
+        """
+        if split not in self.counts:
+            raise ValueError(f"counts: the world needs the number of {split} samples")
+        return self.counts[split]
+
+    @property
+    def torch_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return check_device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
