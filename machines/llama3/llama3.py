@@ -1,0 +1,250 @@
+"""LLaMA3, four-choice questions: ``python llama3.py``.
+
+The split is after any decoder layer; published is the last one, before the final norm. The feature is
+the hidden state of every token of the prompt, (1, 1, tokens, width) float32. The back half runs the
+remaining layers, the norm and the head, and the greedy next token is the answer: right if it is the
+letter of the key. Any causal language model of transformers whose decoder has ``layers`` and ``norm``
+will do; Llama, Qwen2, Qwen3 and Mistral are tested.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from coding import config, files
+from machines.checkpoints import find_folder, open_weights, quiet, weights_digest
+from machines.command import parse_options, run
+from machines.lists import read_names
+from machines.machine import Machine, Sample, Score, Split
+from machines.options import ModelOptions
+from machines.tiny import world
+
+PRESET = "llama3_tiny"
+LETTERS = "ABCDE"
+ASKED = 4  # choices that the published prompt lists
+HELP = (
+    "It is a folder in transformers' format: config.json, tokenizer files and *.safetensors of "
+    "https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct; --hub ID downloads one"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaOptions(ModelOptions):
+    """A causal language model, cut after a decoder layer, and its questions."""
+
+    layer: int = -1
+    """The last decoder layer of the front half, from 0; -1 is the last one of the model."""
+    source: Literal["arc", "world"] = "arc"
+    """Questions: ARC's files under source/, or those of the generated world."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its choices."""
+
+    id: str
+    stem: str
+    choices: tuple[str, ...]
+    answer: int
+    """Index of the right choice."""
+
+
+def prompt(question: Question) -> str:
+    """The published prompt, up to the place of the answer's letter.
+
+    As published, four choices are listed: a fifth is left out, a missing fourth repeats the third.
+    """
+    lines = [f"{LETTERS[i]}: {text}" for i, text in enumerate(question.choices[:ASKED])]
+    lines += lines[-1:] * (ASKED - len(lines))
+    return (
+        "<|start_header_id|>user<|end_header_id|>\n\n"
+        "Given the following question and four candidate answers (A, B, C and D), choose the best "
+        f"answer.\nQuestion: {question.stem}\n" + "\n".join(lines) + "\n"
+        'Your response should end with "The best answer is [the_answer_letter]" where the '
+        "[the_answer_letter] is one of A, B, C or D.<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nThe best answer is"
+    )
+
+
+class LlamaMachine(Machine):
+    """A causal language model in two halves; each loads its own weights when it is first used."""
+
+    def __init__(self, options: LlamaOptions):
+        self.options = options
+
+    @cached_property
+    def folder(self) -> Path:
+        return find_folder(self.options, HELP)
+
+    @cached_property
+    def config(self):
+        return AutoConfig.from_pretrained(self.folder, local_files_only=True)
+
+    @property
+    def layer(self) -> int:
+        """The last layer of the front half, 0 .. layers - 1."""
+        count = self.config.num_hidden_layers
+        layer = self.options.layer + count * (self.options.layer < 0)
+        if not 0 <= layer < count:
+            raise ValueError(f"layer: {self.options.layer} is none of the model's {count} layers")
+        return layer
+
+    @cached_property
+    def tokenizer(self):
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+
+    @cached_property
+    def front(self) -> nn.Module:
+        """Token ids (1, T) -> ``last_hidden_state`` (1, T, width)."""
+        options = self.options
+        with quiet():  # the layers behind the cut are reported as unexpected
+            model = AutoModel.from_pretrained(
+                self.folder,
+                num_hidden_layers=self.layer + 1,
+                dtype=options.torch_dtype,
+                local_files_only=True,
+            )
+        model.norm = nn.Identity()
+        return model.eval().to(options.torch_device)
+
+    @cached_property
+    def back(self) -> nn.Module:
+        """Hidden states (1, T, width), as ``inputs_embeds`` -> logits."""
+        model = load_back(self.folder, self.layer + 1, self.options.torch_dtype)
+        return model.eval().to(self.options.torch_device)
+
+    def samples(self, split: Split) -> list[Sample]:
+        options = self.options
+        if options.source == "world":
+            questions = [
+                world_question(options.seed, i, split) for i in range(options.count(split))
+            ]
+        else:
+            questions = read_questions(options, split)
+        return [Sample(q.id, q, LETTERS[q.answer]) for q in questions]
+
+    def origin(self) -> dict[str, Any]:
+        keys = ("source", "seed", "dtype")
+        known = {key: getattr(self.options, key) for key in keys}
+        return known | {"layer": self.layer, "weights": weights_digest(self.folder)}
+
+    @torch.inference_mode()
+    def extract(self, sample: Sample) -> np.ndarray:
+        ids = self.tokenizer(prompt(sample.source), return_tensors="pt").input_ids
+        hidden = self.front(input_ids=ids.to(self.options.torch_device), use_cache=False)
+        return hidden.last_hidden_state[None].float().cpu().numpy()  # (1, 1, T, width)
+
+    @torch.inference_mode()
+    def predict(self, sample: Sample, feature: np.ndarray) -> str:
+        """The greedy next token, without spaces: the answer's letter where all is well."""
+        hidden = torch.from_numpy(feature[0]).to(self.options.torch_device, self.back.dtype)
+        logits = self.back(inputs_embeds=hidden, use_cache=False, logits_to_keep=1).logits
+        return self.tokenizer.decode(logits[0, -1].argmax()).strip()
+
+    def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
+        """Accuracy, 0..1."""
+        rows = [
+            {"name": s.name, "label": s.label, "prediction": p, "correct": int(p == s.label)}
+            for s, p in zip(samples, predictions, strict=True)
+        ]
+        return Score("accuracy", sum(row["correct"] for row in rows) / len(rows), rows)
+
+
+def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:
+    """The model from layer ``first`` on; only those weights are read.
+
+    Raises:
+        ValueError: the checkpoint lacks a weight; the message names it.
+    """
+    known = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with init_empty_weights(), quiet():
+        model = AutoModelForCausalLM.from_config(known, dtype=dtype)
+    model.model.layers = model.model.layers[first:]
+    model.model.embed_tokens = None  # the feature comes in its place
+    wanted = {}  # name in the checkpoint -> name here
+    for name, _ in model.named_parameters():
+        parts = name.split(".")
+        if parts[:2] == ["model", "layers"]:
+            parts[2] = str(int(parts[2]) + first)
+        wanted[".".join(parts)] = name
+    if known.tie_word_embeddings:
+        wanted["model.embed_tokens.weight"] = wanted.pop("lm_head.weight")
+    stored = open_weights(folder)
+    missing = sorted(wanted.keys() - stored.keys())
+    if missing:
+        raise ValueError(
+            f"{folder}: its *.safetensors lack {missing[0]} and {len(missing) - 1} more"
+        )
+    state = {ours: stored[theirs].to(dtype) for theirs, ours in wanted.items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def world_question(seed: int, index: int, split: str) -> Question:
+    """A question about a scene of the world that is told in words."""
+    scene = world.scene(seed, index, split)
+    rng = np.random.default_rng([seed, index, world.SPLITS.index(split)])
+    facts = world.facts(scene)
+    fact = facts[rng.integers(len(facts))]
+    wrong = rng.permutation(fact.wrong)[: ASKED - 1]
+    choices = [str(text) for text in wrong]
+    answer = int(rng.integers(ASKED))
+    choices.insert(answer, fact.answer)
+    stem = f"A picture shows {world.caption(scene)}. {fact.question}"
+    return Question(f"{index:05d}", stem, tuple(choices), answer)
+
+
+def read_questions(options: LlamaOptions, split: Split) -> list[Question]:
+    """The questions that ``source/<split>.txt`` lists, from ``source/arc_challenge_<split>.jsonl``.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says where it comes from.
+        ValueError: a listed question is not there or not sound; the message names file and id.
+    """
+    source = options.root.source
+    names = read_names(
+        source / f"{split}.txt", "ids of ARC questions, one a line", "prepare_arc.py"
+    )
+    path = source / f"arc_challenge_{split}.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; scripts/prepare_arc.py writes it")
+    known = {row.get("id"): row for row in files.read_json_lines(path)}
+    chosen = names[: options.counts.get(split)]
+    return [_parse(known.get(name), f"{path}: question {name}") for name in chosen]
+
+
+def _parse(row: dict | None, where: str) -> Question:
+    if row is None:
+        raise ValueError(f"{where}: not in the file")
+    try:
+        choices = row["question"]["choices"]
+        labels = [choice["label"] for choice in choices]
+        texts = tuple(choice["text"] for choice in choices)
+        answer = labels.index(row["answerKey"])  # labels are letters or 1..4: the place counts
+        question = Question(row["id"], row["question"]["stem"], texts, answer)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: expected id, question.stem, question.choices of text and label, and an "
+            f"answerKey that is a label ({error!r})"
+        ) from error
+    if not 2 <= len(texts) <= len(LETTERS):
+        raise ValueError(f"{where}: expected 2 to {len(LETTERS)} choices, got {len(texts)}")
+    return question
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        options = parse_options(LlamaOptions, PRESET, argv, __doc__)
+        run(LlamaMachine(options), options)
+
+
+if __name__ == "__main__":
+    main()

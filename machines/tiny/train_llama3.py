@@ -1,0 +1,224 @@
+"""Train the embedded LLaMA on questions about the generated world: ``python train_llama3.py``.
+
+A Llama of 4 layers and width 128 (transformers' classes, grouped-query attention) reads a scene told
+in words and a question with four choices, in the published prompt, and is to give the letter. The
+tokenizer is a byte-level BPE with Llama 3's special tokens and pattern, trained on such prompts.
+
+Letters alone teach little for long: looking the answer up and finding it among the choices must both
+be there before either pays. So a third of the rows ask without choices and are answered in words, and
+a third drill the choice: a word, four choices, the letter of that word, several times in a row. The
+loss is that of the answers plus a tenth of that of all other tokens.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from coding import config, files
+from coding.paths import REPOSITORY
+from machines.llama3.llama3 import LETTERS, Question, prompt, world_question
+from machines.tiny.training import draw_ahead
+
+BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
+SPECIAL = (BOS, EOS, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+PATTERN = (  # words with the space before them, numbers of up to three digits, marks, white space
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+KINDS = 3  # of rows: answered in words; drills; the published prompt
+DRILLS = 4
+Row = tuple[str, list[tuple[int, int]]]
+"""A text and where in it the answers are, each with the space before it."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of the embedded LLaMA."""
+
+    output: Path = REPOSITORY / "machines" / "tiny" / "llama3"
+    """Folder of the checkpoint."""
+    steps: int = 4000
+    """Optimiser steps."""
+    batch_size: int = 48
+    """Fresh questions a step, a third of each kind of row."""
+    learning_rate: float = 2e-3
+    """Peak of the one-cycle schedule."""
+    seed: int = 0
+    """Of weights and scenes."""
+    workers: int = 1
+    """Processes that draw questions."""
+    held_out: int = 1000
+    """Test questions that are scored at the end."""
+
+
+def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer in Llama 3's format, trained on texts."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, bpe.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=EOS
+    )
+
+
+def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The network, randomly initialised."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def draw(seed: int, batch_size: int, step: int) -> list[Row]:
+    """The rows of a step, of all kinds in turn."""
+    first = step * batch_size
+    rows = []
+    for index in range(first, first + batch_size):
+        question = world_question(seed, index, "network")
+        if index % KINDS == 0:
+            rows.append(join([(question.stem, question.choices[question.answer])]))
+        elif index % KINDS == 1:
+            others = (world_question(seed, DRILLS * index + n, "network") for n in range(DRILLS))
+            rows.append(join([(drill(other), LETTERS[other.answer]) for other in others]))
+        else:
+            rows.append(asked(question))
+    return rows
+
+
+def drill(question: Question) -> str:
+    """The choices after the word that is to be found among them."""
+    lines = [f"{LETTERS[i]}: {text}" for i, text in enumerate(question.choices)]
+    word = question.choices[question.answer]
+    return f"Question: {word}\n" + "\n".join(lines) + "\nThe best answer is"
+
+
+def asked(question: Question) -> Row:
+    """The published prompt and the letter."""
+    return join([(prompt(question), LETTERS[question.answer])])
+
+
+def join(pairs: Sequence[tuple[str, str]]) -> Row:
+    """Texts with their answers, one after the other -> the whole, places of the answers in it."""
+    whole, places = "", []
+    for text, answer in pairs:
+        whole += text
+        places.append((len(whole), len(whole) + len(answer) + 1))
+        whole += f" {answer}\n"
+    return whole[:-1], places
+
+
+def losses(
+    network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of the answers and of all other tokens, and the rows with right answers (B,)."""
+    batch = tokenizer(
+        [text for text, _ in rows],
+        padding=True,
+        padding_side="right",
+        return_offsets_mapping=True,
+        return_tensors="pt",
+    )
+    ids, real = batch.input_ids, batch.attention_mask[:, 1:].bool()  # (B, T), (B, T - 1)
+    starts, ends = batch.offset_mapping[:, 1:].unbind(2)
+    is_answer = torch.zeros_like(real)
+    for row, (_, places) in enumerate(rows):
+        for start, end in places:
+            is_answer[row] |= (starts[row] >= start) & (ends[row] <= end) & real[row]
+    logits = network(input_ids=ids[:, :-1], use_cache=False).logits  # causal: padding is harmless
+    each = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    right = (logits.argmax(2) == ids[:, 1:]) | ~is_answer
+    return each[is_answer].mean(), each[real & ~is_answer].mean(), right.all(1)
+
+
+def train(cfg: TrainConfig) -> float:
+    """Train and write the checkpoint -> accuracy on held-out questions."""
+    torch.manual_seed(cfg.seed)
+    tokenizer = build_tokenizer([text for text, _ in draw(cfg.seed, 4000, 0)])
+    network = build(tokenizer)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), cfg.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, cfg.learning_rate, total_steps=cfg.steps, pct_start=0.05
+    )
+    start, average = time.time(), torch.zeros(KINDS)
+    drawn = draw_ahead(partial(draw, cfg.seed, cfg.batch_size), cfg.steps, cfg.workers)
+    for step, rows, bar in drawn:
+        answer, other, right = losses(network, tokenizer, rows)
+        optimizer.zero_grad()
+        (answer + 0.1 * other).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average = 0.98 * average + 0.02 * right.view(-1, KINDS).float().mean(0)
+        if step % 50 == 0:
+            words, drills, letters = average.tolist()
+            bar.set_postfix_str(
+                f"answer {answer:.3f} other {other:.3f} right {words:.3f} {drills:.3f} {letters:.3f}"
+            )
+    seconds = time.time() - start
+    network.eval().half().save_pretrained(cfg.output)
+    tokenizer.save_pretrained(cfg.output)
+    accuracy = evaluate(cfg)
+    files.write_json(
+        cfg.output / "training.json",
+        {"steps": cfg.steps, "batch_size": cfg.batch_size, "seed": cfg.seed,
+         "seconds": round(seconds), "held_out": cfg.held_out, "accuracy": accuracy},
+    )  # fmt: skip
+    return accuracy
+
+
+@torch.inference_mode()
+def evaluate(cfg: TrainConfig) -> float:
+    """Accuracy of the stored checkpoint on held-out questions, in float32."""
+    network = LlamaForCausalLM.from_pretrained(cfg.output, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(cfg.output)
+    right = 0
+    for first in range(0, cfg.held_out, 50):
+        some = range(first, min(first + 50, cfg.held_out))
+        rows = [asked(world_question(cfg.seed, i, "test")) for i in some]
+        right += losses(network, tokenizer, rows)[2].sum().item()
+    return right / cfg.held_out
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        cfg = config.parse(TrainConfig, argv, __doc__)
+        print(f"accuracy on {cfg.held_out} held-out questions: {train(cfg):.4f}")
+
+
+if __name__ == "__main__":
+    main()
