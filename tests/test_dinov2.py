@@ -1,0 +1,343 @@
+"""DINOv2 machine: Meta's files load and agree with Meta's network, the cut changes nothing, mIoU."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from mmseg.evaluation import IoUMetric
+from PIL import Image
+from torch.nn import functional as F
+from transformers import Dinov2Model
+
+from coding import files
+from coding.feature import find_machine_config, load_facts
+from machines.command import parse_options
+from machines.dinov2 import seg
+from machines.dinov2.seg import DinoMachine, DinoOptions
+from machines.tiny import train_dinov2
+
+WIDTH, DEPTH, GRID, CLASSES = 128, 3, 4, 13
+
+
+def meta_weights(swiglu: bool, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights under the names and shapes of Meta's files."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(*shape, scale=0.15):
+        return scale * torch.randn(shape, generator=rng)
+
+    state = {
+        "cls_token": draw(1, 1, WIDTH), "mask_token": draw(1, WIDTH),
+        "pos_embed": draw(1, 1 + GRID * GRID, WIDTH, scale=0.5),
+        "patch_embed.proj.weight": draw(WIDTH, 3, 14, 14), "patch_embed.proj.bias": draw(WIDTH),
+        "norm.weight": 1 + draw(WIDTH), "norm.bias": draw(WIDTH),
+    }  # fmt: skip
+    shapes = {"attn.qkv": (3 * WIDTH, WIDTH), "attn.proj": (WIDTH, WIDTH)}
+    if swiglu:  # as in ViT-g: two thirds of 4, rounded up to a multiple of 8
+        hidden = (int(4 * WIDTH * 2 / 3) + 7) // 8 * 8
+        shapes |= {"mlp.w12": (2 * hidden, WIDTH), "mlp.w3": (WIDTH, hidden)}
+    else:
+        shapes |= {"mlp.fc1": (4 * WIDTH, WIDTH), "mlp.fc2": (WIDTH, 4 * WIDTH)}
+    for i in range(DEPTH):
+        for name, shape in shapes.items():
+            state[f"blocks.{i}.{name}.weight"] = draw(*shape)
+            state[f"blocks.{i}.{name}.bias"] = draw(shape[0])
+        for n in (1, 2):
+            state[f"blocks.{i}.norm{n}.weight"] = 1 + draw(WIDTH)
+            state[f"blocks.{i}.norm{n}.bias"] = draw(WIDTH)
+            state[f"blocks.{i}.ls{n}.gamma"] = draw(WIDTH, scale=1.0)
+    return state
+
+
+def meta_blocks(state: dict[str, torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+    """The network written out from the paper and its published weights: output of every block."""
+    height, width = x.shape[2] // 14, x.shape[3] // 14
+    x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14)
+    x = torch.cat([state["cls_token"], x.flatten(2).transpose(1, 2)], dim=1)
+    positions = state["pos_embed"]
+    if (height, width) != (GRID, GRID):
+        plane = positions[:, 1:].reshape(1, GRID, GRID, WIDTH).permute(0, 3, 1, 2)
+        scale = ((height + 0.1) / GRID, (width + 0.1) / GRID)
+        plane = F.interpolate(plane, scale_factor=scale, mode="bicubic", antialias=False)
+        positions = torch.cat([positions[:, :1], plane.flatten(2).transpose(1, 2)], dim=1)
+    x = x + positions
+    heads, outputs = WIDTH // 64, []
+    for i in range(DEPTH):
+        w = {k.removeprefix(f"blocks.{i}."): v for k, v in state.items() if f"blocks.{i}." in k}
+        y = F.layer_norm(x, (WIDTH,), w["norm1.weight"], w["norm1.bias"], 1e-6)
+        qkv = F.linear(y, w["attn.qkv.weight"], w["attn.qkv.bias"])
+        q, k, v = qkv.unflatten(2, (3, heads, 64)).permute(2, 0, 3, 1, 4)
+        y = torch.softmax(q @ k.transpose(2, 3) / 8, dim=-1) @ v
+        y = F.linear(y.transpose(1, 2).flatten(2), w["attn.proj.weight"], w["attn.proj.bias"])
+        x = x + w["ls1.gamma"] * y
+        y = F.layer_norm(x, (WIDTH,), w["norm2.weight"], w["norm2.bias"], 1e-6)
+        if "mlp.w12.weight" in w:
+            gate, up = F.linear(y, w["mlp.w12.weight"], w["mlp.w12.bias"]).chunk(2, dim=-1)
+            y = F.linear(F.silu(gate) * up, w["mlp.w3.weight"], w["mlp.w3.bias"])
+        else:
+            y = F.gelu(F.linear(y, w["mlp.fc1.weight"], w["mlp.fc1.bias"]))
+            y = F.linear(y, w["mlp.fc2.weight"], w["mlp.fc2.bias"])
+        x = x + w["ls2.gamma"] * y
+        outputs.append(x)
+    return outputs
+
+
+def save_head(path, classes=CLASSES, width=WIDTH, prefix="decode_head."):
+    """A random head, in the layout of Meta's files."""
+    rng = torch.Generator().manual_seed(5)
+    state = {
+        "bn.weight": torch.rand(width, generator=rng) + 0.5,
+        "bn.bias": torch.randn(width, generator=rng),
+        "bn.running_mean": torch.randn(width, generator=rng),
+        "bn.running_var": torch.rand(width, generator=rng) + 0.5,
+        "bn.num_batches_tracked": torch.tensor(7),
+        "conv_seg.weight": torch.randn(classes, width, 1, 1, generator=rng),
+        "conv_seg.bias": torch.randn(classes, generator=rng),
+    }
+    torch.save({"state_dict": {prefix + k: v for k, v in state.items()}, "meta": {}}, path)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["mlp", "swiglu"])
+def meta_file(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("meta")
+    torch.save(meta_weights(request.param), folder / "vit_pretrain.pth")
+    save_head(folder / "head.pth")
+    return folder / "vit_pretrain.pth"
+
+
+def machine_of(checkpoint, root, *argv):
+    flags = ["--checkpoint", str(checkpoint), "--head", str(checkpoint.parent / "head.pth")]
+    flags += ["--data_root", str(root), "--device", "cpu", "--crop", "54", "--stride", "30"]
+    flags += ["--resize", "[300, 60]", *argv]
+    return DinoMachine(parse_options(DinoOptions, seg.PRESET, flags, None))
+
+
+@pytest.mark.parametrize("size", [(56, 56), (56, 70), (42, 28), (112, 98), (14, 14)])
+def test_blocks_are_metas(meta_file, size, tmp_path):
+    """Every block of a Meta file, on the native grid and off it."""
+    torch.manual_seed(3)
+    x = torch.randn(1, 3, *size)
+    wanted = meta_blocks(torch.load(meta_file), x)
+    for layer in range(DEPTH):
+        front = machine_of(meta_file, tmp_path, "--layer", str(layer)).front
+        with torch.inference_mode():
+            got = front(x)
+        scale = wanted[layer].abs().max()
+        assert (got - wanted[layer]).abs().max() < 1e-5 * scale
+
+
+def test_architecture_is_read_from_metas_files():
+    """The sizes of ViT-S, B, L and g, from shapes alone."""
+    for width, depth, swiglu in ((384, 12, 0), (768, 12, 0), (1024, 24, 0), (1536, 40, 1)):
+        state = {"pos_embed": torch.empty(1, 1370, width)}
+        state |= {f"blocks.{i}.norm1.weight": torch.empty(0) for i in range(depth)}
+        state |= {"blocks.0.mlp.w12.weight": torch.empty(0)} if swiglu else {}
+        known = seg.read_config(state, "x.pth")
+        assert (known.hidden_size, known.num_hidden_layers) == (width, depth)
+        assert (known.num_attention_heads, known.image_size) == (width // 64, 518)
+        assert known.use_swiglu_ffn == bool(swiglu)
+    with torch.device("meta"):
+        model = Dinov2Model(known)
+    assert sum(p.numel() for p in model.parameters()) == 1_136_480_768  # 1.1 billion: ViT-g
+
+
+def test_paper_presets_name_the_widths():
+    for name, width in (("dinov2", 1536), ("dinov2_vitl14", 1024), ("dinov2_vitb14", 768)):
+        options = parse_options(DinoOptions, seg.PRESET, ["--machine", name], None)
+        assert load_facts(name).shape == [None, 1, 1370, width]
+        assert (len(options.classes), options.classes[15], options.crop) == (21, "person", 512)
+
+
+def uncut(machine: DinoMachine, x: torch.Tensor, original: tuple[int, int]) -> np.ndarray:
+    """The whole network crop by crop, averaged in place: no cut, no feature."""
+    model = seg.load_backbone(machine.path, machine.config, range(machine.config.num_hidden_layers))
+    whole = seg.Front(model, machine.config.num_hidden_layers - 1).eval()
+    norm, head = model.layernorm, machine.back.head
+    total, count = torch.zeros(1, CLASSES, *x.shape[2:]), torch.zeros(x.shape[2:])
+    for top, left, bottom, right in seg.sliding_boxes(*x.shape[2:], 54, 30):
+        crop = seg.pad(x[:, :, top:bottom, left:right])
+        tokens = norm(whole(crop))[:, 1:]
+        plane = tokens.transpose(1, 2).reshape(1, -1, crop.shape[2] // 14, crop.shape[3] // 14)
+        total[:, :, top:bottom, left:right] += F.interpolate(
+            head(plane), (bottom - top, right - left), mode="bilinear"
+        )
+        count[top:bottom, left:right] += 1
+    return F.interpolate(total / count, original, mode="bilinear")[0].argmax(0).numpy()
+
+
+@pytest.mark.parametrize("layer", range(DEPTH))
+def test_the_cut_changes_nothing(meta_file, layer, tmp_path):
+    machine = machine_of(meta_file, tmp_path, "--layer", str(layer))
+    for sample in machine.samples("test")[:3]:
+        feature = machine.extract(sample)
+        assert feature.ndim == 4 and feature.shape[1:] == (1, 1 + GRID * GRID, WIDTH)
+        prediction = machine.predict(sample, feature)
+        with torch.inference_mode():
+            wanted = uncut(machine, machine.prepare(machine.picture(sample)), prediction.shape)
+        assert np.array_equal(prediction, wanted)
+    assert len(machine.front.layers) == layer + 1
+    assert len(machine.back.layers) == DEPTH - layer - 1
+
+
+def test_halves_read_only_their_weights(meta_file, tmp_path):
+    """A Meta file without the other half's blocks is enough for each."""
+    state = torch.load(meta_file)
+    for kept, half in (("1", "front"), ("2", "back")):
+        part = {k: v for k, v in state.items() if not k.startswith("blocks.")}
+        part |= {k: v for k, v in state.items() if k.startswith("blocks.") and (
+            k[7] <= kept if half == "front" else k[7] >= kept)}  # fmt: skip
+        part.pop("norm.weight" if half == "front" else "cls_token")
+        path = meta_file.parent / f"{half}.pth"
+        torch.save(part, path)
+        machine = machine_of(path, tmp_path, "--layer", "1")
+        machine.config = seg.read_config(state, meta_file)
+        assert getattr(machine, half) is not None
+        with pytest.raises(ValueError, match="lacks the weight"):
+            getattr(machine, "back" if half == "front" else "front")
+
+
+def test_transformers_folder_loads(tmp_path):
+    """The same weights in transformers' format give the same feature."""
+    state = meta_weights(True)
+    torch.save(state, tmp_path / "vit.pth")
+    save_head(tmp_path / "head.pth")
+    meta = machine_of(tmp_path / "vit.pth", tmp_path)
+    model = seg.load_backbone(meta.path, meta.config, range(DEPTH))
+    # mask_token is no part of the network's output, but of its file
+    model.save_pretrained(tmp_path / "folder")
+    other = machine_of(tmp_path / "folder", tmp_path)
+    sample = meta.samples("test")[0]
+    assert np.array_equal(meta.extract(sample), other.extract(sample))
+
+
+def test_sliding_boxes_are_the_published_ones():
+    assert list(seg.sliding_boxes(512, 512, 512, 341)) == [(0, 0, 512, 512)]
+    assert [box[1] for box in seg.sliding_boxes(512, 683, 512, 341)] == [0, 171]
+    assert [box[1] for box in seg.sliding_boxes(512, 854, 512, 341)] == [0, 341, 342]
+    assert [box[0] for box in seg.sliding_boxes(766, 512, 512, 341)] == [0, 254]
+    assert list(seg.sliding_boxes(300, 700, 512, 341)) == [(0, 0, 300, 512), (0, 188, 300, 700)]
+
+
+def test_padding_is_centred():
+    padded = seg.pad(torch.ones(1, 1, 511, 512))
+    assert padded.shape[2:] == (518, 518)
+    assert padded[0, 0, :, 300].tolist() == [0] * 3 + [1] * 511 + [0] * 4
+    assert padded[0, 0, 300].tolist() == [0] * 3 + [1] * 512 + [0] * 3
+
+
+def test_miou_is_mmsegmentations():
+    rng = np.random.default_rng(0)
+    metric = IoUMetric(ignore_index=255, iou_metrics=["mIoU"])
+    names = [f"c{i}" for i in range(6)]
+    metric.dataset_meta = {"classes": names}
+    total = np.zeros((6, 6), np.int64)
+    for _ in range(5):
+        mask = rng.choice([0, 1, 2, 3, 4, 255], size=(40, 50), p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
+        guess = np.where(rng.random(mask.shape) < 0.7, np.minimum(mask, 4), rng.integers(0, 4))
+        total += seg.confusion(mask.astype(np.uint8), guess.astype(np.uint8), 6, 255, "x")
+        metric.results.append(
+            IoUMetric.intersect_and_union(torch.tensor(guess), torch.tensor(mask), 6, 255)
+        )
+    wanted = metric.compute_metrics(metric.results)
+    assert round(100 * float(np.nanmean(seg.iou(total))), 2) == pytest.approx(wanted["mIoU"])
+    areas = [sum(parts) for parts in zip(*metric.results, strict=True)]
+    each = IoUMetric.total_area_to_metrics(*areas)["IoU"]
+    assert np.allclose(seg.iou(total), each, equal_nan=True, atol=1e-6)
+    assert math.isnan(seg.iou(total)[5])
+
+
+def test_embedded_checkpoint_is_good(tmp_path):
+    """mIoU of at least 0.80 over 200 held-out pictures, with sliding crops."""
+    flags = ["--counts", "{test: 200}", "--data_root", str(tmp_path), "--device", "cpu"]
+    machine = DinoMachine(parse_options(DinoOptions, seg.PRESET, flags, None))
+    samples, crops, predictions = machine.samples("test"), [], []
+    for sample in samples:
+        feature = machine.extract(sample)
+        crops.append(len(feature))
+        assert load_facts(machine.options.machine).mismatch(feature) is None
+        predictions.append(machine.predict(sample, feature))
+    score = machine.score(samples, predictions)
+    assert score.value >= 0.80
+    assert {f"iou_{name}" for name in machine.options.classes} <= score.others.keys()
+    assert {2, 3} <= set(crops)
+    assert sum(path.stat().st_size for path in machine.path.iterdir()) < 2_500_000
+
+
+def write_voc(source, names, size=(60, 80)):
+    rng = np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (source / "VOC2012" / folder).mkdir(parents=True)
+    for name in names:
+        rgb = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(rgb).save(source / "VOC2012" / "JPEGImages" / f"{name}.jpg")
+        mask = Image.fromarray(rng.choice([0, 1, 15, 255], size=size).astype(np.uint8), mode="P")
+        mask.putpalette(list(range(256)) * 3)
+        mask.save(source / "VOC2012" / "SegmentationClass" / f"{name}.png")
+
+
+def test_paper_preset_on_made_up_files(tmp_path):
+    """The paper's preset on a small Meta checkpoint: 518-pixel crops, palette masks, errors."""
+    preset = tmp_path / "dinov2.yaml"
+    preset.write_text(find_machine_config("dinov2").read_text().replace("1536", str(WIDTH)))
+    root = tmp_path / "dinov2" / "seg"
+    argv = ["--machine", str(preset), "--data_root", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"train\.txt: missing.*scripts/prepare_voc\.py writes it"):
+        seg.main(argv)
+    for split in ("train", "validation", "test"):
+        (root / "source").mkdir(parents=True, exist_ok=True)
+        (root / "source" / f"{split}.txt").write_text("2007_000033\n2007_000042\n")
+    with pytest.raises(SystemExit, match=r"2007_000033\.jpg: missing; pictures are at"):
+        seg.main(argv)
+    write_voc(root / "source", ["2007_000033", "2007_000042"])
+    with pytest.raises(
+        SystemExit, match=r"put it at .*pretrained_head/dinov2_vitg14_pretrain\.pth"
+    ):
+        seg.main(argv)
+    (root / "pretrained_head").mkdir(parents=True)
+    checkpoint = root / "pretrained_head" / "dinov2_vitg14_pretrain.pth"
+    checkpoint.write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match=r"vitg14_pretrain\.pth: not a readable checkpoint"):
+        seg.main(argv)
+    torch.save({"a": torch.zeros(1)}, checkpoint)
+    with pytest.raises(SystemExit, match=r"not Meta's weights of a DINOv2"):
+        seg.main(argv)
+    state = meta_weights(True)
+    state["pos_embed"] = torch.randn(1, 1370, WIDTH)
+    torch.save(state, checkpoint)
+    with pytest.raises(SystemExit, match=r"put it at .*dinov2_vitg14_voc2012_linear_head\.pth"):
+        seg.main(argv)
+    head = root / "pretrained_head" / "dinov2_vitg14_voc2012_linear_head.pth"
+    save_head(head, classes=7)
+    with pytest.raises(SystemExit, match=r"linear_head\.pth: not a linear head of this width"):
+        seg.main(argv)
+    save_head(head, classes=21)
+    seg.main(argv)
+    assert np.load(root / "feature_test" / "2007_000033.npy").shape == (2, 1, 1370, WIDTH)
+    accuracy = files.read_json(root / "accuracy.json")
+    assert accuracy["metric"] == "miou" and 0 <= accuracy["value"] <= 1
+    assert "iou_person" in accuracy["others"]
+    mask = root / "source" / "VOC2012" / "SegmentationClass" / "2007_000033.png"
+    Image.fromarray(np.full((60, 80), 33, np.uint8)).save(mask)
+    with pytest.raises(SystemExit, match="2007_000033: class 33 in the mask, the preset has 21"):
+        seg.main([*argv, "--mode", "evaluate"])
+    Image.fromarray(np.zeros((60, 200), np.uint8)).save(mask)
+    with pytest.raises(SystemExit, match="2007_000033: 2 crops, the picture has"):
+        seg.main([*argv, "--mode", "evaluate"])
+
+
+@pytest.mark.parametrize(
+    "flags", [["--resize", "[100]"], ["--crop", "0"], ["--std", "[1, 1, 0]"], ["--classes", "[a]"]]
+)
+def test_impossible_values_are_named(flags, capsys):
+    with pytest.raises(SystemExit):
+        seg.main(flags)
+    assert flags[0][2:] in capsys.readouterr().err
+
+
+def test_training_script(tmp_path, capsys):
+    """A few steps of the training that made the embedded checkpoint."""
+    flags = ["--steps", "3", "--batch_size", "2", "--held_out", "3"]
+    train_dinov2.main(["--output", str(tmp_path), *flags])
+    assert "mIoU on 3 held-out pictures" in capsys.readouterr().out
+    assert files.read_json(tmp_path / "training.json")["steps"] == 3
