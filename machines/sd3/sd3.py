@@ -1,0 +1,252 @@
+"""Stable Diffusion 3, text to image: ``python sd3.py``.
+
+The split is after the denoising (Esser et al., arXiv 2403.03206): the front half is the whole pipeline
+up to the final latent, (1, 16, side / 8, side / 8), the back half is the VAE's decoder alone. Captions
+are denoised in batches of a fixed size; the noise of the n-th caption of a split has the seed
+``noise_seed`` + n, so that a resumed run gives the same latents.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers.image_processor import VaeImageProcessor
+
+from coding import config
+from coding.feature import FeatureError, read_feature
+from machines.checkpoints import find_folder, weights_digest
+from machines.command import parse_options, run
+from machines.lists import read_lines
+from machines.machine import Machine, Sample, Score, Split
+from machines.options import ModelOptions
+from machines.sd3.judges import ClipJudge, Distance, Judge, ResNetJudge, inception_distance
+from machines.tiny import world
+
+PRESET = "sd3_tiny"
+HELP = (
+    "It is a folder in diffusers' format of "
+    "https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers; the back half needs its "
+    "vae alone; --hub ID downloads one"
+)
+FRONT_PARTS = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions(ModelOptions):
+    """A Stable Diffusion 3 pipeline and its captions."""
+
+    source: Literal["captions", "world"] = "captions"
+    """Captions: lists under source/, or those of the generated world."""
+    side: int = 1024
+    """Height and width of the pictures, pixels."""
+    steps: int = 28
+    """Denoising steps."""
+    guidance: float = 7.0
+    """Scale of the classifier-free guidance; the negative prompt is empty."""
+    noise_seed: int = 3407
+    """Seed of the first caption's noise."""
+    batch: int = 16
+    """Captions that are denoised, and latents that are decoded, together."""
+    t5: bool = True
+    """Use the third text encoder; without it the pipeline needs 9 GB less."""
+    t5_tokens: int = 256
+    """Tokens that it gives, or zeros in its place."""
+    judge: Literal["clip", "resnet"] = "clip"
+    """clip: CLIP score and Inception features. resnet: share of pictures in which a classifier of the
+    world sees what the caption names, and that network's features."""
+    judge_checkpoint: str = "clip-vit-base-patch16"
+    """Folder of the judge in transformers' format; looked for as checkpoint is."""
+    inception: str = "pt_inception-2015-12-05-6726825d.pth"
+    """clip: file of the Inception weights for the FID, of torch-fidelity; looked for likewise."""
+    fid: bool = True
+    """Compute the FID between the pictures of the given and those of the uncompressed latents."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.side, self.steps, self.batch, self.t5_tokens) < 1 or self.noise_seed < 0:
+            raise ValueError(
+                "side, steps, batch, t5_tokens: expected at least 1, noise_seed at least 0"
+            )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """float32 on a CPU, whatever is asked for: half precision is no gain there."""
+        return torch.float32 if self.torch_device.type == "cpu" else super().torch_dtype
+
+
+class DiffusionMachine(Machine):
+    """A Stable Diffusion 3 in two halves; each loads its own parts when it is first used."""
+
+    def __init__(self, options: DiffusionOptions):
+        self.options = options
+
+    @property
+    def batch_size(self) -> int:
+        return self.options.batch
+
+    @cached_property
+    def folder(self) -> Path:
+        if self.options.mode == "evaluate":
+            return find_folder(self.options, HELP, "vae/*")
+        return find_folder(self.options, HELP)
+
+    @cached_property
+    def front(self) -> StableDiffusion3Pipeline:
+        """Captions -> latents: the pipeline without its VAE."""
+        options = self.options
+        absent: dict[str, None] = {"vae": None}
+        if not options.t5 or not (self.folder / "text_encoder_3").is_dir():
+            absent |= {"text_encoder_3": None, "tokenizer_3": None}
+        if not (self.folder / "model_index.json").is_file():
+            raise FileNotFoundError(f"{self.folder / 'model_index.json'}: missing. {HELP}")
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            self.folder, torch_dtype=options.torch_dtype, local_files_only=True, **absent
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(options.torch_device)
+
+    @cached_property
+    def back(self) -> AutoencoderKL:
+        """Latents -> pictures: the VAE."""
+        if not (self.folder / "vae").is_dir():
+            raise FileNotFoundError(f"{self.folder / 'vae'}: missing. {HELP}")
+        vae = AutoencoderKL.from_pretrained(
+            self.folder / "vae", torch_dtype=self.options.torch_dtype, local_files_only=True
+        )
+        return vae.eval().to(self.options.torch_device)
+
+    def samples(self, split: Split) -> list[Sample]:
+        """source is the caption and its place in the list; label is what the judge looks for."""
+        options = self.options
+        if options.source == "world":
+            scenes = [world.scene(options.seed, i, split) for i in range(options.count(split))]
+            return [
+                Sample(f"{i:05d}", (world.caption(s), i), world.label(s))
+                for i, s in enumerate(scenes)
+            ]
+        return read_captions(options, split)
+
+    def origin(self) -> dict[str, Any]:
+        keys = ("source", "seed", "side", "steps", "guidance", "noise_seed", "batch", "t5",
+                "t5_tokens", "dtype")  # fmt: skip
+        known: dict[str, Any] = {key: getattr(self.options, key) for key in keys}
+        for part in FRONT_PARTS:
+            known[part] = weights_digest(self.folder / part) if self._has(part) else None
+        return known
+
+    def _has(self, part: str) -> bool:
+        return any((self.folder / part).glob("*.safetensors"))
+
+    def extract(self, sample: Sample) -> np.ndarray:
+        return self.extract_batch([sample])[0]
+
+    def extract_batch(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        options = self.options
+        noise = [torch.Generator().manual_seed(options.noise_seed + s.source[1]) for s in samples]
+        captions = [sample.source[0] for sample in samples]
+        latents = self.front(
+            prompt=captions,
+            negative_prompt=[""] * len(captions),
+            height=options.side,
+            width=options.side,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            max_sequence_length=options.t5_tokens,
+            generator=noise,
+            output_type="latent",
+        ).images  # (B, 16, side / 8, side / 8)
+        x = latents.float().cpu().numpy().astype(options.facts.dtype)
+        return [latent[None] for latent in x]
+
+    def predict(self, sample: Sample, feature: np.ndarray) -> np.ndarray:
+        return self.predict_batch([sample], [feature])[0]
+
+    def predict_batch(
+        self, samples: Sequence[Sample], features: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Pictures, (side, side, 3) uint8."""
+        return list(self.pictures(features))
+
+    @torch.inference_mode()
+    def pictures(self, features: Sequence[np.ndarray]) -> np.ndarray:
+        """Latents (1, 16, h, w) each -> pictures (B, 8 h, 8 w, 3) uint8: the pipeline's last steps."""
+        vae = self.back
+        z = torch.from_numpy(np.concatenate(features)).to(vae.device, vae.dtype)
+        z = z / vae.config.scaling_factor + vae.config.shift_factor
+        decoded = vae.decode(z, return_dict=False)[0]
+        processor = VaeImageProcessor(2 ** (len(vae.config.block_out_channels) - 1))
+        images = processor.postprocess(decoded, output_type="np")
+        return (images * 255).round().astype(np.uint8)
+
+    @cached_property
+    def judge(self) -> Judge:
+        options = self.options
+        kind = ClipJudge if options.judge == "clip" else ResNetJudge
+        return kind(options)
+
+    @cached_property
+    def distance(self) -> Distance:
+        """The FID's distance, with the pictures of the uncompressed test latents as its reference."""
+        options = self.options
+        if isinstance(self.judge, ResNetJudge):
+            distance = Distance(self.judge.network, options)
+        else:
+            distance = inception_distance(options)
+        samples = self.samples("test")
+        for first in range(0, len(samples), self.batch_size):
+            paths = [
+                options.root.feature_test / f"{sample.name}.npy"
+                for sample in samples[first : first + self.batch_size]
+            ]
+            if missing := [path for path in paths if not path.is_file()]:
+                raise FeatureError(
+                    f"{missing[0]}: missing; the FID compares with the pictures of the uncompressed "
+                    "latents (--fid false does without)"
+                )
+            distance.add_reference(self.pictures([read_feature(path) for path in paths]))
+        return distance
+
+    def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
+        """What the judge says of captions and pictures; the FID beside it, less is better."""
+        distance = self.distance if self.options.fid else None
+        rows: list[dict[str, Any]] = []
+        for sample, picture in zip(samples, predictions, strict=True):
+            rows.append({"name": sample.name, **self.judge.row(sample, picture)})
+            if distance:
+                distance.add(picture[None])
+        value = float(np.mean([row[self.judge.metric] for row in rows]))
+        return Score(self.judge.metric, value, rows, {"fid": distance.value()} if distance else {})
+
+
+def read_captions(options: DiffusionOptions, split: Split) -> list[Sample]:
+    """The captions of ``source/<split>.txt``: lines of an image's id, a space and a caption.
+
+    Raises:
+        FileNotFoundError, ValueError: the list is missing or a line is not as above.
+    """
+    path = options.root.source / f"{split}.txt"
+    samples: list[Sample] = []
+    lines = read_lines(path, "a COCO image's id and a caption a line", "prepare_coco.py")
+    known: set[str] = set()
+    for number, line in lines:
+        name, _, caption = line.partition(" ")
+        if not name.isalnum() or not caption.strip() or name in known:
+            raise ValueError(f"{path}:{number}: expected 'id caption', each id once, got {line!r}")
+        known.add(name)
+        samples.append(Sample(name, (caption.strip(), len(samples)), caption.strip()))
+    return samples[: options.counts.get(split)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        options = parse_options(DiffusionOptions, PRESET, argv, __doc__)
+        run(DiffusionMachine(options), options)
+
+
+if __name__ == "__main__":
+    main()

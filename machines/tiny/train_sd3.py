@@ -1,0 +1,380 @@
+"""Train the embedded Stable Diffusion 3 on captions of the generated world: ``python train_sd3.py``.
+
+The classes of the real pipeline, small: a VAE with 16 latent channels and a factor of 8, an MMDiT with
+patches of 2 x 2 latents, two CLIP text encoders, no T5. Pictures of 112 x 112 are scenes without noise
+and blotches. Two stages: first the VAE on crops (L1, features of the embedded ResNet, a little KL), then
+MMDiT and text encoders together on its latents by flow matching with logit-normal times (Esser et al.,
+arXiv 2403.03206, section 3), one caption in ten empty for guidance; the mean of the weights is kept.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    ResNetForImageClassification,
+)
+
+from coding import config, files
+from coding.devices import fast_bf16
+from coding.paths import REPOSITORY
+from machines.command import parse_options
+from machines.sd3.sd3 import PRESET, DiffusionMachine, DiffusionOptions
+from machines.tiny import world
+from machines.tiny.training import draw_ahead, scenes
+
+SIDE, CROP = 112, 56
+TOKENS = 19  # the captions' 17 words, start and end
+TEXT_WIDTH = 64
+JUDGE = REPOSITORY / "machines" / "tiny" / "resnet50"
+BF16 = fast_bf16("cpu")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of the embedded Stable Diffusion 3."""
+
+    output: Path = REPOSITORY / "machines" / "tiny" / "sd3"
+    """Folder of the pipeline. A VAE that is there already is kept unless vae_steps is above 0."""
+    vae_steps: int = 5000
+    """Optimiser steps of the VAE."""
+    vae_batch_size: int = 16
+    """Crops of fresh scenes a step of the VAE."""
+    vae_learning_rate: float = 1.5e-3
+    """Peak of its one-cycle schedule."""
+    pictures: int = 30000
+    """Scenes whose latents the MMDiT is trained on."""
+    steps: int = 6000
+    """Optimiser steps of the MMDiT and the text encoders."""
+    batch_size: int = 64
+    """Latents a step."""
+    learning_rate: float = 1.5e-3
+    """Peak of their one-cycle schedule."""
+    seed: int = 0
+    """Of weights, scenes and noise."""
+    workers: int = 1
+    """Processes that draw pictures."""
+    held_out: int = 200
+    """Test captions whose pictures are judged at the end."""
+
+
+def clean(scene: world.Scene) -> world.Scene:
+    """The scene under even light, without noise and blotches: what the pictures are to look like."""
+    return replace(scene, noise=0.0, blotches=0.0, light=(0.0, 0.0))
+
+
+def draw(cfg: TrainConfig, step: int) -> np.ndarray:
+    """The pictures of a step of the VAE, (B, 112, 112, 3) uint8."""
+    some = scenes(cfg.seed, step * cfg.vae_batch_size, cfg.vae_batch_size, "network")
+    return np.stack([world.render(clean(s), SIDE, SIDE).rgb for s in some])
+
+
+def draw_crops(cfg: TrainConfig, step: int) -> np.ndarray:
+    """A random crop of each picture of a step, (B, 56, 56, 3) uint8."""
+    rng = np.random.default_rng([cfg.seed, step])
+    pictures = draw(cfg, step)
+    corners = rng.integers(0, SIDE - CROP + 1, size=(len(pictures), 2))
+    windows = zip(pictures, corners, strict=True)
+    return np.stack([picture[y : y + CROP, x : x + CROP] for picture, (y, x) in windows])
+
+
+def to_input(pictures: np.ndarray) -> Tensor:
+    """uint8 pictures (B, H, W, 3) -> (B, 3, H, W) float32 in -1..1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
+
+
+def build_vae() -> AutoencoderKL:
+    """(B, 3, 112, 112) <-> (B, 16, 14, 14), randomly initialised."""
+    return AutoencoderKL(
+        latent_channels=16,
+        block_out_channels=(24, 32, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        sample_size=SIDE,
+        scaling_factor=1.0,  # both are measured after the training
+        shift_factor=0.0,
+    )
+
+
+class ResNetDistance(nn.Module):
+    """Mean squared distance of two pictures in the stages of the embedded ResNet."""
+
+    def __init__(self):
+        super().__init__()
+        network = ResNetForImageClassification.from_pretrained(JUDGE, dtype=torch.float32)
+        self.body = network.resnet.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in -1..1."""
+        ours, theirs = (self._stages(picture) for picture in (x_hat, x))
+        terms = [
+            nn.functional.mse_loss(a.float(), b.float()) / b.float().var()
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        return torch.stack(terms).mean()
+
+    def _stages(self, x: Tensor) -> tuple[Tensor, ...]:
+        # -1..1 is (rgb - 0.5) / 0.5, the ResNet was trained on (rgb - 0.5) / 0.25
+        return self.body(2 * x, output_hidden_states=True).hidden_states[1:]
+
+
+def train_vae(cfg: TrainConfig) -> AutoencoderKL:
+    """Train the VAE; its scaling and shift make the latents zero-mean, unit-variance."""
+    torch.manual_seed(cfg.seed)
+    vae = build_vae()
+    distance = ResNetDistance()
+    optimizer = torch.optim.AdamW(vae.parameters(), cfg.vae_learning_rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, cfg.vae_learning_rate, total_steps=cfg.vae_steps, pct_start=0.1
+    )
+    for step, pictures, bar in draw_ahead(partial(draw_crops, cfg), cfg.vae_steps, cfg.workers):
+        x = to_input(pictures)
+        with torch.autocast("cpu", torch.bfloat16, BF16):
+            posterior = vae.encode(x).latent_dist
+            x_hat = vae.decode(posterior.sample()).sample
+            look = distance(x, x_hat)
+        l1 = nn.functional.l1_loss(x_hat.float(), x)
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = l1 + 0.1 * look + 1e-3 * kl
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            bar.set_postfix_str(f"L1 {l1.item():.4f} ResNet {look.item():.4f} KL {kl.item():.2f}")
+    vae = vae.eval().half().float()  # as it will be stored
+    z = torch.cat([encode(vae, draw(cfg, step)) for step in range(16)])
+    vae.register_to_config(
+        scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4)
+    )
+    return vae
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKL, pictures: np.ndarray) -> Tensor:
+    """Pictures -> means of their latents as the VAE gives them, (B, 16, 14, 14) float32."""
+    with torch.autocast("cpu", torch.bfloat16, BF16):
+        return vae.encode(to_input(pictures)).latent_dist.mean.float()
+
+
+def build_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
+    """A byte-pair tokenizer in CLIP's format, trained on captions and saved in ``folder``."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=1024,
+            special_tokens=["<|startoftext|>", "<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab, merges = (Path(path) for path in bpe.model.save(str(folder)))
+    tokenizer = CLIPTokenizer(str(vocab), str(merges), model_max_length=TOKENS)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """A CLIP text encoder, randomly initialised."""
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_pipeline(cfg: TrainConfig, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
+    """The whole pipeline with a trained VAE, the rest randomly initialised."""
+    captions = [world.caption(s) for s in scenes(cfg.seed, 0, 4000, "network")]
+    tokenizers = [
+        build_tokenizer(captions, cfg.output / name) for name in ("tokenizer", "tokenizer_2")
+    ]
+    torch.manual_seed(cfg.seed)
+    first, second = (build_text_encoder(tokenizer) for tokenizer in tokenizers)
+    transformer = SD3Transformer2DModel(
+        sample_size=SIDE // 8,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=5,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=128,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        pos_embed_max_size=SIDE // 16,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
+        vae=vae,
+        text_encoder=first,
+        tokenizer=tokenizers[0],
+        text_encoder_2=second,
+        tokenizer_2=tokenizers[1],
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+class Denoiser(nn.Module):
+    """What is trained together: captions and noisy latents -> velocity."""
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline):
+        super().__init__()
+        self.transformer = pipeline.transformer
+        self.text_encoder, self.text_encoder_2 = pipeline.text_encoder, pipeline.text_encoder_2
+
+    def forward(self, ids: Sequence[Tensor], z: Tensor, timestep: Tensor) -> Tensor:
+        """The pipeline's own way from tokens to velocity, for both encoders' ids (B, TOKENS)."""
+        hidden, pooled = [], []
+        for encoder, tokens in zip((self.text_encoder, self.text_encoder_2), ids, strict=True):
+            out = encoder(tokens, output_hidden_states=True)
+            hidden.append(out.hidden_states[-2])
+            pooled.append(out.text_embeds)
+        text = torch.cat(hidden, dim=-1)  # (B, TOKENS, 2 TEXT_WIDTH)
+        text = torch.cat([text, torch.zeros_like(text)], dim=1)  # where T5 would stand
+        return self.transformer(
+            hidden_states=z,
+            timestep=timestep,
+            encoder_hidden_states=text,
+            pooled_projections=torch.cat(pooled, dim=-1),
+            return_dict=False,
+        )[0]
+
+
+def train_denoiser(cfg: TrainConfig, pipeline: StableDiffusion3Pipeline) -> None:
+    """Train MMDiT and text encoders; the pipeline ends with the mean of the last weights."""
+    scale, shift = pipeline.vae.config.scaling_factor, pipeline.vae.config.shift_factor
+    batches = cfg.pictures // cfg.vae_batch_size
+    latents = torch.cat(
+        [
+            (encode(pipeline.vae, pictures) - shift) * scale
+            for _, pictures, _ in draw_ahead(partial(draw, cfg), batches, cfg.workers)
+        ]
+    )
+    captions = [world.caption(s) for s in scenes(cfg.seed, 0, len(latents), "network")]
+    ids = [
+        tokenizer(
+            ["", *captions], padding="max_length", max_length=TOKENS, return_tensors="pt"
+        ).input_ids
+        for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
+    ]
+    denoiser = Denoiser(pipeline).train()
+    mean = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), cfg.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, cfg.learning_rate, total_steps=cfg.steps, pct_start=0.05
+    )
+    draws = torch.Generator().manual_seed(cfg.seed)
+    average = math.nan
+    bar = tqdm(range(cfg.steps), desc="denoiser", unit="step", file=sys.stdout, mininterval=5)
+    for step in bar:
+        chosen = torch.randint(len(latents), (cfg.batch_size,), generator=draws)
+        z = latents[chosen]
+        empty = torch.rand(cfg.batch_size, generator=draws) < 0.1
+        line = torch.where(empty, 0, chosen + 1)  # line 0 of ids is the empty caption
+        sigma = torch.sigmoid(torch.randn(cfg.batch_size, generator=draws))
+        noise = torch.randn(z.shape, generator=draws)
+        mixed = torch.lerp(z, noise, sigma[:, None, None, None])
+        with torch.autocast("cpu", torch.bfloat16, BF16):
+            velocity = denoiser([tokens[line] for tokens in ids], mixed, 1000 * sigma)
+        loss = nn.functional.mse_loss(velocity.float(), noise - z)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        mean.update_parameters(denoiser)
+        average = loss.item() if math.isnan(average) else 0.99 * average + 0.01 * loss.item()
+        if step % 50 == 0:
+            bar.set_postfix_str(f"loss {average:.4f}")
+    denoiser.load_state_dict(mean.module.state_dict())
+    denoiser.eval()
+
+
+def train(cfg: TrainConfig) -> float:
+    """Both stages, written as float16 in diffusers' layout -> caption accuracy on held-out captions."""
+    start = time.time()
+    folder = cfg.output / "vae"
+    if cfg.vae_steps > 0:
+        train_vae(cfg).half().save_pretrained(folder)
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    pipeline = build_pipeline(cfg, vae)
+    train_denoiser(cfg, pipeline)
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(cfg.output)
+    seconds = time.time() - start
+    accuracy = evaluate(cfg)
+    files.write_json(
+        cfg.output / "training.json",
+        {"vae_steps": cfg.vae_steps, "steps": cfg.steps, "batch_size": cfg.batch_size,
+         "pictures": cfg.pictures, "seed": cfg.seed, "seconds": round(seconds),
+         "held_out": cfg.held_out, "caption_accuracy": accuracy},
+    )  # fmt: skip
+    return accuracy
+
+
+def evaluate(cfg: TrainConfig) -> float:
+    """Share of held-out captions whose picture shows the shape they name, through the machine."""
+    argv = ["--checkpoint", str(cfg.output), "--counts", f"{{test: {cfg.held_out}}}"]
+    argv += ["--seed", str(cfg.seed), "--device", "cpu", "--fid", "false"]
+    machine = DiffusionMachine(parse_options(DiffusionOptions, PRESET, argv, None))
+    samples, pictures = machine.samples("test"), []
+    for first in range(0, len(samples), machine.batch_size):
+        batch = samples[first : first + machine.batch_size]
+        pictures += machine.predict_batch(batch, machine.extract_batch(batch))
+    return machine.score(samples, pictures).value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        cfg = config.parse(TrainConfig, argv, __doc__)
+        print(f"caption accuracy on {cfg.held_out} held-out captions: {train(cfg):.4f}")
+
+
+if __name__ == "__main__":
+    main()
