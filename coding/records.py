@@ -15,7 +15,9 @@ from typing import Any
 from coding import files
 from coding.paths import REPOSITORY, RUN_JSON
 
-LIBRARIES = ("torch", "compressai", "numpy", "numba", "transformers", "torchvision")
+LIBRARIES = (
+    "torch", "compressai", "numpy", "numba", "transformers", "torchvision", "diffusers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""The main job on the embedded data, through the published commands: features of the tiny ResNet,
-transform, patches, three Hyperpriors and an ELIC, coded test features, top-1 against rate."""
+"""The main job on the embedded data, through the published commands: features of four small models
+of the paper's classes, their transforms, a universal Hyperprior at three rates and one of each model's
+own, coded test features, task accuracy against rate."""
 
 import os
 import subprocess
@@ -7,16 +8,19 @@ import sys
 import time
 from pathlib import Path
 
+from cross_table import CrossConfig, print_cross
 from plot_rate_accuracy import PlotConfig, plot
 
 from coding.paths import REPOSITORY, default_data_root
 
+MACHINES = {"llama3": "llama3.py", "dinov2": "seg.py", "sd3": "sd3.py", "resnet50": "cls.py"}
 STEPS = (
-    ("features and their accuracy", "machines/resnet50", ["cls.py"]),
-    ("transform", "coding/transform", ["nonlinear_transform.py"]),
-    ("patches", "coding/transform", ["generate_data.py"]),
+    *((f"features of {name} and their accuracy", f"machines/{name}", [script])
+      for name, script in MACHINES.items()),
+    *((f"transform of {name}", "coding/transform",
+       ["nonlinear_transform.py", "--machine", f"{name}_tiny"]) for name in MACHINES),
     ("codecs", "coding/CompressAI", ["run_batch.py", "--jobs", str(min(2, os.cpu_count() or 1))]),
-)
+)  # fmt: skip
 TABLE = Path("coded") / "tiny_kmeans10_bitdepth8.csv"
 
 
@@ -28,6 +32,8 @@ def main() -> None:
         if status != 0:
             raise SystemExit(f"quickstart: {' '.join(command)} ended with status {status}")
     table = default_data_root() / TABLE
+    print("\n== universal against task-specific")
+    print(print_cross(CrossConfig(table=table)))
     print("\nplots:", *plot(PlotConfig(table=table)), sep="\n  ")
     print(f"done in {(time.time() - start) / 60:.1f} minutes")
 

@@ -103,7 +103,7 @@ class Batch:
 
     def __init__(self, cfg: BatchConfig):
         self.cfg = cfg
-        suite = load_suite(cfg.suite)
+        self.suite = suite = load_suite(cfg.suite)
         self.root = DataRoot(cfg.data_root)
         self.machines: dict[str, FeatureFacts] = load_machines(suite)
         self.transform = transform_name(
@@ -135,7 +135,7 @@ class Batch:
     def _trained_on(self, run: Training) -> list[str]:
         """The machines whose patches a run is trained on."""
         if run.train_task == HYBRID:
-            return list(self.machines)
+            return [name for name in self.machines if name not in self.suite.unseen]
         found = [name for name, facts in self.machines.items() if facts.task == run.train_task]
         if not found:
             raise ValueError(f"train_task: no machine of the suite has the task {run.train_task!r}")

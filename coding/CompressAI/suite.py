@@ -27,7 +27,7 @@ class Row:
     codec: Literal["hyperprior", "elic"]
     """Which codec."""
     train_task: str
-    """Task of one of the suite's machines, or hybrid for all of them together."""
+    """Task of one of the suite's machines, or hybrid for all of them (but the unseen) together."""
     lambda_value: list[float]
     """Weights of the distortion, one run each."""
     epochs: int | list[int]
@@ -66,6 +66,12 @@ class Suite:
     """Machine presets or YAML files; codecs are evaluated on all of them."""
     rows: list[Row]
     """What is trained."""
+    unseen: list[str] = field(default_factory=list)
+    """Those of the machines that hybrid codecs are evaluated on, but not trained on."""
+
+    def __post_init__(self):
+        if unknown := set(self.unseen) - set(self.machines):
+            raise ValueError(f"unseen: {sorted(unknown)} are none of the suite's machines")
 
 
 @dataclass(frozen=True)
