@@ -15,9 +15,12 @@ from coding.paths import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
-COMMANDS = [line.split("#")[0].strip() for line in BASH.splitlines() if "python" in line]
+LINES = [line.split("#")[0].strip() for line in BASH.splitlines()]
+COMMANDS = [line for line in LINES if "python" in line and not line.startswith("docker")]
+DOCKER = [line for line in LINES if line.startswith("docker")]
 INLINE = re.findall(r"`(python [^`]+)`", README)
-SHORTER = {"run_batch.py": ["--epochs", "1"]}  # what would take minutes is run with fewer epochs
+# what would take minutes is run with one epoch of one codec
+SHORTER = {"run_batch.py": ["--epochs", "1", "--train_task", "hybrid", "--lambda_value", "0.004"]}
 
 
 def split_command(command: str) -> tuple[str, list[str]]:
@@ -38,7 +41,8 @@ def test_the_commands_one_by_one(tmp_path):
     environment = dict(os.environ, DTUFC_DATA=str(tmp_path), OMP_NUM_THREADS="1")
     block = [c for c in COMMANDS if c.startswith("cd") and "--" not in c]
     assert [os.path.basename(split_command(c)[0]) for c in block] == [
-        "cls.py", "nonlinear_transform.py", "generate_data.py", "run_batch.py",
+        "llama3.py", "seg.py", "sd3.py", "cls.py",
+        "nonlinear_transform.py", "generate_data.py", "run_batch.py",
     ]  # fmt: skip
     for command in block:
         script, argv = split_command(command)
@@ -74,6 +78,24 @@ def test_every_flag_is_known():
         text = run([sys.executable, str(path), "--help"]).stdout
         unknown = {flag for flag in flags if not re.search(rf"{flag}\b", text)}
         assert not unknown, f"{script}: {unknown}"
+
+
+def test_container_commands_name_what_is_there():
+    """Each machine has its command, in an image that is built; script and preset exist."""
+    built = {tag for line in DOCKER for tag in re.findall(r"build -t (\S+) -f", line)}
+    for line in DOCKER:
+        for path in re.findall(r"-f (\S+)", line):
+            assert (REPOSITORY / path).is_file(), path
+    runs = [line for line in DOCKER if line.startswith("docker run")]
+    assert len(built) == 3
+    scripts = []
+    for line in runs:
+        tag, script, preset = re.search(r"(\S+) python (\S+) --machine (\S+)$", line).groups()
+        assert tag in built
+        assert (REPOSITORY / script).is_file(), script
+        assert (REPOSITORY / "configs" / "machines" / f"{preset}.yaml").is_file()
+        scripts.append(os.path.basename(script))
+    assert scripts == ["llama3.py", "seg.py", "sd3.py", "cls.py"]
 
 
 def test_published_flags_are_known():

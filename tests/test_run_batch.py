@@ -182,3 +182,33 @@ def test_bad_flags(suite, capsys):
     ):
         with pytest.raises(SystemExit, match=text):
             driver.main([*suite, *argv])
+
+
+@pytest.mark.parametrize("task", ["csr", "seg", "tti", "cls", "hybrid"])
+@pytest.mark.parametrize("suite_name", ["tiny", "published"])
+def test_every_training_set_is_evaluated_on_every_machine(task, suite_name, tmp_path, capsys):
+    argv = ["--suite", suite_name, "--train_task", task, "--data_root", str(tmp_path), "--dry_run"]
+    driver.main(argv)
+    out = capsys.readouterr().out
+    models = [f"{model}_tiny" if suite_name == "tiny" else model
+              for model in ("llama3", "dinov2", "sd3", "resnet50")]  # fmt: skip
+    own = dict(zip(("csr", "seg", "tti", "cls"), models, strict=True))
+    runs = [line for line in out.splitlines() if line.endswith(":") and line.startswith("train ")]
+    codings = [line for line in out.splitlines() if line.startswith("code ")]
+    assert len(codings) == 4 * len(runs) > 0
+    for task_of, model in own.items():
+        assert sum(f"{model}_{task_of} " in line for line in codings) == len(runs)
+    train = next(line for line in out.splitlines() if "train.py" in line)
+    patches = {model for model in models if f"/{model}/" in train}
+    if task == "hybrid":  # ResNet50 came after the paper's hybrid codecs
+        assert patches == set(models if suite_name == "tiny" else models[:3])
+    else:
+        assert patches == {own[task]}
+
+
+def test_unseen_machines_must_be_known(tmp_path):
+    path = tmp_path / "s.yaml"
+    text = (CONFIGS / "codecs" / "tiny.yaml").read_text()
+    path.write_text(text.replace("rows:", "unseen: [llama4]\nrows:"))
+    with pytest.raises(ValueError, match=r"unseen: \['llama4'\] are none of the suite's machines"):
+        load_suite(path)

@@ -12,6 +12,7 @@ from coding.paths import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
 import bench_codec
+import cross_table
 import import_features
 import plot_rate_accuracy
 
@@ -156,6 +157,38 @@ def test_plot(tmp_path):
     for kind in ("a_b", "c_d"):
         for suffix in (".png", ".pdf"):
             assert (tmp_path / f"t_{kind}{suffix}").stat().st_size > 1000
+
+
+def test_cross_table(tmp_path, capsys):
+    """The lambda that most training sets share, each machine against each training set."""
+    table = tmp_path / "t.csv"
+    head = "codec,trained_on,transform,lambda_value,evaluated_on,bpfp,mse,nmse,metric,value\n"
+    table.write_text(
+        head + "hyperprior,hybrid,k,0.01,a_b,0.1,1,0.9,top1,0.5\n"
+        "hyperprior,hybrid,k,0.02,a_b,0.5,1,0.2,top1,0.9\n"
+        "hyperprior,hybrid,k,0.02,c_d,0.25,1,0.3,,\n"
+        "hyperprior,cls,k,0.02,a_b,0.4,1,0.21,top1,0.91\n"
+        "elic,cls,k,0.02,a_b,0.3,1,0.1,top1,0.99\n"
+        "uncompressed,,,,a_b,32,0,0,top1,0.97\n"
+    )
+    cross_table.main(["--table", str(table)])
+    assert (tmp_path / "t_cross.csv").read_text().splitlines() == [
+        "evaluated_on,figure,trained on hybrid,trained on cls",
+        "a_b,bpfp,0.5,0.4",
+        "a_b,nmse,0.2,0.21",
+        "a_b,top1,0.9,0.91",
+        "c_d,bpfp,0.25,",
+        "c_d,nmse,0.3,",
+    ]
+    assert "trained on hybrid" in capsys.readouterr().out
+    cross_table.main(["--table", str(table), "--lambda_value", "0.01"])
+    assert "a_b,top1,0.5" in (tmp_path / "t_cross.csv").read_text()
+    with pytest.raises(
+        SystemExit, match=r"codec elic has no such lambda_value, it has \[0\.02\]"
+    ):
+        cross_table.main(["--table", str(table), "--codec", "elic", "--lambda_value", "1"])
+    with pytest.raises(SystemExit, match="codec klt has no such lambda_value"):
+        cross_table.main(["--table", str(table), "--codec", "klt"])
 
 
 def test_bench_codec(capsys):
