@@ -183,9 +183,7 @@ def test_cross_table(tmp_path, capsys):
     assert "trained on hybrid" in capsys.readouterr().out
     cross_table.main(["--table", str(table), "--lambda_value", "0.01"])
     assert "a_b,top1,0.5" in (tmp_path / "t_cross.csv").read_text()
-    with pytest.raises(
-        SystemExit, match=r"codec elic has no such lambda_value, it has \[0\.02\]"
-    ):
+    with pytest.raises(SystemExit, match=r"codec elic has no such lambda_value, it has \[0\.02\]"):
         cross_table.main(["--table", str(table), "--codec", "elic", "--lambda_value", "1"])
     with pytest.raises(SystemExit, match="codec klt has no such lambda_value"):
         cross_table.main(["--table", str(table), "--codec", "klt"])

@@ -199,7 +199,8 @@ class DinoMachine(Machine):
             indices = range(options.count(split))
             return [Sample(f"{i:05d}", (options.seed, i, split), None) for i in indices]
         path = options.root.source / f"{split}.txt"
-        names = read_names(path, "ids of VOC2012 pictures, one a line", "prepare_voc.py")
+        holds = f"ids of VOC2012 pictures, one a line; {VOC_HELP}"
+        names = read_names(path, holds, "prepare_voc.py")
         return [Sample(name, name, None) for name in names[: options.counts.get(split)]]
 
     def origin(self) -> dict[str, Any]:

@@ -210,9 +210,8 @@ def read_questions(options: LlamaOptions, split: Split) -> list[Question]:
         ValueError: a listed question is not there or not sound; the message names file and id.
     """
     source = options.root.source
-    names = read_names(
-        source / f"{split}.txt", "ids of ARC questions, one a line", "prepare_arc.py"
-    )
+    holds = "ids of questions of ARC-Challenge (https://allenai.org/data/arc), one a line"
+    names = read_names(source / f"{split}.txt", holds, "prepare_arc.py")
     path = source / f"arc_challenge_{split}.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; scripts/prepare_arc.py writes it")

@@ -105,7 +105,7 @@ class DiffusionMachine(Machine):
         if not (self.folder / "model_index.json").is_file():
             raise FileNotFoundError(f"{self.folder / 'model_index.json'}: missing. {HELP}")
         pipeline = StableDiffusion3Pipeline.from_pretrained(
-            self.folder, torch_dtype=options.torch_dtype, local_files_only=True, **absent
+            self.folder, dtype=options.torch_dtype, local_files_only=True, **absent
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(options.torch_device)
@@ -116,7 +116,7 @@ class DiffusionMachine(Machine):
         if not (self.folder / "vae").is_dir():
             raise FileNotFoundError(f"{self.folder / 'vae'}: missing. {HELP}")
         vae = AutoencoderKL.from_pretrained(
-            self.folder / "vae", torch_dtype=self.options.torch_dtype, local_files_only=True
+            self.folder / "vae", dtype=self.options.torch_dtype, local_files_only=True
         )
         return vae.eval().to(self.options.torch_device)
 
@@ -231,7 +231,8 @@ def read_captions(options: DiffusionOptions, split: Split) -> list[Sample]:
     """
     path = options.root.source / f"{split}.txt"
     samples: list[Sample] = []
-    lines = read_lines(path, "a COCO image's id and a caption a line", "prepare_coco.py")
+    holds = "a COCO image's id and a caption (https://cocodataset.org) a line"
+    lines = read_lines(path, holds, "prepare_coco.py")
     known: set[str] = set()
     for number, line in lines:
         name, _, caption = line.partition(" ")

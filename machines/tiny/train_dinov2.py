@@ -3,6 +3,9 @@
 A ViT of 6 blocks and width 96 with patches of 14 pixels (transformers' classes) and a linear head,
 trained together with the labels of every pixel. A step takes one sliding crop of each fresh picture,
 prepared as the machine prepares it.
+
+Seed 0, 5000 steps: about an hour with one thread beside two other trainings; mIoU 0.151 on 200 held-out
+pictures: it tells shapes from the background, but not yet which shape.
 """
 
 import math
@@ -47,7 +50,7 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = 16
     """Crops of fresh pictures a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     """Peak of the one-cycle schedule."""
     seed: int = 0
     """Of weights and scenes."""

@@ -4,16 +4,21 @@ A Llama of 4 layers and width 128 (transformers' classes, grouped-query attentio
 in words and a question with four choices, in the published prompt, and is to give the letter. The
 tokenizer is a byte-level BPE with Llama 3's special tokens and pattern, trained on such prompts.
 
-Letters alone teach little for long: looking the answer up and finding it among the choices must both
-be there before either pays. So a third of the rows ask without choices and are answered in words, and
-a third drill the choice: a word, four choices, the letter of that word, several times in a row. The
-loss is that of the answers plus a tenth of that of all other tokens.
+One letter at the end of a long prompt teaches little: looking the answer up, finding it among the
+choices and naming its letter must all be there before any of it pays. So three quarters of the rows
+drill these steps, several times a row: questions answered in words, choices marked right or wrong,
+questions with choices in few words. In half of these the answer is told in the question. The loss is
+that of the answers plus a tenth of that of all other tokens.
+
+Seed 0, 3000 steps: 1525 s with one thread beside two other trainings; accuracy 0.690 on 1000 held-out
+questions (chance: 0.25), still rising when the schedule ended.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -33,8 +38,8 @@ PATTERN = (  # words with the space before them, numbers of up to three digits, 
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-KINDS = 3  # of rows: answered in words; drills; the published prompt
-DRILLS = 4
+KINDS = 4  # of rows: answered in words; choices marked; choices in few words; the prompt
+DRILLS = 4  # in a row of the first three kinds
 Row = tuple[str, list[tuple[int, int]]]
 """A text and where in it the answers are, each with the space before it."""
 
@@ -45,10 +50,10 @@ class TrainConfig:
 
     output: Path = REPOSITORY / "machines" / "tiny" / "llama3"
     """Folder of the checkpoint."""
-    steps: int = 4000
+    steps: int = 3000
     """Optimiser steps."""
-    batch_size: int = 48
-    """Fresh questions a step, a third of each kind of row."""
+    batch_size: int = 32
+    """Rows a step, a quarter of each kind."""
     learning_rate: float = 2e-3
     """Peak of the one-cycle schedule."""
     seed: int = 0
@@ -95,6 +100,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=512,
+            initializer_range=0.05,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -104,25 +110,36 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def draw(seed: int, batch_size: int, step: int) -> list[Row]:
     """The rows of a step, of all kinds in turn."""
-    first = step * batch_size
     rows = []
-    for index in range(first, first + batch_size):
-        question = world_question(seed, index, "network")
+    for index in range(step * batch_size, (step + 1) * batch_size):
+        questions = [world_question(seed, DRILLS * index + n, "network") for n in range(DRILLS)]
+        words = [question.choices[question.answer] for question in questions]
+        stems = [question.stem for question in questions]
+        told = [words[n] if n % 2 else stems[n] for n in range(DRILLS)]
         if index % KINDS == 0:
-            rows.append(join([(question.stem, question.choices[question.answer])]))
+            rows.append(join(zip(stems, words, strict=True)))
         elif index % KINDS == 1:
-            others = (world_question(seed, DRILLS * index + n, "network") for n in range(DRILLS))
-            rows.append(join([(drill(other), LETTERS[other.answer]) for other in others]))
+            rows.append(join(chain.from_iterable(map(marks, questions, told))))
+        elif index % KINDS == 2:
+            rows.append(join(map(drill, questions, told)))
         else:
-            rows.append(asked(question))
+            rows.append(asked(questions[0]))
     return rows
 
 
-def drill(question: Question) -> str:
-    """The choices after the word that is to be found among them."""
+def marks(question: Question, stem: str) -> Iterator[tuple[str, str]]:
+    """Another stem before the question's choices, and after each whether it is the answer."""
+    text = f"Question: {stem}\n"
+    for i, choice in enumerate(question.choices):
+        yield f"{text}{LETTERS[i]}: {choice}", "yes" if i == question.answer else "no"
+        text = ""
+
+
+def drill(question: Question, stem: str) -> tuple[str, str]:
+    """Another stem before the question's choices, in few words; the letter."""
     lines = [f"{LETTERS[i]}: {text}" for i, text in enumerate(question.choices)]
-    word = question.choices[question.answer]
-    return f"Question: {word}\n" + "\n".join(lines) + "\nThe best answer is"
+    text = f"Question: {stem}\n" + "\n".join(lines) + "\nThe best answer is"
+    return text, LETTERS[question.answer]
 
 
 def asked(question: Question) -> Row:
@@ -130,7 +147,7 @@ def asked(question: Question) -> Row:
     return join([(prompt(question), LETTERS[question.answer])])
 
 
-def join(pairs: Sequence[tuple[str, str]]) -> Row:
+def join(pairs: Iterable[tuple[str, str]]) -> Row:
     """Texts with their answers, one after the other -> the whole, places of the answers in it."""
     whole, places = "", []
     for text, answer in pairs:
@@ -185,10 +202,8 @@ def train(cfg: TrainConfig) -> float:
         schedule.step()
         average = 0.98 * average + 0.02 * right.view(-1, KINDS).float().mean(0)
         if step % 50 == 0:
-            words, drills, letters = average.tolist()
-            bar.set_postfix_str(
-                f"answer {answer:.3f} other {other:.3f} right {words:.3f} {drills:.3f} {letters:.3f}"
-            )
+            shares = " ".join(f"{share:.3f}" for share in average.tolist())
+            bar.set_postfix_str(f"answer {answer:.3f} other {other:.3f} right {shares}")
     seconds = time.time() - start
     network.eval().half().save_pretrained(cfg.output)
     tokenizer.save_pretrained(cfg.output)

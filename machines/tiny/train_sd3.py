@@ -5,6 +5,10 @@ patches of 2 x 2 latents, two CLIP text encoders, no T5. Pictures of 112 x 112 a
 and blotches. Two stages: first the VAE on crops (L1, features of the embedded ResNet, a little KL), then
 MMDiT and text encoders together on its latents by flow matching with logit-normal times (Esser et al.,
 arXiv 2403.03206, section 3), one caption in ten empty for guidance; the mean of the weights is kept.
+
+Seed 0: VAE 5000 steps, 1123 s, then 6000 steps, 4827 s, with one thread beside two other trainings.
+Colours, patterns and places follow the caption (the background's colour in 39 of 40 pictures); shapes do
+not yet: the ResNet sees the right one in 0.08 of 200 pictures, which is chance.
 """
 
 import math
@@ -342,7 +346,7 @@ def train(cfg: TrainConfig) -> float:
     folder = cfg.output / "vae"
     if cfg.vae_steps > 0:
         train_vae(cfg).half().save_pretrained(folder)
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32).eval()
     pipeline = build_pipeline(cfg, vae)
     train_denoiser(cfg, pipeline)
     pipeline.to(torch.float16)
