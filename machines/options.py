@@ -78,3 +78,14 @@ class ModelOptions(MachineOptions):
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
+
+
+def find_layer(layer: int, count: int) -> int:
+    """The last layer of a front half, 0 .. count - 1; a negative one counts from the end.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    if not -count <= layer < count:
+        raise ValueError(f"layer: {layer} is none of the model's {count} layers")
+    return layer % count

@@ -28,7 +28,7 @@ from machines.checkpoints import find_checkpoint, find_folder, open_weights, qui
 from machines.command import parse_options, run
 from machines.lists import read_names
 from machines.machine import Machine, Sample, Score, Split
-from machines.options import ModelOptions
+from machines.options import ModelOptions, find_layer
 from machines.tiny import world
 
 PRESET = "dinov2_tiny"
@@ -59,7 +59,7 @@ class DinoOptions(ModelOptions):
     head: str = "head.safetensors"
     """Weights of the linear head, a file; looked for as checkpoint is."""
     layer: int = -1
-    """The last block of the front half, from 0; -1 is the last one of the model."""
+    """The last block of the front half, from 0; negative ones count from the end."""
     source: Literal["voc", "world"] = "voc"
     """Pictures: VOC2012 under source/, or the generated world."""
     classes: list[str] = field(default_factory=list)
@@ -174,11 +174,7 @@ class DinoMachine(Machine):
     @property
     def layer(self) -> int:
         """The last block of the front half, 0 .. blocks - 1."""
-        count = self.config.num_hidden_layers
-        layer = self.options.layer + count * (self.options.layer < 0)
-        if not 0 <= layer < count:
-            raise ValueError(f"layer: {self.options.layer} is none of the model's {count} blocks")
-        return layer
+        return find_layer(self.options.layer, self.config.num_hidden_layers)
 
     @cached_property
     def front(self) -> Front:

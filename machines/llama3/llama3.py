@@ -24,7 +24,7 @@ from machines.checkpoints import find_folder, open_weights, quiet, weights_diges
 from machines.command import parse_options, run
 from machines.lists import read_names
 from machines.machine import Machine, Sample, Score, Split
-from machines.options import ModelOptions
+from machines.options import ModelOptions, find_layer
 from machines.tiny import world
 
 PRESET = "llama3_tiny"
@@ -41,7 +41,7 @@ class LlamaOptions(ModelOptions):
     """A causal language model, cut after a decoder layer, and its questions."""
 
     layer: int = -1
-    """The last decoder layer of the front half, from 0; -1 is the last one of the model."""
+    """The last decoder layer of the front half, from 0; negative ones count from the end."""
     source: Literal["arc", "world"] = "arc"
     """Questions: ARC's files under source/, or those of the generated world."""
 
@@ -90,12 +90,8 @@ class LlamaMachine(Machine):
 
     @property
     def layer(self) -> int:
-        """The last layer of the front half, 0 .. layers - 1."""
-        count = self.config.num_hidden_layers
-        layer = self.options.layer + count * (self.options.layer < 0)
-        if not 0 <= layer < count:
-            raise ValueError(f"layer: {self.options.layer} is none of the model's {count} layers")
-        return layer
+        """The last decoder layer of the front half, 0 .. layers - 1."""
+        return find_layer(self.options.layer, self.config.num_hidden_layers)
 
     @cached_property
     def tokenizer(self):
@@ -147,7 +143,7 @@ class LlamaMachine(Machine):
         """The greedy next token, without spaces: the answer's letter where all is well."""
         hidden = torch.from_numpy(feature[0]).to(self.options.torch_device, self.back.dtype)
         logits = self.back(inputs_embeds=hidden, use_cache=False, logits_to_keep=1).logits
-        return self.tokenizer.decode(logits[0, -1].argmax()).strip()
+        return self.tokenizer.decode(int(logits[0, -1].argmax())).strip()
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         """Accuracy, 0..1."""
