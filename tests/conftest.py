@@ -19,6 +19,12 @@ from coding.transform.mapping import Mapping
 hypothesis.settings.register_profile("project", deadline=None)  # the first call compiles kernels
 hypothesis.settings.load_profile("project")
 
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 CHANNELS = 128
 ARCHS = {
     "hyperprior": HyperpriorArch(N=16, M=24),

@@ -142,7 +142,6 @@ def test_torch_gives_the_same(assignment, channels):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 @pytest.mark.parametrize("channels", [None, 3])
 def test_cuda_gives_the_same(assignment, channels):
