@@ -132,10 +132,7 @@ def build_dinov2(root: Path) -> None:
 def build_sd3(root: Path) -> None:
     """SD3-medium without its third text encoder (the configs of its folders)."""
     folder = root / "pretrained_head" / "stable-diffusion-3-medium-diffusers"
-    tokenizers = [
-        train_sd3.build_tokenizer(["a photo of a room"], folder / name)
-        for name in ("tokenizer", "tokenizer_2")
-    ]
+    tokenizers = [train_sd3.build_tokenizer(["a photo of a room"]) for _ in range(2)]
     for tokenizer in tokenizers:
         tokenizer.model_max_length = 77
     ids = {"vocab_size": 49408, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}

@@ -247,8 +247,8 @@ def test_miou_is_mmsegmentations():
     assert math.isnan(seg.iou(total)[5])
 
 
-def test_embedded_checkpoint_is_as_recorded(tmp_path):
-    """mIoU over 200 held-out pictures with sliding crops, against the record of the training."""
+def test_embedded_checkpoint(tmp_path):
+    """mIoU over 200 held-out pictures with sliding crops."""
     flags = ["--counts", "{test: 200}", "--data_root", str(tmp_path), "--device", "cpu"]
     machine = DinoMachine(parse_options(DinoOptions, seg.PRESET, flags, None))
     samples, crops, predictions = machine.samples("test"), [], []
@@ -258,9 +258,8 @@ def test_embedded_checkpoint_is_as_recorded(tmp_path):
         assert load_facts(machine.options.machine).mismatch(feature) is None
         predictions.append(machine.predict(sample, feature))
     score = machine.score(samples, predictions)
-    recorded = files.read_json(machine.path / "training.json")["miou"]
-    assert score.value == pytest.approx(recorded, abs=0.02)
-    assert score.others["iou_background"] > 0.85
+    assert score.value >= 0.80
+    assert score.others["iou_background"] > 0.95
     assert {2, 3} <= set(crops)
     assert sum(path.stat().st_size for path in machine.path.iterdir()) < 2_500_000
 

@@ -129,15 +129,13 @@ def test_world_questions():
     assert answers == {0, 1, 2, 3}
 
 
-def test_embedded_checkpoint_is_as_recorded(tmp_path):
-    """400 held-out questions through both halves, against the record of the training."""
+def test_embedded_checkpoint(tmp_path):
+    """400 held-out questions through both halves."""
     flags = ["--counts", "{test: 400}", "--data_root", str(tmp_path), "--device", "cpu"]
     machine = LlamaMachine(parse_options(LlamaOptions, llama3.PRESET, flags, None))
     samples = machine.samples("test")
     predictions = [machine.predict(sample, machine.extract(sample)) for sample in samples]
-    recorded = files.read_json(machine.folder / "training.json")["accuracy"]
-    assert machine.score(samples, predictions).value == pytest.approx(recorded, abs=0.05)
-    assert recorded > 0.5  # chance is 0.25
+    assert machine.score(samples, predictions).value >= 0.95
     assert sum(path.stat().st_size for path in machine.folder.iterdir()) < 2_500_000
 
 

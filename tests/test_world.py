@@ -40,6 +40,19 @@ def test_picture_mask_and_label_agree(index):
     assert sizes.argmax() == world.label(scene)  # the main shape is the largest
 
 
+def test_plain_scene_is_its_title():
+    scene = world.scene(0, 3, "train")
+    plain = world.plain(scene)
+    rgb, mask = world.render(plain).rgb, world.render(plain).mask
+    assert set(np.unique(mask)) == {0, 1 + world.label(scene)}
+    assert np.array_equal(np.unique(rgb[:2].reshape(-1, 3), axis=0), [scene.background.rgb])
+    assert (rgb == scene.main.paint.rgb).all(2)[mask > 0].mean() > 0.8  # the rest is its edge
+    assert abs(plain.main.angle) <= np.pi / 12
+    words = (scene.main.paint.colour, scene.main.kind, world.place(scene.main))
+    assert world.title(plain) == world.title(scene)
+    assert all(word in world.title(scene) for word in (*words, scene.background.colour))
+
+
 def test_content_is_the_same_at_every_size():
     scene = world.scene(0, 5, "train")
     small, large = world.render(scene, 112, 112).mask, world.render(scene, 224, 224).mask

@@ -61,8 +61,10 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> None:
             for entry in list(running):
                 job, process, bar = entry
                 status = process.poll()
-                bar.n = job.steps if status == 0 else min(_count_rows(job.rows), job.steps)
-                bar.refresh()
+                done = job.steps if status == 0 else min(_count_rows(job.rows), job.steps)
+                if done != bar.n or sys.stdout.isatty():  # a log gets a line a step, no more
+                    bar.n = done
+                    bar.refresh()
                 if status is not None:
                     running.remove(entry)
                     bar.close()

@@ -332,9 +332,9 @@ def iou(counts: np.ndarray) -> np.ndarray:
 
 
 def world_picture(seed: int, index: int, split: str) -> world.Picture:
-    """A picture of the world, 150 pixels high and 1 to 2 times as wide."""
-    ratio = np.random.default_rng([seed, index, world.SPLITS.index(split)]).uniform(1, 2)
-    return world.render(world.scene(seed, index, split), 150, round(150 * ratio))
+    """A plain picture of the world, 112 pixels high and 1 to 1.4 times as wide."""
+    ratio = np.random.default_rng([seed, index, world.SPLITS.index(split)]).uniform(1, 1.4)
+    return world.render(world.plain(world.scene(seed, index, split)), 112, round(112 * ratio))
 
 
 def read_config(weights: Mapping[str, Tensor], path: Path) -> Dinov2Config:

@@ -126,7 +126,7 @@ class DiffusionMachine(Machine):
         if options.source == "world":
             scenes = [world.scene(options.seed, i, split) for i in range(options.count(split))]
             return [
-                Sample(f"{i:05d}", (world.caption(s), i), world.label(s))
+                Sample(f"{i:05d}", (world.title(s), i), world.label(s))
                 for i, s in enumerate(scenes)
             ]
         return read_captions(options, split)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from coding import config, files
+from coding.devices import fast_bf16
 from coding.paths import REPOSITORY
 from machines.command import parse_options
 from machines.dinov2.seg import (
@@ -35,8 +36,9 @@ from machines.dinov2.seg import (
     sliding_boxes,
     world_picture,
 )
-from machines.tiny.training import draw_ahead
+from machines.tiny.training import Descent, Teacher, draw_ahead
 
+BF16 = fast_bf16("cpu")
 Crops = tuple[np.ndarray, np.ndarray]
 
 
@@ -46,12 +48,12 @@ class TrainConfig:
 
     output: Path = REPOSITORY / "machines" / "tiny" / "dinov2"
     """Folder of the checkpoint."""
-    steps: int = 5000
+    steps: int = 3600
     """Optimiser steps."""
-    batch_size: int = 16
+    batch_size: int = 32
     """Crops of fresh pictures a step."""
-    learning_rate: float = 1.5e-3
-    """Peak of the one-cycle schedule."""
+    learning_rate: float = 3e-3
+    """The highest of the run."""
     seed: int = 0
     """Of weights and scenes."""
     workers: int = 1
@@ -74,10 +76,60 @@ def build(side: int) -> Dinov2Model:
             mlp_ratio=4,
             image_size=side,
             patch_size=PATCH,
-            layerscale_value=0.1,
+            layerscale_value=1.0,
             drop_path_rate=0.0,
+            initializer_range=0.08,  # near 1 / sqrt(width)
         )
     )
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Sines and cosines of a grid's columns and rows, (side^2, width): where positions start from."""
+    rates = 100.0 ** -torch.linspace(0, 1, width // 4 + 1)[:-1]
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [places.reshape(-1, 1) * rates for places in (x, y)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+class Student(nn.Module):
+    """Backbone and head, and linear readings of the tokens that are to give the ResNet's stages."""
+
+    def __init__(self, side: int, classes: int):
+        super().__init__()
+        self.grid = (side // PATCH,) * 2
+        self.backbone = build(side)
+        width = self.backbone.config.hidden_size
+        with torch.no_grad():
+            places = self.backbone.embeddings.position_embeddings
+            places[0, 1:] = 0.5 * waves(self.grid[0], width)
+        self.head = LinearHead(width, classes)
+        self.teacher = Teacher()
+        self.readings = nn.ModuleList(nn.Linear(width, wide) for wide in Teacher.widths[1:])
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
+        """Padded crops (B, 3, side, side) -> logits (B, classes, *size), readings (B, wide, *grid)."""
+        out = self.backbone(x, output_hidden_states=True)
+        middle = out.hidden_states[len(self.backbone.encoder.layer) // 2]
+        readings = [
+            reading(tokens[:, 1:]).transpose(1, 2).unflatten(2, self.grid)
+            for reading, tokens in zip(self.readings, (middle, out.last_hidden_state), strict=True)
+        ]
+        planes = out.last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, self.grid)
+        return nn.functional.interpolate(self.head(planes), size, mode="bilinear"), readings
+
+    @torch.no_grad()
+    def lesson(self, rgb: Tensor) -> list[Tensor]:
+        """Padded crops in 0..1 -> the ResNet's last two stages on the tokens' grid, normalised."""
+        size = [length * Teacher.strides[-1] for length in self.grid]
+        with torch.autocast("cpu", torch.bfloat16, BF16):
+            enlarged = nn.functional.interpolate(rgb, size, mode="bilinear")
+            stages = self.teacher(enlarged.contiguous(memory_format=torch.channels_last))[1:]
+        stages = [nn.functional.adaptive_avg_pool2d(stage.float(), self.grid) for stage in stages]
+        return [
+            (stage - stage.mean((0, 2, 3), keepdim=True))
+            / (stage.std((0, 2, 3), keepdim=True) + 1e-3)
+            for stage in stages
+        ]
 
 
 def draw(options: DinoOptions, seed: int, batch_size: int, step: int) -> Crops:
@@ -99,32 +151,32 @@ def train(cfg: TrainConfig) -> float:
     """Train and write the checkpoint -> mIoU on held-out pictures."""
     options = preset()
     torch.manual_seed(cfg.seed)
-    side = math.ceil(options.crop / PATCH) * PATCH
-    backbone = build(side).train()
-    head = LinearHead(backbone.config.hidden_size, len(options.classes)).train()
-    parameters = [*backbone.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, cfg.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, cfg.learning_rate, total_steps=cfg.steps, pct_start=0.1
-    )
-    start, average = time.time(), math.nan
+    student = Student(math.ceil(options.crop / PATCH) * PATCH, len(options.classes)).train()
+    student.teacher.eval()
+    backbone, head = student.backbone, student.head
+    descent = Descent(student, backbone.encoder, cfg.learning_rate, cfg.steps)
+    start, average = time.time(), np.zeros(3)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (options.mean, options.std))
     crops = draw_ahead(partial(draw, options, cfg.seed, cfg.batch_size), cfg.steps, cfg.workers)
     for step, (rgbs, masks), bar in crops:
-        x = pad(normalize(options, rgbs))
-        tokens = backbone(x).last_hidden_state[:, 1:]  # (B, h * w, D)
-        logits = head(tokens.transpose(1, 2).unflatten(2, (side // PATCH,) * 2))
-        logits = nn.functional.interpolate(logits, masks.shape[1:], mode="bilinear")
-        loss = nn.functional.cross_entropy(logits, torch.from_numpy(masks).long())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
+        x = pad((torch.from_numpy(rgbs).permute(0, 3, 1, 2).float() - mean) / std)
+        labels = torch.from_numpy(masks).long()
+        logits, readings = student(x, labels.shape[1:])
+        # what helps early would blur the end: shapes above the background, the ResNet's maps
+        weight = torch.ones(len(options.classes))
+        weight[0] = 1 - 0.8 * descent.level
+        loss = nn.functional.cross_entropy(logits, labels, weight)
+        lesson = student.lesson((x * std + mean) / 255)
+        distance = sum(map(nn.functional.mse_loss, readings, lesson))
+        descent.step(loss + descent.level * distance)
+        with torch.no_grad():
+            found = labels > 0
+            right = (logits.argmax(1) == labels)[found].float().mean()
+        average += (0.02 if step else 1) * (
+            np.array([loss.item(), distance.item(), right]) - average
+        )
         if step % 50 == 0:
-            bar.set_postfix_str(f"loss {average:.4f}")
+            bar.set_postfix_str("loss {:.4f} ResNet {:.4f} shapes right {:.4f}".format(*average))
     seconds = time.time() - start
     backbone.eval().half().save_pretrained(cfg.output)
     state = {name: value.half() for name, value in head.state_dict().items()
@@ -137,12 +189,6 @@ def train(cfg: TrainConfig) -> float:
          "seconds": round(seconds), "held_out": cfg.held_out, "miou": miou},
     )  # fmt: skip
     return miou
-
-
-def normalize(options: DinoOptions, rgbs: np.ndarray) -> Tensor:
-    """uint8 RGB (B, H, W, 3) -> (B, 3, H, W) float32 as the preset says."""
-    x = (torch.from_numpy(rgbs).float() - torch.tensor(options.mean)) / torch.tensor(options.std)
-    return x.permute(0, 3, 1, 2)
 
 
 def evaluate(cfg: TrainConfig) -> float:

@@ -14,10 +14,11 @@ not yet: the ResNet sees the right one in 0.08 of 200 pictures, which is chance.
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -35,7 +36,6 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    ResNetForImageClassification,
 )
 
 from coding import config, files
@@ -44,12 +44,12 @@ from coding.paths import REPOSITORY
 from machines.command import parse_options
 from machines.sd3.sd3 import PRESET, DiffusionMachine, DiffusionOptions
 from machines.tiny import world
-from machines.tiny.training import draw_ahead, scenes
+from machines.tiny.training import Descent, Teacher, draw_ahead, scenes
 
 SIDE, CROP = 112, 56
-TOKENS = 19  # the captions' 17 words, start and end
+TOKENS = 13  # the titles' 11 words, start and end
 TEXT_WIDTH = 64
-JUDGE = REPOSITORY / "machines" / "tiny" / "resnet50"
+SHIFT = 2.0  # towards noisier times, where shapes are decided
 BF16 = fast_bf16("cpu")
 
 
@@ -65,14 +65,16 @@ class TrainConfig:
     """Crops of fresh scenes a step of the VAE."""
     vae_learning_rate: float = 1.5e-3
     """Peak of its one-cycle schedule."""
-    pictures: int = 30000
+    text_steps: int = 600
+    """Optimiser steps of each text encoder on the facts of the captions, before all else."""
+    pictures: int = 20000
     """Scenes whose latents the MMDiT is trained on."""
-    steps: int = 6000
+    steps: int = 8000
     """Optimiser steps of the MMDiT and the text encoders."""
     batch_size: int = 64
     """Latents a step."""
-    learning_rate: float = 1.5e-3
-    """Peak of their one-cycle schedule."""
+    learning_rate: float = 2e-3
+    """The highest of this stage."""
     seed: int = 0
     """Of weights, scenes and noise."""
     workers: int = 1
@@ -86,16 +88,16 @@ def clean(scene: world.Scene) -> world.Scene:
     return replace(scene, noise=0.0, blotches=0.0, light=(0.0, 0.0))
 
 
-def draw(cfg: TrainConfig, step: int) -> np.ndarray:
-    """The pictures of a step of the VAE, (B, 112, 112, 3) uint8."""
+def draw(cfg: TrainConfig, easier: Callable[[world.Scene], world.Scene], step: int) -> np.ndarray:
+    """The pictures of a step of the VAE, made easier, (B, 112, 112, 3) uint8."""
     some = scenes(cfg.seed, step * cfg.vae_batch_size, cfg.vae_batch_size, "network")
-    return np.stack([world.render(clean(s), SIDE, SIDE).rgb for s in some])
+    return np.stack([world.render(easier(s), SIDE, SIDE).rgb for s in some])
 
 
 def draw_crops(cfg: TrainConfig, step: int) -> np.ndarray:
     """A random crop of each picture of a step, (B, 56, 56, 3) uint8."""
     rng = np.random.default_rng([cfg.seed, step])
-    pictures = draw(cfg, step)
+    pictures = draw(cfg, clean, step)
     corners = rng.integers(0, SIDE - CROP + 1, size=(len(pictures), 2))
     windows = zip(pictures, corners, strict=True)
     return np.stack([picture[y : y + CROP, x : x + CROP] for picture, (y, x) in windows])
@@ -124,33 +126,21 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-class ResNetDistance(nn.Module):
-    """Mean squared distance of two pictures in the stages of the embedded ResNet."""
-
-    def __init__(self):
-        super().__init__()
-        network = ResNetForImageClassification.from_pretrained(JUDGE, dtype=torch.float32)
-        self.body = network.resnet.eval().requires_grad_(False)
-
-    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in -1..1."""
-        ours, theirs = (self._stages(picture) for picture in (x_hat, x))
-        terms = [
-            nn.functional.mse_loss(a.float(), b.float()) / b.float().var()
-            for a, b in zip(ours, theirs, strict=True)
-        ]
-        return torch.stack(terms).mean()
-
-    def _stages(self, x: Tensor) -> tuple[Tensor, ...]:
-        # -1..1 is (rgb - 0.5) / 0.5, the ResNet was trained on (rgb - 0.5) / 0.25
-        return self.body(2 * x, output_hidden_states=True).hidden_states[1:]
+def distance(teacher: Teacher, x: Tensor, x_hat: Tensor) -> Tensor:
+    """Mean squared distance of pictures (B, 3, H, W) in -1..1 in the stages of the embedded ResNet."""
+    ours, theirs = (teacher(picture / 2 + 0.5) for picture in (x_hat, x))
+    terms = [
+        nn.functional.mse_loss(a.float(), b.float()) / b.float().var()
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return torch.stack(terms).mean()
 
 
 def train_vae(cfg: TrainConfig) -> AutoencoderKL:
     """Train the VAE; its scaling and shift make the latents zero-mean, unit-variance."""
     torch.manual_seed(cfg.seed)
     vae = build_vae()
-    distance = ResNetDistance()
+    teacher = Teacher()
     optimizer = torch.optim.AdamW(vae.parameters(), cfg.vae_learning_rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, cfg.vae_learning_rate, total_steps=cfg.vae_steps, pct_start=0.1
@@ -160,7 +150,7 @@ def train_vae(cfg: TrainConfig) -> AutoencoderKL:
         with torch.autocast("cpu", torch.bfloat16, BF16):
             posterior = vae.encode(x).latent_dist
             x_hat = vae.decode(posterior.sample()).sample
-            look = distance(x, x_hat)
+            look = distance(teacher, x, x_hat)
         l1 = nn.functional.l1_loss(x_hat.float(), x)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = l1 + 0.1 * look + 1e-3 * kl
@@ -172,7 +162,7 @@ def train_vae(cfg: TrainConfig) -> AutoencoderKL:
         if step % 50 == 0:
             bar.set_postfix_str(f"L1 {l1.item():.4f} ResNet {look.item():.4f} KL {kl.item():.2f}")
     vae = vae.eval().half().float()  # as it will be stored
-    z = torch.cat([encode(vae, draw(cfg, step)) for step in range(16)])
+    z = torch.cat([encode(vae, draw(cfg, clean, step)) for step in range(16)])
     vae.register_to_config(
         scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4)
     )
@@ -186,8 +176,8 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray) -> Tensor:
         return vae.encode(to_input(pictures)).latent_dist.mean.float()
 
 
-def build_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
-    """A byte-pair tokenizer in CLIP's format, trained on captions and saved in ``folder``."""
+def build_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
+    """A byte-pair tokenizer in CLIP's format, trained on captions."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -203,11 +193,14 @@ def build_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
             show_progress=False,
         ),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab, merges = (Path(path) for path in bpe.model.save(str(folder)))
-    tokenizer = CLIPTokenizer(str(vocab), str(merges), model_max_length=TOKENS)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    with TemporaryDirectory() as folder:  # CLIPTokenizer's way in is a pair of files
+        return CLIPTokenizer(*bpe.model.save(folder), model_max_length=TOKENS)
+
+
+def tokens(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """Captions as the pipeline gives them to a text encoder, (B, TOKENS)."""
+    padding = {"padding": "max_length", "max_length": TOKENS}
+    return tokenizer(list(captions), **padding, return_tensors="pt").input_ids
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
@@ -230,10 +223,8 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 def build_pipeline(cfg: TrainConfig, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
     """The whole pipeline with a trained VAE, the rest randomly initialised."""
-    captions = [world.caption(s) for s in scenes(cfg.seed, 0, 4000, "network")]
-    tokenizers = [
-        build_tokenizer(captions, cfg.output / name) for name in ("tokenizer", "tokenizer_2")
-    ]
+    captions = [world.title(s) for s in scenes(cfg.seed, 0, 4000, "network")]
+    tokenizers = [build_tokenizer(captions) for _ in range(2)]
     torch.manual_seed(cfg.seed)
     first, second = (build_text_encoder(tokenizer) for tokenizer in tokenizers)
     transformer = SD3Transformer2DModel(
@@ -251,7 +242,7 @@ def build_pipeline(cfg: TrainConfig, vae: AutoencoderKL) -> StableDiffusion3Pipe
     )
     return StableDiffusion3Pipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae,
         text_encoder=first,
         tokenizer=tokenizers[0],
@@ -273,12 +264,12 @@ class Denoiser(nn.Module):
     def forward(self, ids: Sequence[Tensor], z: Tensor, timestep: Tensor) -> Tensor:
         """The pipeline's own way from tokens to velocity, for both encoders' ids (B, TOKENS)."""
         hidden, pooled = [], []
-        for encoder, tokens in zip((self.text_encoder, self.text_encoder_2), ids, strict=True):
-            out = encoder(tokens, output_hidden_states=True)
+        for encoder, some in zip((self.text_encoder, self.text_encoder_2), ids, strict=True):
+            out = encoder(some, output_hidden_states=True)
             hidden.append(out.hidden_states[-2])
             pooled.append(out.text_embeds)
         text = torch.cat(hidden, dim=-1)  # (B, TOKENS, 2 TEXT_WIDTH)
-        text = torch.cat([text, torch.zeros_like(text)], dim=1)  # where T5 would stand
+        text = torch.cat([text, torch.zeros_like(text[:, :1])], dim=1)  # where T5 would stand
         return self.transformer(
             hidden_states=z,
             timestep=timestep,
@@ -288,6 +279,44 @@ class Denoiser(nn.Module):
         )[0]
 
 
+def teach_words(
+    encoder: CLIPTextModelWithProjection, ids: Tensor, facts: Tensor, steps: int
+) -> None:
+    """Train a text encoder so that its embedding tells the facts of the caption linearly.
+
+    Args:
+        ids: tokens of captions, (N, TOKENS).
+        facts: what they say, (N, K), each column a number from 0.
+    """
+    counts = (1 + facts.amax(0)).tolist()
+    readings = nn.ModuleList(nn.Linear(TEXT_WIDTH, count) for count in counts)
+    learner = nn.ModuleList([encoder, readings]).train()
+    optimizer = torch.optim.AdamW(learner.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        some = torch.arange(64 * step, 64 * (step + 1)) % len(ids)
+        embedding = encoder(ids[some]).text_embeds
+        loss = sum(
+            nn.functional.cross_entropy(reading(embedding), facts[some, column])
+            for column, reading in enumerate(readings)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def told(scene: world.Scene) -> tuple[int, ...]:
+    """What a title says, in numbers."""
+    colours = list(world.PALETTE)
+    return (
+        world.label(scene),
+        world.PLACES.index(world.place(scene.main)),
+        colours.index(scene.main.paint.colour),
+        colours.index(scene.background.colour),
+    )
+
+
 def train_denoiser(cfg: TrainConfig, pipeline: StableDiffusion3Pipeline) -> None:
     """Train MMDiT and text encoders; the pipeline ends with the mean of the last weights."""
     scale, shift = pipeline.vae.config.scaling_factor, pipeline.vae.config.shift_factor
@@ -295,24 +324,19 @@ def train_denoiser(cfg: TrainConfig, pipeline: StableDiffusion3Pipeline) -> None
     latents = torch.cat(
         [
             (encode(pipeline.vae, pictures) - shift) * scale
-            for _, pictures, _ in draw_ahead(partial(draw, cfg), batches, cfg.workers)
+            for _, pictures, _ in draw_ahead(partial(draw, cfg, world.plain), batches, cfg.workers)
         ]
     )
-    captions = [world.caption(s) for s in scenes(cfg.seed, 0, len(latents), "network")]
-    ids = [
-        tokenizer(
-            ["", *captions], padding="max_length", max_length=TOKENS, return_tensors="pt"
-        ).input_ids
-        for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
-    ]
+    known = scenes(cfg.seed, 0, len(latents), "network")
+    facts = torch.tensor([told(scene) for scene in known])
+    captions = ["", *map(world.title, known)]
+    ids = [tokens(kind, captions) for kind in (pipeline.tokenizer, pipeline.tokenizer_2)]
     denoiser = Denoiser(pipeline).train()
+    teach_words(denoiser.text_encoder, ids[0][1:], facts, cfg.text_steps)
+    teach_words(denoiser.text_encoder_2, ids[1][1:], facts, cfg.text_steps)
     mean = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(0.999))
-    optimizer = torch.optim.AdamW(
-        denoiser.parameters(), cfg.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, cfg.learning_rate, total_steps=cfg.steps, pct_start=0.05
-    )
+    blocks = denoiser.transformer.transformer_blocks
+    descent = Descent(denoiser, blocks, cfg.learning_rate, cfg.steps)
     draws = torch.Generator().manual_seed(cfg.seed)
     average = math.nan
     bar = tqdm(range(cfg.steps), desc="denoiser", unit="step", file=sys.stdout, mininterval=5)
@@ -322,16 +346,12 @@ def train_denoiser(cfg: TrainConfig, pipeline: StableDiffusion3Pipeline) -> None
         empty = torch.rand(cfg.batch_size, generator=draws) < 0.1
         line = torch.where(empty, 0, chosen + 1)  # line 0 of ids is the empty caption
         sigma = torch.sigmoid(torch.randn(cfg.batch_size, generator=draws))
+        sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)  # the times that the scheduler takes
         noise = torch.randn(z.shape, generator=draws)
         mixed = torch.lerp(z, noise, sigma[:, None, None, None])
-        with torch.autocast("cpu", torch.bfloat16, BF16):
-            velocity = denoiser([tokens[line] for tokens in ids], mixed, 1000 * sigma)
-        loss = nn.functional.mse_loss(velocity.float(), noise - z)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        velocity = denoiser([each[line] for each in ids], mixed, 1000 * sigma)
+        loss = nn.functional.mse_loss(velocity, noise - z)
+        descent.step(loss)
         mean.update_parameters(denoiser)
         average = loss.item() if math.isnan(average) else 0.99 * average + 0.01 * loss.item()
         if step % 50 == 0:

@@ -8,7 +8,8 @@ and noise. One :class:`Scene` gives all that the machines need::
     s = scene(seed=0, index=7, split="test")
     label(s)           class of the main shape                            classification
     render(s).mask     class of every pixel, 0 is the background          segmentation
-    caption(s)         one English sentence                               text to image
+    title(s)           one English phrase                                 text to image
+    caption(s)         one English sentence, which tells more             question answering
     facts(s)           questions, each with an answer and wrong answers   question answering
 
 Guarantees: a scene depends on nothing but ``(seed, index, split)``, and each such triple has a random
@@ -17,7 +18,7 @@ depends on nothing but its scene and its size; other library versions may move a
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -249,6 +250,22 @@ def _paint(rng: np.random.Generator, colour: str, period: tuple[float, float]) -
     )
 
 
+def plain(scene: Scene) -> Scene:
+    """The scene's main shape alone and nearly upright, without patterns, even light, no noise.
+
+    An easier picture with the same label, for models that learn slowly; :func:`title` tells all of it.
+    """
+    main = replace(
+        scene.main,
+        angle=(scene.main.angle - math.pi) / 12,  # at most 15 degrees to either side
+        paint=replace(scene.main.paint, pattern="plain"),
+    )
+    ground = replace(scene.background, pattern="plain")
+    return replace(
+        scene, background=ground, main=main, others=(), light=(0.0, 0.0), blotches=0.0, noise=0.0
+    )
+
+
 def label(scene: Scene) -> int:
     """Class of the main shape, an index into CLASSES."""
     return CLASSES.index(scene.main.kind)
@@ -335,6 +352,12 @@ def caption(scene: Scene) -> str:
     text = f"a {main.paint.pattern} {main.paint.colour} {main.kind} at the {place(main)}"
     text += f" of a {ground.pattern} {ground.colour} picture"
     return text + f" with {NUMBERS[count]} small shape{'' if count == 1 else 's'}"
+
+
+def title(scene: Scene) -> str:
+    """One phrase that tells the main shape and the colour of the background."""
+    main, ground = scene.main, scene.background
+    return f"a {main.paint.colour} {main.kind} at the {place(main)} of a {ground.colour} picture"
 
 
 def place(shape: Shape) -> str:
