@@ -4,8 +4,13 @@ A ViT of 6 blocks and width 96 with patches of 14 pixels (transformers' classes)
 trained together with the labels of every pixel. A step takes one sliding crop of each fresh picture,
 prepared as the machine prepares it.
 
-Seed 0, 5000 steps: about an hour with one thread beside two other trainings; mIoU 0.151 on 200 held-out
-pictures: it tells shapes from the background, but not yet which shape.
+Labels alone teach a small ViT slowly: it soon tells shapes from the background, and for thousands of
+steps no more. So its tokens are also to give, through linear readings that are thrown away afterwards,
+the maps of the embedded ResNet at the same places: the last but one stage after half of the blocks, the
+last one at the end. The positions start as waves.
+
+Seed 0, 3600 steps: 2095 s with one thread beside two other trainings; mIoU 0.911 on 200 held-out
+pictures. With the shapes in all turns instead of nearly upright it learns several times slower.
 """
 
 import math

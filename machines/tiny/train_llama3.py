@@ -21,6 +21,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from coding import config, files
 from coding.paths import REPOSITORY
 from machines.llama3.llama3 import LETTERS, Question, prompt, world_question
+from machines.tiny import world
 from machines.tiny.training import draw_ahead
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
@@ -40,6 +42,7 @@ PATTERN = (  # words with the space before them, numbers of up to three digits, 
 
 KINDS = 4  # of rows: answered in words; choices marked; choices in few words; the prompt
 DRILLS = 4  # in a row of the first three kinds
+FAR = 10**8  # to a question that no step comes to
 Row = tuple[str, list[tuple[int, int]]]
 """A text and where in it the answers are, each with the space before it."""
 
@@ -60,6 +63,10 @@ class TrainConfig:
     """Of weights and scenes."""
     workers: int = 1
     """Processes that draw questions."""
+    start: Path | None = None
+    """Folder of a checkpoint to go on from; null begins afresh."""
+    places: float = 0.0
+    """Share of questions drawn for being about a place, the hardest: their answers are two words."""
     held_out: int = 1000
     """Test questions that are scored at the end."""
 
@@ -108,11 +115,22 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def draw(seed: int, batch_size: int, step: int) -> list[Row]:
+def pick(seed: int, number: int, places: float) -> Question:
+    """A training question; a share of ``places`` of them is about a place, else one in seven."""
+    rng = np.random.default_rng([seed, number])
+    wanted = rng.random() < places
+    while True:
+        question = world_question(seed, number, "network")
+        if not wanted or question.choices[0] in world.PLACES:
+            return question
+        number += FAR
+
+
+def draw(seed: int, batch_size: int, step: int, places: float = 0.0) -> list[Row]:
     """The rows of a step, of all kinds in turn."""
     rows = []
     for index in range(step * batch_size, (step + 1) * batch_size):
-        questions = [world_question(seed, DRILLS * index + n, "network") for n in range(DRILLS)]
+        questions = [pick(seed, DRILLS * index + n, places) for n in range(DRILLS)]
         words = [question.choices[question.answer] for question in questions]
         stems = [question.stem for question in questions]
         told = [words[n] if n % 2 else stems[n] for n in range(DRILLS)]
@@ -183,8 +201,12 @@ def losses(
 def train(cfg: TrainConfig) -> float:
     """Train and write the checkpoint -> accuracy on held-out questions."""
     torch.manual_seed(cfg.seed)
-    tokenizer = build_tokenizer([text for text, _ in draw(cfg.seed, 4000, 0)])
-    network = build(tokenizer)
+    if cfg.start is None:
+        tokenizer = build_tokenizer([text for text, _ in draw(cfg.seed, 4000, 0)])
+        network = build(tokenizer)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(cfg.start)
+        network = LlamaForCausalLM.from_pretrained(cfg.start, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(
         network.parameters(), cfg.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
     )
@@ -192,7 +214,9 @@ def train(cfg: TrainConfig) -> float:
         optimizer, cfg.learning_rate, total_steps=cfg.steps, pct_start=0.05
     )
     start, average = time.time(), torch.zeros(KINDS)
-    drawn = draw_ahead(partial(draw, cfg.seed, cfg.batch_size), cfg.steps, cfg.workers)
+    drawn = draw_ahead(
+        partial(draw, cfg.seed, cfg.batch_size, places=cfg.places), cfg.steps, cfg.workers
+    )
     for step, rows, bar in drawn:
         answer, other, right = losses(network, tokenizer, rows)
         optimizer.zero_grad()
