@@ -10,8 +10,9 @@ drill these steps, several times a row: questions answered in words, choices mar
 questions with choices in few words. In half of these the answer is told in the question. The loss is
 that of the answers plus a tenth of that of all other tokens.
 
-Seed 0, 3000 steps: 1525 s with one thread beside two other trainings; accuracy 0.690 on 1000 held-out
-questions (chance: 0.25), still rising when the schedule ended.
+Made in two calls, with one thread beside two other trainings. 6500 steps, 4470 s: 0.938 of 1000 held-out
+questions (chance: 0.25); all kinds of questions but those about a place are answered without an error.
+Then ``--start THAT_FOLDER --places 0.5 --learning_rate 1e-3 --steps 1000``, 600 s: 0.999.
 """
 
 import time
@@ -235,7 +236,8 @@ def train(cfg: TrainConfig) -> float:
     files.write_json(
         cfg.output / "training.json",
         {"steps": cfg.steps, "batch_size": cfg.batch_size, "seed": cfg.seed,
-         "seconds": round(seconds), "held_out": cfg.held_out, "accuracy": accuracy},
+         "places": cfg.places, "seconds": round(seconds), "held_out": cfg.held_out,
+         "accuracy": accuracy, "start": cfg.start and files.read_json(cfg.start / "training.json")},
     )  # fmt: skip
     return accuracy
 
