@@ -71,7 +71,7 @@ def test_the_cut_changes_nothing(pipeline_folder, tmp_path):
     has_t5 = (pipeline_folder / "text_encoder_3").is_dir()
     absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
     whole = StableDiffusion3Pipeline.from_pretrained(pipeline_folder, dtype=torch.float32, **absent)
-    machine = DiffusionMachine(options_of(pipeline_folder, tmp_path))
+    machine = DiffusionMachine(options_of(pipeline_folder, tmp_path, "--t5_tokens", "19"))
     assert machine.front.vae is None
     assert (machine.front.text_encoder_3 is not None) == has_t5
     samples = machine.samples("test")[:3]
