@@ -25,6 +25,7 @@ __all__ = ["CODECS", "BitstreamError", "Codec", "ExtraKind", "load_codec"]
 CODECS = {
     "hyperprior": "coding.CompressAI.codec:LearnedCodec",
     "elic": "coding.CompressAI.codec:LearnedCodec",
+    "klt": "coding.klt.codec:KltCodec",
 }
 """Name in a checkpoint's ``config.json`` -> ``module:class``."""
 
@@ -62,6 +63,16 @@ class Codec(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Hex SHA-256 of all that decides bytes and decoded values: the id and the mappings."""
+
+    def at_quality(self, quality: float) -> Self:
+        """The same codec at another rate, the higher the more bits; its own scale.
+
+        Raises:
+            ValueError: the codec has one rate only, or none such.
+        """
+        raise ValueError(
+            "quality: a learned codec has one rate; train one with another lambda_value"
+        )
 
     @abstractmethod
     def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:

@@ -10,11 +10,11 @@ from pathlib import Path
 from coding import config, files
 from coding.bitstream import SUFFIX
 from coding.feature import list_features, points, read_feature
-from coding.options import CodecOptions, progress
+from coding.options import RateOptions, progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig(CodecOptions):
+class EncodeConfig(RateOptions):
     """Feature files to bitstreams."""
 
     input: Path
@@ -31,9 +31,10 @@ def encode(cfg: EncodeConfig) -> None:
     Raises:
         FeatureError, FileNotFoundError, ValueError: as the codec API; the message names the file.
     """
-    codec = cfg.load()
+    paths = list_features(cfg.input)
+    codec = cfg.load_for(paths, cfg.kind)
     total_bytes = total_points = 0
-    for path in progress(list_features(cfg.input), "encode"):
+    for path in progress(paths, "encode"):
         feature = read_feature(path)
         try:
             data = codec.encode(feature, cfg.kind)

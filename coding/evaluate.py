@@ -15,13 +15,13 @@ import numpy as np
 from coding import config, files, records
 from coding.bitstream import SUFFIX, unpack
 from coding.codec import Codec
-from coding.feature import list_features, points, read_feature, write_feature
-from coding.options import CodecOptions, progress
+from coding.feature import Moments, list_features, points, read_feature, write_feature
+from coding.options import RateOptions, progress
 from coding.paths import BITSTREAMS, DECODED, RATE_CSV, RUN_JSON, SUMMARY_JSON
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(CodecOptions):
+class EvaluateConfig(RateOptions):
     """Coding of a folder of features, measured."""
 
     features: Path
@@ -41,8 +41,8 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, float | int]:
     Raises:
         FeatureError, FileNotFoundError, ValueError: as the codec API; the message names the file.
     """
-    codec = cfg.load(cfg.published)
     paths = list_features(cfg.features)
+    codec = cfg.load_for(paths, cfg.kind, cfg.published)
     table = cfg.output / RATE_CSV
     done = _finished_rows(cfg, codec)
     if (
@@ -52,7 +52,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, float | int]:
             stale.unlink(missing_ok=True)
     run = records.Run(cfg.output, cfg, identity=codec.identity)
     rows = []
-    moments = _Moments()
+    moments = Moments()
     for path in progress(paths, "evaluate"):
         feature = read_feature(path)
         moments.add(feature)
@@ -113,25 +113,6 @@ def _is_newer(path: Path, cfg: EvaluateConfig) -> bool:
     """Whether a feature was written after its bitstream."""
     stream = cfg.output / BITSTREAMS / f"{path.stem}{SUFFIX}"
     return path.stat().st_mtime > stream.stat().st_mtime
-
-
-class _Moments:
-    """Pooled variance of all values, file by file."""
-
-    def __init__(self):
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
-
-    def add(self, x: np.ndarray) -> None:
-        mean, count = float(x.mean(dtype=np.float64)), x.size
-        squares = float(np.sum((x.astype(np.float64) - mean) ** 2))
-        delta, total = mean - self.mean, self.count + count
-        self.squares += squares + delta**2 * self.count * count / total
-        self.mean += delta * count / total
-        self.count = total
-
-    @property
-    def variance(self) -> float:
-        return self.squares / self.count
 
 
 def main(argv: Sequence[str] | None = None) -> None:

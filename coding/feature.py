@@ -165,3 +165,22 @@ def list_features(folder: str | Path) -> list[Path]:
 def points(shape: Sequence[int]) -> int:
     """Feature points of a shape: N*C*H*W, the denominator of BPFP."""
     return math.prod(shape)
+
+
+class Moments:
+    """Pooled variance of the values of many features, one after the other."""
+
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, x: np.ndarray) -> None:
+        mean, count = float(x.mean(dtype=np.float64)), x.size
+        squares = float(np.sum((x.astype(np.float64) - mean) ** 2))
+        delta, total = mean - self.mean, self.count + count
+        self.squares += squares + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    @property
+    def variance(self) -> float:
+        return self.squares / self.count

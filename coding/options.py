@@ -1,15 +1,19 @@
-"""The options that evaluate.py, encode.py and decode.py share: which codec, and how it is loaded."""
+"""The options that evaluate.py, encode.py and decode.py share: which codec, and at which rate."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from coding.codec import Codec, ExtraKind, load_codec
+from coding.feature import Moments, read_feature
 
 T = TypeVar("T")
+GRAIN = 128  # qualities that are tried lie on multiples of 1 / GRAIN
+SPAN = 16  # and within +- SPAN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,87 @@ class CodecOptions:
         if self.mapping is not None and self.machine is not None:
             extra = [ExtraKind(self.machine, self.mapping, self.assignment)]
         return load_codec(self.codec, device=self.device, published=published, kinds=extra)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateOptions(CodecOptions):
+    """Which codec, and at which rate, for codecs that have more than one."""
+
+    quality: float | None = None
+    """Rate on the codec's own scale; null takes its default."""
+    target_nmse: float | None = None
+    """Lowest quality whose pooled NMSE over all features is at most this."""
+    target_bpfp: float | None = None
+    """Highest quality whose pooled bits per feature point are at most this."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        given = [self.quality, self.target_nmse, self.target_bpfp]
+        if sum(value is not None for value in given) > 1:
+            raise ValueError("quality, target_nmse, target_bpfp: give one of them at most")
+        if any(target is not None and target <= 0 for target in given[1:]):
+            raise ValueError("target_nmse, target_bpfp: expected more than 0")
+
+    def load_for(
+        self, paths: Sequence[Path], kind: str | None = None, published: bool = False
+    ) -> Codec:
+        """The codec at the rate that is asked for.
+
+        Args:
+            paths: the features that a target is about.
+
+        Raises:
+            ValueError: the codec has one rate only, or the target is out of its reach.
+        """
+        codec = self.load(published)
+        if self.quality is not None:
+            return codec.at_quality(self.quality)
+        if self.target_nmse is None and self.target_bpfp is None:
+            return codec
+        return reach_target(codec, paths, kind, bpfp=self.target_bpfp, nmse=self.target_nmse)
+
+
+def reach_target(
+    codec: Codec,
+    paths: Sequence[Path],
+    kind: str | None,
+    *,
+    bpfp: float | None = None,
+    nmse: float | None = None,
+) -> Codec:
+    """The codec at the highest quality within ``bpfp``, or the lowest within ``nmse``: bisection over
+    qualities in steps of 1 / GRAIN, every trial coding all features.
+
+    Raises:
+        ValueError: no quality within SPAN of 0 reaches the target.
+    """
+    moments = Moments()
+    for path in paths:
+        moments.add(read_feature(path))
+
+    def is_fine(grade: int) -> bool:
+        """Whether a quality is on the finer side of the target."""
+        trial = codec.at_quality(grade / GRAIN)
+        total_bytes = total_points = 0
+        squares = 0.0
+        for path in paths:
+            x = read_feature(path)
+            data = trial.encode(x, kind)
+            total_bytes, total_points = total_bytes + len(data), total_points + x.size
+            if nmse is not None:
+                squares += float(np.sum(np.square(trial.decode(data).astype(np.float64) - x)))
+        if bpfp is not None:
+            return 8 * total_bytes / total_points > bpfp
+        return squares / total_points <= nmse * moments.variance
+
+    coarse, fine = -SPAN * GRAIN, SPAN * GRAIN
+    if is_fine(coarse) or not is_fine(fine):
+        what = f"target_bpfp: {bpfp:g}" if bpfp is not None else f"target_nmse: {nmse:g}"
+        raise ValueError(f"{what} is out of reach at qualities of {-SPAN} .. {SPAN}")
+    while fine - coarse > 1:
+        middle = (coarse + fine) // 2
+        coarse, fine = (coarse, middle) if is_fine(middle) else (middle, fine)
+    return codec.at_quality((fine if nmse is not None else coarse) / GRAIN)
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:

@@ -56,7 +56,7 @@ class BenchConfig:
     device: str = "auto"
     """torch device."""
     flags: list[str] = field(default_factory=list)
-    """Further flags of the machine: --flags=--steps --flags=1."""
+    """Further flags of the machine: --flags "[--steps, '1']"."""
     folder: Path | None = None
     """Where the temporary data root goes; null takes the system's."""
 

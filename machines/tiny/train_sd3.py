@@ -75,6 +75,8 @@ class TrainConfig:
     """Latents a step."""
     learning_rate: float = 2e-3
     """The highest of this stage."""
+    start: Path | None = None
+    """Folder of a pipeline to go on from; null begins afresh. Its VAE and its words stay as they are."""
     seed: int = 0
     """Of weights, scenes and noise."""
     workers: int = 1
@@ -332,8 +334,9 @@ def train_denoiser(cfg: TrainConfig, pipeline: StableDiffusion3Pipeline) -> None
     captions = ["", *map(world.title, known)]
     ids = [tokens(kind, captions) for kind in (pipeline.tokenizer, pipeline.tokenizer_2)]
     denoiser = Denoiser(pipeline).train()
-    teach_words(denoiser.text_encoder, ids[0][1:], facts, cfg.text_steps)
-    teach_words(denoiser.text_encoder_2, ids[1][1:], facts, cfg.text_steps)
+    if cfg.start is None:
+        teach_words(denoiser.text_encoder, ids[0][1:], facts, cfg.text_steps)
+        teach_words(denoiser.text_encoder_2, ids[1][1:], facts, cfg.text_steps)
     mean = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     blocks = denoiser.transformer.transformer_blocks
     descent = Descent(denoiser, blocks, cfg.learning_rate, cfg.steps)
@@ -363,11 +366,16 @@ def train_denoiser(cfg: TrainConfig, pipeline: StableDiffusion3Pipeline) -> None
 def train(cfg: TrainConfig) -> float:
     """Both stages, written as float16 in diffusers' layout -> caption accuracy on held-out captions."""
     start = time.time()
-    folder = cfg.output / "vae"
-    if cfg.vae_steps > 0:
-        train_vae(cfg).half().save_pretrained(folder)
-    vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32).eval()
-    pipeline = build_pipeline(cfg, vae)
+    if cfg.start is not None:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            cfg.start, dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
+        )
+    else:
+        folder = cfg.output / "vae"
+        if cfg.vae_steps > 0:
+            train_vae(cfg).half().save_pretrained(folder)
+        vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32).eval()
+        pipeline = build_pipeline(cfg, vae)
     train_denoiser(cfg, pipeline)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(cfg.output)
@@ -375,9 +383,10 @@ def train(cfg: TrainConfig) -> float:
     accuracy = evaluate(cfg)
     files.write_json(
         cfg.output / "training.json",
-        {"vae_steps": cfg.vae_steps, "steps": cfg.steps, "batch_size": cfg.batch_size,
-         "pictures": cfg.pictures, "seed": cfg.seed, "seconds": round(seconds),
-         "held_out": cfg.held_out, "caption_accuracy": accuracy},
+        {"vae_steps": 0 if cfg.start else cfg.vae_steps, "steps": cfg.steps,
+         "batch_size": cfg.batch_size, "pictures": cfg.pictures, "seed": cfg.seed,
+         "seconds": round(seconds), "held_out": cfg.held_out, "caption_accuracy": accuracy,
+         "start": cfg.start and files.read_json(cfg.start / "training.json")},
     )  # fmt: skip
     return accuracy
 

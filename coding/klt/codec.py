@@ -1,0 +1,166 @@
+"""The codec without a network behind the common API.
+
+    encode:  x ─ vectors ─ transform / step ─ choose symbols ─ rANS ─> bitstream
+    decode:  bitstream ─ rANS ─> symbols ─ * step, inverse transform ─ vectors ─> x_hat
+
+Parts of the bitstream: quality (2 bytes, signed, in 128ths); one rANS string of the clusters' indexes,
+where there are several, and the symbols, vector by vector; and, where there are any, the vectors that
+are sent as they are (count, places, float32 values).
+
+Guarantee: the symbols depend on the bytes and on integers of the model alone, so that they are the same
+on every machine; the floats made of them differ in their last bits at most.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from coding import files, rans
+from coding.bitstream import ID_BYTES, Bitstream, BitstreamError, pack, unpack
+from coding.codec import Codec, ExtraKind
+from coding.feature import FeatureError, check_feature
+from coding.klt.arrange import count_vectors, from_vectors, to_vectors
+from coding.klt.model import PER_OCTAVE, KltModel, rung
+
+MAX_GRADE = 1 << 14  # of either sign: steps of 2^128 and 2^-128 standard deviations
+
+
+class KltCodec(Codec):
+    """Karhunen-Loeve transforms, one step and static tables, for one kind of feature.
+
+    Args:
+        quality: log2 of the feature's standard deviation over the step, rounded to 128ths.
+    """
+
+    def __init__(self, model: KltModel, quality: float):
+        self.model = model
+        self.grade = grade_of(quality)
+
+    @classmethod
+    def load(
+        cls, folder: Path, *, device: str, published: bool, kinds: Sequence[ExtraKind]
+    ) -> Self:
+        if published or kinds:
+            raise ValueError(f"{folder}: a klt codec has no published mode and no mappings")
+        return cls(*KltModel.load(folder))
+
+    @property
+    def id(self) -> bytes:
+        return self.model.digest
+
+    @property
+    def identity(self) -> str:
+        return files.digest(self.id, self.grade.to_bytes(4, "little", signed=True))
+
+    def at_quality(self, quality: float) -> Self:
+        return type(self)(self.model, quality)
+
+    def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
+        facts = self.model.facts
+        why = facts.mismatch(check_feature(feature))
+        if kind not in (None, facts.kind):
+            why = f"the codec knows {facts.kind}, not {kind}"
+        if why:
+            raise FeatureError(why)
+        block, packing = self.model.transform.layout.block, facts.packing
+        vectors = to_vectors(feature, packing, block)
+        clusters, symbols, _, raw = self.model.quantise(vectors, self.grade)
+        model = self.model.rungs[rung(self.grade)]
+        indexes = model.chosen[clusters].ravel()
+        stream = symbols.ravel()
+        if self.model.transform.layout.clusters > 1:
+            last = np.full(len(clusters), len(model.bank.freqs), np.int32)
+            stream, indexes = np.append(clusters, stream), np.append(last, indexes)
+        parts = [
+            self.grade.to_bytes(2, "little", signed=True),
+            rans.encode(stream, indexes, model.tables),
+        ]
+        if raw.any():
+            places = np.flatnonzero(raw).astype("<u4")
+            exact = vectors[raw].astype("<f4")
+            parts.append(len(places).to_bytes(4, "little") + places.tobytes() + exact.tobytes())
+        return pack(
+            Bitstream(
+                codec_id=self.id[:ID_BYTES],
+                mapping_id=bytes(ID_BYTES),
+                dtype=feature.dtype.name,
+                shape=feature.shape,
+                packing=packing,
+                parts=tuple(parts),
+            )
+        )
+
+    def decode(self, data: bytes) -> np.ndarray:
+        facts, transform = self.model.facts, self.model.transform
+        stream = unpack(data)
+        if stream.codec_id != self.id[:ID_BYTES]:
+            raise BitstreamError(
+                f"written by codec {stream.codec_id.hex()}, this is {self.id[:ID_BYTES].hex()}"
+            )
+        fits = [want in (None, got) for want, got in zip(facts.shape, stream.shape, strict=True)]
+        if stream.dtype != facts.dtype or stream.packing != facts.packing or not all(fits):
+            raise BitstreamError(
+                f"inconsistent: {stream.dtype} {stream.shape} {stream.packing} is no {facts.kind}"
+            )
+        if len(stream.parts) not in (2, 3) or len(stream.parts[0]) != 2 or stream.mode != 0:
+            raise BitstreamError("inconsistent: not the parts of a klt bitstream")
+        grade = int.from_bytes(stream.parts[0], "little", signed=True)
+        if abs(grade) > MAX_GRADE:
+            raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
+        count = count_vectors(stream.shape, stream.packing, transform.layout.block)
+        clusters, symbols = self.read_symbols(stream.parts[1], grade, count)
+        vectors = self.model.restore(clusters, symbols, grade)
+        if len(stream.parts) == 3:
+            _put_raw(stream.parts[2], vectors)
+        x = from_vectors(vectors, stream.shape, stream.packing, transform.layout.block)
+        largest = np.finfo(stream.dtype).max
+        return np.clip(x, -largest, largest).astype(stream.dtype)
+
+    def read_symbols(self, data: bytes, grade: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """A rANS string -> clusters (R,) int32 and symbols (R, C * S) int32; integers decide alone.
+
+        Raises:
+            BitstreamError: the string is damaged.
+        """
+        model = self.model.rungs[rung(grade)]
+        try:
+            reader = rans.Decoder(data, model.tables)
+            clusters = np.zeros(count, np.int32)
+            if self.model.transform.layout.clusters > 1:
+                clusters = reader.decode(np.full(count, len(model.bank.freqs), np.int32))
+                if clusters.min() < 0 or clusters.max() >= len(model.chosen):
+                    raise rans.RansError("a cluster's index is none")
+            symbols = reader.decode(model.chosen[clusters].ravel())
+            reader.finish()
+        except rans.RansError as error:
+            raise BitstreamError(f"corrupted: {error}") from error
+        return clusters, symbols.reshape(count, -1)
+
+
+def grade_of(quality: float) -> int:
+    """A quality in 128ths.
+
+    Raises:
+        ValueError: not finite, or too far off.
+    """
+    if not abs(quality) <= MAX_GRADE / PER_OCTAVE:
+        limit = MAX_GRADE // PER_OCTAVE
+        raise ValueError(f"quality: expected {-limit} .. {limit}, got {quality}")
+    return round(PER_OCTAVE * quality)
+
+
+def _put_raw(part: bytes, vectors: np.ndarray) -> None:
+    """Lay the vectors that were sent as they are over the decoded ones, in place."""
+    count = int.from_bytes(part[:4], "little")
+    width = int(np.prod(vectors.shape[1:]))
+    if len(part) != 4 + 4 * count * (1 + width) or count > len(vectors):
+        raise BitstreamError("inconsistent: raw vectors of another size")
+    places = np.frombuffer(part, "<u4", count, 4)
+    if count and (places.max() >= len(vectors) or (np.diff(places.astype(np.int64)) <= 0).any()):
+        raise BitstreamError("inconsistent: raw vectors at impossible places")
+    exact = np.frombuffer(part, "<f4", count * width, 4 + 4 * count)
+    if not np.isfinite(exact).all():
+        raise BitstreamError("inconsistent: raw values that are not finite")
+    vectors[places] = exact.reshape(count, *vectors.shape[1:])

@@ -1,0 +1,283 @@
+"""What the codec without a network has learned of one kind of feature, and its two directions.
+
+    vectors (R, C, S) ─ minus mean ─ basis of channels ─ DCT of positions ─> y (R, C * S) ─ / step ─> q
+
+S is 1 for tokens. There may be several means and bases (a mixture of Karhunen-Loeve transforms): each
+vector takes the one that costs least, and its index is coded. One uniform step serves all components
+(H. Gish and J. Pierce, *Asymptotically efficient quantizing*, 1968: optimal with entropy coding), so
+that one model gives every rate: ``quality`` is log2 of the feature's standard deviation over the step.
+The entropy tables are those of the nearest of a ladder of steps for which they were trained.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from scipy.fft import dct
+
+from coding import config, files, rans
+from coding.codec import CONFIG_JSON
+from coding.feature import FeatureFacts
+from coding.klt.entropy import Bank, choose, reconstruct
+
+WEIGHTS = "model.safetensors"
+FORMAT = 1
+PER_OCTAVE = 128
+"""Steps that a file can name within a factor of two: quality is coded as a multiple of 1 / 128."""
+LOWEST, HIGHEST, RUNGS_PER_OCTAVE = -3, 7, 4
+"""The ladder of qualities for which tables are trained."""
+RUNGS = (HIGHEST - LOWEST) * RUNGS_PER_OCTAVE + 1
+MAX_VALUE = 2.0**18
+"""Largest value over the step that becomes a symbol: float32 tells it from its neighbours. Vectors that
+exceed it are sent as they are."""
+
+
+def rung(grade: int) -> int:
+    """The ladder's nearest rung to a quality of ``grade`` / 128, 0 .. RUNGS - 1."""
+    width = PER_OCTAVE // RUNGS_PER_OCTAVE
+    return min(max((grade - LOWEST * PER_OCTAVE + width // 2) // width, 0), RUNGS - 1)
+
+
+@lru_cache
+def dct_basis(block: int) -> np.ndarray:
+    """Orthonormal two-dimensional DCT-II over block x block positions, (S, S) float32: y = x @ basis."""
+    one = dct(np.eye(block), axis=1, norm="ortho")  # a row's transform, as a matrix
+    return np.kron(one, one).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How vectors are made of a feature and turned."""
+
+    rotate: bool
+    """Karhunen-Loeve basis over channels; else the channels as they are."""
+    block: int
+    """Side of the blocks of positions, transformed by a DCT; 1 for tokens and for none."""
+    clusters: int
+    """Means and bases."""
+    centre: bool
+    """Take the channels' means off; not for one-sided values that are mostly zero."""
+
+    def __str__(self) -> str:
+        parts = ["klt" if self.rotate else "identity"]
+        if self.block > 1:
+            parts.append(f"dct{self.block}")
+        if not self.centre:
+            parts.append("uncentred")
+        return "+".join(parts) + (f" x{self.clusters}" if self.clusters > 1 else "")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Means and bases, K of each."""
+
+    layout: Layout
+    mean: np.ndarray
+    """(K, C, S) float32."""
+    basis: np.ndarray | None
+    """(K, C, C) float32 of float16 values, a column a component; None where there is no rotation."""
+    unit: float
+    """Standard deviation of the feature around its mean: the step at quality 0."""
+
+    @property
+    def components(self) -> int:
+        """C * S."""
+        return int(np.prod(self.mean.shape[1:]))
+
+    def forward(self, vectors: np.ndarray, cluster: int) -> np.ndarray:
+        """(R, C, S) -> (R, C * S) float32."""
+        x = torch.from_numpy(vectors - self.mean[cluster])
+        if self.basis is not None:
+            x = torch.einsum("rcs,cd->rds", x, torch.from_numpy(self.basis[cluster]))
+        if self.layout.block > 1:
+            x = x @ torch.from_numpy(dct_basis(self.layout.block))
+        return x.reshape(len(vectors), -1).numpy()
+
+    def inverse(self, y: np.ndarray, cluster: int) -> np.ndarray:
+        """(R, C * S) -> (R, C, S) float32."""
+        x = torch.from_numpy(y).reshape(len(y), *self.mean.shape[1:])
+        if self.layout.block > 1:
+            x = x @ torch.from_numpy(dct_basis(self.layout.block)).T
+        if self.basis is not None:
+            x = torch.einsum("rds,cd->rcs", x, torch.from_numpy(self.basis[cluster]))
+        return x.numpy() + self.mean[cluster]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """The entropy model at one step."""
+
+    bank: Bank
+    chosen: np.ndarray
+    """(K, C * S) int32: the table of each component."""
+    clusters: np.ndarray
+    """(K + 1,) int32 frequencies of the clusters' indexes and of an escape, sum 2^16."""
+
+    @cached_property
+    def tables(self) -> rans.Tables:
+        """The bank's tables and, last, that of the clusters' indexes."""
+        bank = self.bank
+        offset = np.append(bank.offset, 0).astype(np.int32)
+        return Bank((*bank.freqs, self.clusters), offset, bank.centroid).tables()
+
+    @cached_property
+    def bits(self) -> np.ndarray:
+        return self.bank.bits()
+
+
+@dataclass(frozen=True)
+class KltModel:
+    """All that encoder and decoder share for one kind of feature."""
+
+    facts: FeatureFacts
+    transform: Transform
+    rungs: tuple[Rung, ...]
+    """RUNGS entropy models, from the coarsest step to the finest."""
+    weight: float
+    """What a bit costs, in squared steps, when symbols are chosen."""
+
+    def step(self, grade: int) -> float:
+        """The step of quality ``grade`` / 128."""
+        return self.transform.unit * 2.0 ** (-grade / PER_OCTAVE)
+
+    def quantise(
+        self, vectors: np.ndarray, grade: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The cheapest cluster and symbols of each vector at one step.
+
+        Args:
+            vectors: (R, C, S) float32.
+
+        Returns:
+            clusters (R,) int32, symbols (R, C * S) int32, bits (R,) float64 that the tables promise,
+            and which vectors (R,) bool no symbols can tell; theirs are nought.
+        """
+        count = len(vectors)
+        clusters = np.zeros(count, np.int32)
+        symbols = np.zeros((count, self.transform.components), np.int32)
+        cheapest, bits = np.full(count, np.inf), np.zeros(count)
+        limit = MAX_VALUE * self.step(grade)
+        raw = np.abs(vectors.reshape(count, -1)).max(1) > limit
+        tame = np.where(raw[:, None, None], 0, vectors)
+        trial = np.empty_like(symbols)
+        model = self.rungs[rung(grade)]
+        for cluster in range(self.transform.layout.clusters):
+            y = self.transform.forward(tame, cluster) / np.float32(self.step(grade))
+            head = rans.PRECISION - np.log2(model.clusters[cluster])
+            cost, rate = choose(
+                y, model.chosen[cluster], model.bits, model.bank.centroid, self.weight, trial
+            )
+            cost += self.weight * head
+            better = cost < cheapest
+            cheapest[better], clusters[better] = cost[better], cluster
+            symbols[better], bits[better] = trial[better], rate[better] + head
+        symbols[raw], clusters[raw] = 0, 0
+        return clusters, symbols, bits, raw
+
+    def restore(self, clusters: np.ndarray, symbols: np.ndarray, grade: int) -> np.ndarray:
+        """Clusters (R,) and symbols (R, C * S) -> vectors (R, C, S) float32."""
+        model = self.rungs[rung(grade)]
+        out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
+        step = np.float32(self.step(grade))
+        for cluster in np.unique(clusters):
+            own = clusters == cluster
+            y = np.empty((int(own.sum()), symbols.shape[1]), np.float32)
+            reconstruct(symbols[own], model.chosen[cluster], model.bank.centroid, y)
+            out[own] = self.transform.inverse(y * step, cluster)
+        return out
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The state as it is stored."""
+        freqs = [freq for model in self.rungs for freq in model.bank.freqs]
+        out = {
+            "mean": self.transform.mean,
+            "freqs": np.concatenate(freqs).astype(np.int32),
+            "sizes": np.array([len(freq) for freq in freqs], np.int32),
+            "banks": np.array([len(model.bank.freqs) for model in self.rungs], np.int32),
+            "offset": np.concatenate([model.bank.offset for model in self.rungs]),
+            "centroid": np.concatenate([model.bank.centroid for model in self.rungs]),
+            "chosen": np.stack([model.chosen for model in self.rungs]).astype(np.uint8),
+            "clusters": np.stack([model.clusters for model in self.rungs]).astype(np.int32),
+        }
+        if self.transform.basis is not None:
+            out["basis"] = self.transform.basis.astype(np.float16)
+        return out
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 over all that decides bytes and decoded values (32 bytes)."""
+        hasher = hashlib.sha256(json.dumps(self._values(), sort_keys=True).encode())
+        for name, value in sorted(self.arrays().items()):
+            hasher.update(f"{name} {value.dtype} {value.shape}".encode())
+            hasher.update(np.ascontiguousarray(value).tobytes())
+        return hasher.digest()
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "facts": asdict(self.facts),
+            "layout": asdict(self.transform.layout),
+            "unit": self.transform.unit,
+            "weight": self.weight,
+        }
+
+    def save(self, folder: Path, quality: float, made_by: dict[str, Any]) -> None:
+        """Write the codec folder, ``config.json`` last.
+
+        Args:
+            quality: what the codec takes where nothing is asked for.
+            made_by: provenance, anything JSON holds.
+        """
+        arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
+        files.write_bytes(folder / WEIGHTS, save(arrays))
+        values = {"format": FORMAT, "codec": "klt", "quality": quality}
+        files.write_json(folder / CONFIG_JSON, values | self._values() | {"made_by": made_by})
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[Self, float]:
+        """The model of a codec folder and its quality.
+
+        Raises:
+            ValueError: a file is missing, damaged or of another format; the message names it.
+        """
+        path = folder / WEIGHTS
+        values = files.read_json(folder / CONFIG_JSON)
+        if values.get("format") != FORMAT:
+            raise ValueError(f"{folder / CONFIG_JSON}: format {values.get('format')}, not {FORMAT}")
+        try:
+            arrays = load(path.read_bytes())
+        except FileNotFoundError as error:
+            raise ValueError(f"{path}: missing from the codec folder") from error
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+        try:
+            layout = config.build(Layout, values["layout"], "layout")
+            facts = config.build(FeatureFacts, values["facts"], "facts")
+            basis = arrays["basis"].astype(np.float32) if layout.rotate else None
+            transform = Transform(layout, arrays["mean"], basis, float(values["unit"]))
+            model = cls(facts, transform, _rungs(arrays), float(values["weight"]))
+            if len(model.rungs) != RUNGS:
+                raise ValueError(f"{len(model.rungs)} steps, expected {RUNGS}")
+            return model, float(values["quality"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder}: not a sound klt codec ({error!r})") from error
+
+
+def _rungs(arrays: dict[str, np.ndarray]) -> tuple[Rung, ...]:
+    """The entropy models from their stored form."""
+    ends = np.cumsum(arrays["sizes"])[:-1]
+    freqs = np.split(arrays["freqs"], ends)
+    out, first = [], 0
+    for row, count in enumerate(arrays["banks"].tolist()):
+        own = slice(first, first + count)
+        bank = Bank(tuple(freqs[own]), arrays["offset"][own], arrays["centroid"][own])
+        chosen = arrays["chosen"][row].astype(np.int32)
+        out.append(Rung(bank, chosen, arrays["clusters"][row]))
+        first += count
+    return tuple(out)

@@ -1,0 +1,268 @@
+"""The codec without a network: exact symbols, any rate, sound bytes, layouts chosen by measurement."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coding import evaluate
+from coding.bitstream import Bitstream, BitstreamError, pack, unpack
+from coding.codec import load_codec
+from coding.encode import main as encode_main
+from coding.feature import FeatureError, read_feature, write_feature
+from coding.klt import fit_klt
+from coding.klt.arrange import count_vectors, from_vectors, to_vectors
+from coding.klt.entropy import fit_bank
+from coding.klt.fit_klt import FitConfig
+from coding.klt.model import HIGHEST, LOWEST, PER_OCTAVE, RUNGS, rung
+from coding.packing import Packing
+from coding.paths import REPOSITORY
+
+MINILM = REPOSITORY.parent / "shared" / "real_features" / "minilm"
+
+
+@pytest.fixture(scope="module")
+def token_codec(toy, tmp_path_factory):
+    """A codec of the toy token features, and their test folder."""
+    folder = tmp_path_factory.mktemp("klt")
+    features = toy / "toy" / "hidden" / "feature_train" / "train"
+    fit_klt.main(
+        ["--features", str(features), "--machine", str(toy / "toy.yaml"), "--output", str(folder),
+         "--clusters", "[2]"]
+    )  # fmt: skip
+    return folder, toy / "toy" / "hidden" / "feature_test"
+
+
+def picture_like(seed: int) -> np.ndarray:
+    """(1, 4, 12, 12) float16: smooth maps whose channels are much alike."""
+    rng = np.random.default_rng(seed)
+    spectrum = 1 / (1 + np.hypot(*np.meshgrid(np.arange(12), np.arange(12))))
+    common = np.cumsum(np.cumsum(rng.standard_normal((12, 12)) * spectrum, 0), 1)
+    own = 0.2 * rng.standard_normal((4, 12, 12))
+    return (common + own)[None].astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def map_codec(tmp_path_factory):
+    """A codec of spatial maps, and the folder of its training features."""
+    root = tmp_path_factory.mktemp("maps")
+    facts = {"model": "toy", "task": "map", "shape": [1, 4, 12, 12], "dtype": "float16",
+             "packing": {"layout": "tiles", "rows": 2, "cols": 2}}  # fmt: skip
+    (root / "map.yaml").write_text(yaml.safe_dump({"feature": facts}))
+    for i in range(20):
+        write_feature(root / "train" / f"{i:02d}.npy", picture_like(i))
+    fit_klt.main(
+        ["--features", str(root / "train"), "--machine", str(root / "map.yaml"),
+         "--output", str(root / "codec"), "--clusters", "[1]"]
+    )  # fmt: skip
+    return root / "codec", root / "train"
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9),
+       st.sampled_from([1, 2, 4, 8]))  # fmt: skip
+def test_vectors_and_back(n, c, h, w, block):
+    x = np.random.default_rng(0).standard_normal((n, c, h, w)).astype(np.float32)
+    for packing, side in ((Packing(), 1), (Packing("tiles", 1, c), block)):
+        vectors = to_vectors(x, packing, side)
+        assert len(vectors) == count_vectors(x.shape, packing, side)
+        assert np.array_equal(from_vectors(vectors, x.shape, packing, side), x)
+
+
+def test_ladder_names_the_nearest_rung():
+    width = PER_OCTAVE * (HIGHEST - LOWEST) // (RUNGS - 1)
+    assert rung(LOWEST * PER_OCTAVE) == 0
+    assert rung(HIGHEST * PER_OCTAVE) == RUNGS - 1
+    assert rung(-(10**4)) == 0
+    assert rung(10**4) == RUNGS - 1
+    assert rung(LOWEST * PER_OCTAVE + width + width // 2 - 1) == 1
+    assert rung(LOWEST * PER_OCTAVE + width + width // 2) == 2
+
+
+def test_bank_promises_the_entropy():
+    """Cross-entropy of the integer tables is within 1% of the sources' entropy."""
+    rng = np.random.default_rng(0)
+    q = np.round(rng.laplace(size=(64, 20000)) * np.geomspace(0.1, 30, 64)[:, None]).astype(int)
+    reach = np.abs(q).max()
+    counts = np.stack([np.bincount(row + reach, minlength=2 * reach + 1) for row in q])
+    bank, chosen = fit_bank(counts, np.zeros((64, 5)), 64)
+    for freq in bank.freqs:
+        assert freq.sum() == 1 << 16
+        assert freq.min() >= 1
+    bits = bank.bits()
+    wide = bits.shape[1] // 2
+    spent = [bits[chosen[g], np.clip(row, -wide, wide) + wide].mean() for g, row in enumerate(q)]
+    p = counts / counts.sum(1, keepdims=True)
+    entropy = -(p * np.log2(np.where(p > 0, p, 1))).sum(1)
+    assert sum(spent) < 1.01 * entropy.sum()
+
+
+def test_any_rate_from_one_model(token_codec):
+    """More quality: more bytes, less error; and the bytes are what the tables promise."""
+    folder, features = token_codec
+    codec = load_codec(folder)
+    x = read_feature(next(features.iterdir()))
+    sizes, errors = [], []
+    for quality in (-2, -0.7, 0.3, 1, 2.1, 4, 6.5, 9):
+        one = codec.at_quality(quality)
+        data = one.encode(x)
+        decoded = one.decode(data)
+        assert decoded.shape == x.shape
+        assert decoded.dtype == x.dtype
+        assert np.array_equal(codec.decode(data), decoded)  # the bytes say which quality
+        sizes.append(len(data))
+        errors.append(float(np.mean((decoded - x) ** 2)))
+        bits = one.model.quantise(to_vectors(x, Packing(), 1), one.grade)[2].sum()
+        if quality <= HIGHEST:  # beyond, escapes are only estimated
+            assert abs(8 * len(data) - bits) < 0.01 * bits + 8 * 60
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-5 * x.var()
+
+
+def test_symbols_do_not_depend_on_threads(token_codec):
+    folder, features = token_codec
+    codec = load_codec(folder)
+    data = codec.encode(read_feature(next(features.iterdir())))
+    stream = unpack(data)
+    grade = int.from_bytes(stream.parts[0], "little", signed=True)
+    count = count_vectors(stream.shape, stream.packing, 1)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads, mkldnn in ((1, True), (2, True), (1, False)):
+            torch.set_num_threads(threads)
+            with torch.backends.mkldnn.flags(enabled=mkldnn):
+                symbols = load_codec(folder).read_symbols(stream.parts[1], grade, count)
+                results.append((*symbols, codec.decode(data)))
+    finally:
+        torch.set_num_threads(before)
+    for clusters, symbols, decoded in results[1:]:
+        assert np.array_equal(clusters, results[0][0])
+        assert np.array_equal(symbols, results[0][1])
+        assert np.allclose(decoded, results[0][2], rtol=1e-5, atol=1e-5 * np.abs(decoded).max())
+
+
+@pytest.mark.parametrize("value", [3e38, -1e30, 1e9, 65504.0, 1e-40])
+def test_outliers_cost_bits_and_never_break(token_codec, value):
+    folder, features = token_codec
+    codec = load_codec(folder)
+    x = read_feature(next(features.iterdir())).copy()
+    plain = codec.encode(x)
+    clean = codec.decode(plain)
+    x[0, 0, 3, 5] = value
+    data = codec.encode(x)
+    decoded = codec.decode(data)
+    assert np.isfinite(decoded).all()
+    assert decoded[0, 0, 3, 5] == pytest.approx(value, rel=0.05, abs=10)
+    others = np.arange(x.shape[2]) != 3
+    assert np.allclose(decoded[0, 0, others], clean[0, 0, others], atol=1e-4)
+    assert len(data) < len(plain) + 6 * x.shape[3]
+
+
+def test_maps_take_a_block_transform(map_codec):
+    folder = map_codec[0]
+    codec = load_codec(folder)
+    assert codec.model.transform.layout.block > 1
+    x = picture_like(1000)
+    decoded = codec.at_quality(4).decode(codec.at_quality(4).encode(x))
+    assert decoded.dtype == np.float16
+    assert np.mean((decoded.astype(float) - x) ** 2) < 1e-2 * x.astype(float).var()
+    tried = json.loads((folder / "config.json").read_text())["made_by"]["tried"]
+    assert min(row["log2_rate"] for row in tried) == 0
+    assert {"identity", "klt", "klt+dct12", "klt+dct4"} <= {
+        row["layout"].split(",")[0] for row in tried
+    }
+
+
+def test_sparse_one_sided_maps_keep_their_zeros(tmp_path):
+    """A rotation would fill them: the channels stay as they are."""
+    facts = {"model": "toy", "task": "relu", "shape": [1, 16, 6, 6],
+             "packing": {"layout": "tiles", "rows": 4, "cols": 4}}  # fmt: skip
+    (tmp_path / "relu.yaml").write_text(yaml.safe_dump({"feature": facts}))
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        x = np.maximum(rng.standard_normal((1, 16, 6, 6)) - 1.2, 0).astype(np.float32)
+        write_feature(tmp_path / "train" / f"{i:02d}.npy", x)
+    fit_klt.main(["--features", str(tmp_path / "train"), "--machine", str(tmp_path / "relu.yaml"),
+                  "--output", str(tmp_path / "codec"), "--clusters", "[1]"])  # fmt: skip
+    layout = load_codec(tmp_path / "codec").model.transform.layout
+    assert (layout.rotate, layout.centre, layout.block) == (False, False, 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "value"), [("bpfp", 2.0), ("bpfp", 0.5), ("nmse", 0.02), ("nmse", 0.001)]
+)
+def test_targets_are_met_from_below(token_codec, tmp_path, target, value):
+    folder, features = token_codec
+    argv = ["--codec", str(folder), "--features", str(features), "--output", str(tmp_path)]
+    evaluate.main([*argv, f"--target_{target}", str(value)])
+    got = json.loads((tmp_path / "summary.json").read_text())[f"{target}_pooled"]
+    assert 0.95 * value <= got <= value  # coarse steps: few features, three test files
+
+
+def test_targets_out_of_reach(token_codec, tmp_path, capsys):
+    folder, features = token_codec
+    argv = ["--codec", str(folder), "--input", str(features), "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="target_bpfp: 1e-05 is out of reach"):
+        encode_main([*argv, "--target_bpfp", "1e-5"])
+    with pytest.raises(SystemExit):
+        encode_main([*argv, "--target_bpfp", "1", "--quality", "2"])
+    assert "give one of them at most" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="quality: expected"):
+        encode_main([*argv, "--quality", "1000"])
+
+
+def test_damaged_and_foreign_bytes_are_refused(token_codec, map_codec):
+    folder, features = token_codec
+    codec = load_codec(folder)
+    x = read_feature(next(features.iterdir()))
+    data = codec.encode(x)
+    with pytest.raises(BitstreamError, match="written by codec"):
+        load_codec(map_codec[0]).decode(data)
+    with pytest.raises(BitstreamError):
+        codec.decode(data[:-9])
+    stream = unpack(data)
+    rng = np.random.default_rng(0)
+    for _ in range(40):  # damage below the checksum of the container
+        part = bytearray(stream.parts[1])
+        part[rng.integers(len(part))] ^= 1 << rng.integers(8)
+        broken = {**vars(stream), "parts": (stream.parts[0], bytes(part))}
+        with pytest.raises(BitstreamError):
+            codec.decode(pack(Bitstream(**broken)))
+    for raw in (b"", b"\1\0\0\0", (2).to_bytes(4, "little") + bytes(8) + bytes(8 * x.shape[3])):
+        broken = {**vars(stream), "parts": (*stream.parts, raw)}
+        with pytest.raises(BitstreamError, match="raw v"):
+            codec.decode(pack(Bitstream(**broken)))
+    with pytest.raises(FeatureError, match="toy_hidden takes"):
+        codec.encode(x.astype(np.float16))
+
+
+def test_fit_names_what_is_wrong(tmp_path, toy, capsys):
+    features = toy / "toy" / "hidden" / "feature_train" / "train"
+    with pytest.raises(SystemExit, match=r"f1\.npy: sd3_tti takes float16"):
+        fit_klt.main(["--features", str(features), "--machine", "sd3", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        fit_klt.main(["--features", "x", "--output", "y", "--clusters", "[0]"])
+    assert "clusters: expected" in capsys.readouterr().err
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not MINILM.is_dir(), reason="the features of a sentence transformer are not here"
+)
+def test_bars_on_real_features(tmp_path):
+    """Rate and distortion on hidden states of a sentence transformer, every byte counted."""
+    fit_klt.fit(FitConfig(MINILM / "train", tmp_path / "codec", "minilm", clusters=[8]))
+    for nmse, bar in ((0.018, 2.40), (0.065, 1.25), (0.11, 0.90), (0.175, 0.50)):
+        cfg = evaluate.EvaluateConfig(
+            codec=tmp_path / "codec", features=Path(MINILM / "test"), output=tmp_path / f"{nmse}",
+            target_nmse=nmse,
+        )  # fmt: skip
+        summary = evaluate.evaluate(cfg)
+        assert summary["nmse_pooled"] <= nmse
+        assert summary["bpfp_pooled"] <= bar
