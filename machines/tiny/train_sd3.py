@@ -1,16 +1,16 @@
 """Train the embedded Stable Diffusion 3 on captions of the generated world: ``python train_sd3.py``.
 
 The classes of the real pipeline, small: a VAE with 16 latent channels and a factor of 8, an MMDiT with
-patches of 2 x 2 latents, two CLIP text encoders, no T5. Pictures are 112 x 112. Three stages: the VAE on
-crops of scenes without noise (L1, features of the embedded ResNet, a little KL); the text encoders, so that
-their embeddings tell what a caption says; then MMDiT and text encoders together on latents of plain scenes
-by flow matching with logit-normal times (Esser et al., arXiv 2403.03206, section 3), one caption in ten
-empty for guidance. The mean of the weights is kept.
+patches of 2 x 2 latents, two CLIP text encoders, no T5. Pictures are 112 x 112. Three stages: the VAE
+on crops of scenes without noise (L1, features of the embedded ResNet, a little KL); the text encoders,
+so that their embeddings tell what a caption says; then MMDiT and text encoders together on latents of
+plain scenes by flow matching with logit-normal times (Esser et al., arXiv 2403.03206, section 3), one
+caption in ten empty for guidance. The mean of the weights is kept.
 
-Made in two calls, seed 0. VAE 5000 steps, 1123 s, the rest 6500 steps, 4343 s, with one thread beside two
-other trainings: the ResNet sees the right shape in 0.775 of 200 pictures. Then ``--start THAT_FOLDER
---pictures 12000 --steps 1900 --learning_rate 1.5e-3``, 650 s with two threads: 0.80. Colours and places are
-right nearly always; what is missing are corners. With the shapes in all turns, 3000 steps gave 0.17.
+Made in two calls, seed 0. VAE 5000 steps, 1123 s, the rest 6500 steps, 4343 s, with one thread beside
+two other trainings: the ResNet sees the right shape in 0.775 of 200 pictures. Then ``--start THAT_FOLDER
+--pictures 12000 --steps 1900 --learning_rate 1.5e-3``, 714 s with two threads: 0.80. Colours and places
+are right nearly always; what is missing are corners. With shapes in all turns, 2000 steps gave 0.17.
 """
 
 import math
