@@ -69,9 +69,11 @@ def _draw(kind: str, rows: list[dict[str, str]]):
             axes[0].axhline(float(row["value"]), color="gray", linestyle="--", label=UNCOMPRESSED)
     axes[1].set_ylabel("MSE / variance of the features")
     axes[1].set_yscale("log")
-    for axis in axes:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend()
+    handles, labels = max(
+        (axis.get_legend_handles_labels() for axis in axes), key=lambda all: len(all[0])
+    )
+    if handles:  # below both, so that it hides no point
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
     figure.suptitle(kind)
     return figure
 
