@@ -26,8 +26,23 @@ CODECS = {
     "hyperprior": "coding.CompressAI.codec:LearnedCodec",
     "elic": "coding.CompressAI.codec:LearnedCodec",
     "klt": "coding.klt.codec:KltCodec",
+    "int": "coding.handcrafted.codec:IntegerCodec",
+    "cast": "coding.handcrafted.codec:CastCodec",
+    "jpegxl": "coding.handcrafted.codec:JpegXlCodec",
+    "hevc": "coding.handcrafted.codec:HevcCodec",
 }
 """Name in a checkpoint's ``config.json`` -> ``module:class``."""
+
+HANDCRAFTED = "coding/handcrafted/fit_handcrafted.py"
+FITS = {
+    "klt": ("coding/klt/fit_klt.py",),
+    "int": (HANDCRAFTED, "--codec", "int"),
+    "cast": (HANDCRAFTED, "--codec", "cast"),
+    "jpegxl": (HANDCRAFTED, "--codec", "jpegxl"),
+    "hevc": (HANDCRAFTED, "--codec", "hevc"),
+}
+"""Codecs that are fitted to one kind of feature and then have any rate -> the script that fits them
+and its first flags; it also takes ``--machine``, ``--features`` and ``--output``."""
 
 CONFIG_JSON = "config.json"
 

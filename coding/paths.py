@@ -14,6 +14,9 @@ The data root is ``Data_example/`` at the repository's root, or what the environ
     codecs/<codec>/trained_<task>/<transform>/<run>/   a trained codec, its logs and curves
     coded/<codec>/trained_<task>/<transform>/<run>/<model>_<task>/
                                                        bitstreams/, decoded/, rate.csv, accuracy.json
+
+A codec that is fitted to one kind of feature has any rate and no transform: <transform> is ``none``,
+<run> is ``fit`` under ``codecs`` and ``quality<q>`` under ``coded``.
 """
 
 import os
@@ -99,6 +102,7 @@ class DataRoot:
         return group / f"{model}_{task}"
 
 
+NO_TRANSFORM, FIT_RUN = "none", "fit"
 BITSTREAMS, DECODED = "bitstreams", "decoded"
 RATE_CSV, SUMMARY_JSON, RUN_JSON = "rate.csv", "summary.json", "run.json"
 ORIGIN_JSON, EXTRACTED_JSON = "origin.json", "extracted.json"

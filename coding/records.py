@@ -175,6 +175,9 @@ class TableRow:
     trained_on: str
     transform: str
     lambda_value: float | None
+    """Of a trained codec."""
+    quality: float | None
+    """Of a fitted codec."""
     evaluated_on: str
     bpfp: float
     """Pooled: total bits over total points."""
@@ -198,7 +201,9 @@ def read_accuracy(path: Path) -> dict[str, Any]:
 
 def uncompressed_row(kind: str, bits: int, accuracy: Path) -> TableRow:
     """The line of the features as they are: all bits of their dtype, no error."""
-    return TableRow("uncompressed", "", "", None, kind, bits, 0.0, 0.0, **read_accuracy(accuracy))
+    return TableRow(
+        "uncompressed", "", "", None, None, kind, bits, 0.0, 0.0, **read_accuracy(accuracy)
+    )
 
 
 def format_table(rows: Sequence[Any]) -> str:

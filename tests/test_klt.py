@@ -243,7 +243,7 @@ def test_damaged_and_foreign_bytes_are_refused(token_codec, map_codec):
 
 def test_fit_names_what_is_wrong(tmp_path, toy, capsys):
     features = toy / "toy" / "hidden" / "feature_train" / "train"
-    with pytest.raises(SystemExit, match=r"f1\.npy: sd3_tti takes float16"):
+    with pytest.raises(SystemExit, match=r"f0\.npy: sd3_tti takes float16"):
         fit_klt.main(["--features", str(features), "--machine", "sd3", "--output", str(tmp_path)])
     with pytest.raises(SystemExit):
         fit_klt.main(["--features", "x", "--output", "y", "--clusters", "[0]"])

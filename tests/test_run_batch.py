@@ -194,7 +194,7 @@ def test_every_training_set_is_evaluated_on_every_machine(task, suite_name, tmp_
               for model in ("llama3", "dinov2", "sd3", "resnet50")]  # fmt: skip
     own = dict(zip(("csr", "seg", "tti", "cls"), models, strict=True))
     runs = [line for line in out.splitlines() if line.endswith(":") and line.startswith("train ")]
-    codings = [line for line in out.splitlines() if line.startswith("code ")]
+    codings = [line for line in out.splitlines() if line.startswith("code ") and " lambda " in line]
     assert len(codings) == 4 * len(runs) > 0
     for task_of, model in own.items():
         assert sum(f"{model}_{task_of} " in line for line in codings) == len(runs)
@@ -204,6 +204,55 @@ def test_every_training_set_is_evaluated_on_every_machine(task, suite_name, tmp_
         assert patches == set(models if suite_name == "tiny" else models[:3])
     else:
         assert patches == {own[task]}
+
+
+def test_fitted_codecs(suite, tmp_path, capsys):
+    """Fitted once, evaluated at each quality; other flags fit anew, finished work is skipped."""
+    path = tmp_path / "suite.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["fitted"] = [{"codec": "klt", "quality": [0, 1.5], "flags": {"clusters": [1]}}]
+    path.write_text(yaml.safe_dump(values))
+    driver.main([*suite, "--arch", "klt"])
+    out = capsys.readouterr().out
+    assert out.count("fit_klt.py") == 1
+    assert out.count("evaluate.py") == 2
+    assert "train.py" not in out
+    assert "nonlinear_transform.py" not in out
+    with (tmp_path / "root" / "coded" / "suite_kmeans10_bitdepth8.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["codec"], row["trained_on"], row["quality"]) for row in rows] == [
+        ("klt", "hidden", "0.0"), ("klt", "hidden", "1.5"),
+    ]  # fmt: skip
+    assert float(rows[0]["bpfp"]) < float(rows[1]["bpfp"])
+    assert float(rows[0]["nmse"]) > float(rows[1]["nmse"])
+
+    driver.main([*suite, "--arch", "klt"])
+    again = capsys.readouterr().out
+    assert "fit_klt.py" not in again
+    assert "evaluate.py" not in again
+
+    values["fitted"][0]["flags"] = {"clusters": [2]}
+    path.write_text(yaml.safe_dump(values))
+    driver.main([*suite, "--train_task", "hidden", "--dry_run"])
+    out = capsys.readouterr().out
+    assert out.count("fit_klt.py") == 1
+    assert out.count("train.py") == 2
+    driver.main([*suite, "--arch", "hyperprior", "--dry_run"])
+    assert "klt" not in capsys.readouterr().out
+
+
+def test_fitted_rows_that_cannot_be(suite, tmp_path):
+    path = tmp_path / "suite.yaml"
+    values = yaml.safe_load(path.read_text())
+    row = {"codec": "klt", "quality": [1.0]}
+    for rows, text in (
+        ([{**row, "codec": "elic"}], "codec: 'elic' is not fitted"),
+        ([{**row, "train_task": "csr"}], "train_task: no machine of the suite has 'csr'"),
+        ([row, {**row, "train_task": "hidden"}], "fitted: two rows for klt"),
+    ):
+        path.write_text(yaml.safe_dump({**values, "fitted": rows}))
+        with pytest.raises(SystemExit, match=text):
+            driver.main([*suite, "--dry_run"])
 
 
 def test_unseen_machines_must_be_known(tmp_path):

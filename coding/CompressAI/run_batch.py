@@ -1,34 +1,47 @@
 """The driver: train codecs over a sweep of lambdas, evaluate each on every machine, print the table.
 
     python run_batch.py                                    the embedded data (suite ``tiny``)
+    python run_batch.py --arch klt                         the codec without a network alone
     python run_batch.py --suite published --arch elic2022-official --train_task hybrid
 
 For every run it builds one train command and one evaluation command a machine, prints them and runs
-them as subprocesses with logs. Features, mappings and patches that are missing are made first. What
-is finished is skipped, so that a killed batch goes on where it ended. ``--dry_run`` prints the
-commands only.
+them as subprocesses with logs. Features, mappings and patches that are missing are made first. Codecs
+that are fitted to one kind of feature are fitted once and evaluated there at each quality. What is
+finished is skipped, so that a killed batch goes on where it ended. ``--dry_run`` prints the commands
+only.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from coding import config, files, records
-from coding.codec import CONFIG_JSON
+from coding.codec import CONFIG_JSON, FITS
 from coding.CompressAI.jobs import Job, run_jobs
-from coding.CompressAI.suite import HYBRID, Training, load_machines, load_suite, select
+from coding.CompressAI.suite import (
+    HYBRID,
+    Fitting,
+    Training,
+    load_machines,
+    load_suite,
+    select,
+    select_fitted,
+)
 from coding.CompressAI.train import LOG_CSV, TrainConfig
 from coding.evaluate import EvaluateConfig
 from coding.feature import FeatureFacts, find_machine_config
 from coding.paths import (
     ACCURACY_JSON,
     DECODED,
+    FIT_RUN,
+    NO_TRANSFORM,
     RATE_CSV,
     REPOSITORY,
+    RUN_JSON,
     SUMMARY_JSON,
     DataRoot,
     default_data_root,
@@ -53,7 +66,7 @@ class BatchConfig:
     pipeline_config: Literal["train_test", "train", "test"] = "train_test"
     """Train and evaluate, or one of the two."""
     arch: str | None = None
-    """Only this codec: bmshj2018-hyperprior or elic2022-official."""
+    """Only this codec: bmshj2018-hyperprior, elic2022-official, klt or another that is fitted."""
     train_model_type: str | None = None
     """Only codecs trained on this model's features: hybrid, llama3, dinov2, sd3, resnet50."""
     train_task: str | None = None
@@ -98,6 +111,20 @@ class BatchConfig:
             raise ValueError(f"jobs: must be at least 1, got {self.jobs}")
 
 
+@dataclass(frozen=True)
+class Coding:
+    """A codec at one rate, coding the features of one machine."""
+
+    codec: str
+    trained_on: str
+    transform: str
+    lambda_value: float | None
+    quality: float | None
+    title: str
+    machine: str
+    cfg: EvaluateConfig
+
+
 class Batch:
     """The commands of a batch, in their order."""
 
@@ -109,10 +136,11 @@ class Batch:
         self.transform = transform_name(
             cfg.transform_type, cfg.samples, cfg.bit_depth, cfg.assignment
         )
+        asked = {"arch": cfg.arch, "train_task": self._train_task()}
+        self.fits = select_fitted(suite, self.machines, **asked)
         self.runs = select(
             suite,
-            arch=cfg.arch,
-            train_task=self._train_task(),
+            **asked,
             overrides={
                 key: getattr(cfg, key)
                 for key in ("lambda_value", "epochs", "batch_size", "learning_rate", "patch_size")
@@ -155,12 +183,15 @@ class Batch:
         """The codec folder of a run."""
         return self.root.codec(run.codec, run.train_task, self.transform, run.name)
 
-    def coded(self, run: Training, machine: str) -> Path:
-        """The results of a run on a machine."""
-        facts = self.machines[machine]
-        return self.root.coded(
-            run.codec, run.train_task, self.transform, run.name, facts.model, facts.task
-        )
+    def fit_values(self, fit: Fitting) -> dict[str, Any]:
+        """The configuration of a fit, as its script takes and records it."""
+        facts = self.machines[fit.machine]
+        return {
+            "machine": fit.machine,
+            "features": str(self.root.feature(facts.model, facts.task).feature_train / "train"),
+            "output": str(self.root.codec(fit.codec, facts.task, NO_TRANSFORM, FIT_RUN)),
+            **fit.flags,
+        }
 
     def train_config(self, run: Training) -> TrainConfig:
         cfg = self.cfg
@@ -182,19 +213,44 @@ class Batch:
             resume=True,
         )
 
-    def evaluate_config(self, run: Training, machine: str) -> EvaluateConfig:
+    def codings(self) -> list[Coding]:
+        """All that is coded: every run on every machine, every fit on its own."""
+        out = []
+        for run in self.runs:
+            for machine in self.machines:
+                known = machine in self._trained_on(run)
+                cfg = EvaluateConfig(
+                    codec=self.folder(run),
+                    device=self.cfg.device or "cpu",
+                    mapping=None if known else self._mapping(machine),
+                    machine=None if known else machine,
+                    assignment="nearest" if known else self.cfg.assignment,
+                    **self._source(machine, run.codec, run.train_task, self.transform, run.name),
+                )
+                names = (run.codec, run.train_task, self.transform, run.lambda_value, None)
+                out.append(Coding(*names, run.title, machine, cfg))
+        for fit in self.fits:
+            task = self.machines[fit.machine].task
+            for quality in fit.quality:
+                name = f"quality{quality:g}"
+                cfg = EvaluateConfig(
+                    codec=Path(self.fit_values(fit)["output"]),
+                    quality=quality,
+                    **self._source(fit.machine, fit.codec, task, NO_TRANSFORM, name),
+                )
+                title = f"{fit.codec} quality {quality:g}"
+                names = (fit.codec, task, NO_TRANSFORM, None, quality)
+                out.append(Coding(*names, title, fit.machine, cfg))
+        return out
+
+    def _source(self, machine: str, *run: str) -> dict[str, Any]:
+        """What is coded, and where the results go: codec, training set, transform and name of a run."""
         facts = self.machines[machine]
-        known = machine in self._trained_on(run)
-        return EvaluateConfig(
-            codec=self.folder(run),
-            features=self.root.feature(facts.model, facts.task).feature_test,
-            output=self.coded(run, machine),
-            kind=facts.kind,
-            device=self.cfg.device or "cpu",
-            mapping=None if known else self._mapping(machine),
-            machine=None if known else machine,
-            assignment="nearest" if known else self.cfg.assignment,
-        )
+        return {
+            "features": self.root.feature(facts.model, facts.task).feature_test,
+            "kind": facts.kind,
+            "output": self.root.coded(*run, facts.model, facts.task),
+        }
 
     def prepare(self) -> list[Job]:
         """Mappings and patches that are missing."""
@@ -204,7 +260,7 @@ class Batch:
         common += ["--seed", str(cfg.seed), "--data_root", str(cfg.data_root)]
         for machine, facts in self.machines.items():
             logs = self.root.feature(facts.model, facts.task).transform
-            if not self._mapping(machine).is_file():
+            if self.runs and not self._mapping(machine).is_file():
                 command = [sys.executable, str(FIT), "--machine", machine, *common]
                 jobs.append(Job(f"fit {facts.kind}", command, logs / "fit.log"))
         wanted: dict[Path, tuple[str, int]] = {}
@@ -232,19 +288,34 @@ class Batch:
         return [made.get(key) for key in ("patch_size", "patches_per_file", "seed")] == plan
 
     def train(self) -> list[Job]:
-        """Trainings that are not finished."""
+        """Trainings and fits that are not finished."""
+        if "train" not in self.cfg.pipeline_config:
+            return []
         jobs = []
-        for run in self.runs if "train" in self.cfg.pipeline_config else []:
+        for run in self.runs:
             cfg = self.train_config(run)
             if records.is_finished(cfg.output, cfg):
                 continue
             jobs.append(
                 Job(
-                    title=f"train {run.codec} on {run.train_task} lambda {run.lambda_value:g}",
+                    title=f"train {run.title}",
                     command=[sys.executable, str(TRAIN), *config.to_argv(cfg)],
                     log=cfg.output / "train.log",
                     rows=cfg.output / LOG_CSV,
                     steps=run.epochs,
+                )
+            )
+        for fit in self.fits:
+            values = self.fit_values(fit)
+            if _is_fitted(values):
+                continue
+            script, *first = FITS[fit.codec]
+            flags = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+            jobs.append(
+                Job(
+                    title=f"fit {fit.codec} to {self.machines[fit.machine].kind}",
+                    command=[sys.executable, str(REPOSITORY / script), *first, *flags],
+                    log=Path(values["output"]) / "fit.log",
                 )
             )
         return jobs
@@ -252,22 +323,20 @@ class Batch:
     def evaluate(self) -> list[Job]:
         """Evaluations that are not finished, or older than the codec."""
         jobs = []
-        for run in self.runs if "test" in self.cfg.pipeline_config else []:
-            for machine, facts in self.machines.items():
-                cfg = self.evaluate_config(run, machine)
-                if self._is_evaluated(cfg):
-                    continue
-                count = len(list(cfg.features.glob("*.npy")))
-                jobs.append(
-                    Job(
-                        title=f"code {facts.kind} with {run.codec} on {run.train_task} "
-                        f"lambda {run.lambda_value:g}",
-                        command=[sys.executable, str(EVALUATE), *config.to_argv(cfg)],
-                        log=cfg.output / "evaluate.log",
-                        rows=cfg.output / RATE_CSV,
-                        steps=max(1, count),
-                    )
+        for coding in self.codings() if "test" in self.cfg.pipeline_config else []:
+            cfg = coding.cfg
+            if self._is_evaluated(cfg):
+                continue
+            count = len(list(cfg.features.glob("*.npy")))
+            jobs.append(
+                Job(
+                    title=f"code {self.machines[coding.machine].kind} with {coding.title}",
+                    command=[sys.executable, str(EVALUATE), *config.to_argv(cfg)],
+                    log=cfg.output / "evaluate.log",
+                    rows=cfg.output / RATE_CSV,
+                    steps=max(1, count),
                 )
+            )
         return jobs
 
     def _is_evaluated(self, cfg: EvaluateConfig) -> bool:
@@ -288,7 +357,7 @@ class Batch:
         for machine, facts in self.machines.items():
             if facts.script is None:
                 continue
-            folders = [self.coded(run, machine) for run in self.runs]
+            folders = [each.cfg.output for each in self.codings() if each.machine == machine]
             waiting = [folder for folder in folders if _is_stale(folder)]
             root = self.root.feature(facts.model, facts.task)
             features = [str(folder / DECODED) for folder in waiting]
@@ -304,25 +373,25 @@ class Batch:
     def table(self) -> list[TableRow]:
         """One row a run and machine that has been evaluated."""
         rows = []
-        for run in self.runs:
-            for machine, facts in self.machines.items():
-                folder = self.coded(run, machine)
-                if not (folder / SUMMARY_JSON).is_file():
-                    continue
-                summary = files.read_json(folder / SUMMARY_JSON)
-                rows.append(
-                    TableRow(
-                        codec=run.codec,
-                        trained_on=run.train_task,
-                        transform=self.transform,
-                        lambda_value=run.lambda_value,
-                        evaluated_on=facts.kind,
-                        bpfp=summary["bpfp_pooled"],
-                        mse=summary["mse_pooled"],
-                        nmse=summary["nmse_pooled"],
-                        **records.read_accuracy(folder / ACCURACY_JSON),
-                    )
+        for coding in self.codings():
+            folder = coding.cfg.output
+            if not (folder / SUMMARY_JSON).is_file():
+                continue
+            summary = files.read_json(folder / SUMMARY_JSON)
+            rows.append(
+                TableRow(
+                    codec=coding.codec,
+                    trained_on=coding.trained_on,
+                    transform=coding.transform,
+                    lambda_value=coding.lambda_value,
+                    quality=coding.quality,
+                    evaluated_on=self.machines[coding.machine].kind,
+                    bpfp=summary["bpfp_pooled"],
+                    mse=summary["mse_pooled"],
+                    nmse=summary["nmse_pooled"],
+                    **records.read_accuracy(folder / ACCURACY_JSON),
                 )
+            )
         for facts in self.machines.values():
             accuracy = self.root.feature(facts.model, facts.task).accuracy
             if rows and accuracy.is_file():
@@ -360,6 +429,17 @@ def run_batch(cfg: BatchConfig) -> list[TableRow]:
         records.write_rows(path, rows)
         print(records.format_table(rows), f"\n{path}", sep="\n")
     return rows
+
+
+def _is_fitted(values: dict[str, Any]) -> bool:
+    """Whether the codec folder holds the finished fit of these values, newer than the features."""
+    folder = Path(values["output"])
+    if not (folder / RUN_JSON).is_file() or not (folder / CONFIG_JSON).is_file():
+        return False
+    run = files.read_json(folder / RUN_JSON)
+    same = all(run["config"].get(key) == value for key, value in values.items())
+    newest = max((p.stat().st_mtime for p in Path(values["features"]).glob("*.npy")), default=0.0)
+    return bool(run["finished"]) and same and (folder / CONFIG_JSON).stat().st_mtime >= newest
 
 
 def _is_stale(folder: Path) -> bool:

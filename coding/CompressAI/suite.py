@@ -2,7 +2,8 @@
 
 A suite is a file in ``configs/codecs``: the machines it is about and rows of runs. Each row is one
 codec and one training set with its lambdas; ``epochs`` and ``batch_size`` are one value for all
-lambdas or one each. ``published`` holds the paper's rows, ``tiny`` those of the embedded data.
+lambdas or one each. Rows of ``fitted`` are codecs that are fitted to one kind of feature, by their own
+script, and have any rate. ``published`` holds the paper's rows, ``tiny`` those of the embedded data.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from coding import config
+from coding.codec import FITS
 from coding.CompressAI.models import PUBLISHED_NAMES
 from coding.feature import FeatureFacts, load_facts
 from coding.paths import CONFIGS
@@ -59,13 +61,33 @@ class Row:
 
 
 @dataclass(frozen=True)
+class FittedRow:
+    """One codec fitted to one kind of feature at a time, and its qualities."""
+
+    codec: str
+    """Which codec, one of coding.codec.FITS."""
+    quality: list[float]
+    """Rates, on the codec's own scale."""
+    train_task: str | None = None
+    """Task of one of the suite's machines; null for each of them."""
+    flags: dict[str, Any] = field(default_factory=dict)
+    """Of the script that fits, beyond --machine, --features and --output."""
+
+    def __post_init__(self):
+        if self.codec not in FITS:
+            raise ValueError(f"codec: {self.codec!r} is not fitted; these are: {[*FITS]}")
+
+
+@dataclass(frozen=True)
 class Suite:
     """Machines and rows."""
 
     machines: list[str]
     """Machine presets or YAML files; codecs are evaluated on all of them."""
-    rows: list[Row]
+    rows: list[Row] = field(default_factory=list)
     """What is trained."""
+    fitted: list[FittedRow] = field(default_factory=list)
+    """What is fitted, and evaluated on the machine whose features it knows."""
     unseen: list[str] = field(default_factory=list)
     """Those of the machines that hybrid codecs are evaluated on, but not trained on."""
 
@@ -90,6 +112,11 @@ class Training:
     arch: dict[str, Any]
 
     @property
+    def title(self) -> str:
+        """What a person is told."""
+        return f"{self.codec} on {self.train_task} lambda {self.lambda_value:g}"
+
+    @property
     def name(self) -> str:
         """Folder of the run, in the published form."""
         height, width = self.folded_size
@@ -112,6 +139,16 @@ class Training:
         """Size of the training patches; the same for all tasks."""
         sizes = [self.patch_size] if isinstance(self.patch_size, str) else self.patch_size.values()
         return folded_size(parse_patch_size(next(iter(sizes))))
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A codec fitted to the features of one machine, with its qualities."""
+
+    codec: str
+    machine: str
+    quality: list[float]
+    flags: dict[str, Any]
 
 
 def load_suite(name: str | Path) -> Suite:
@@ -151,10 +188,10 @@ def codec_name(arch: str) -> str:
     Raises:
         ValueError: neither.
     """
-    if arch in PUBLISHED_NAMES.values():
+    if arch in PUBLISHED_NAMES.values() or arch in FITS:
         return arch
     if arch not in PUBLISHED_NAMES:
-        names = [*PUBLISHED_NAMES, *PUBLISHED_NAMES.values()]
+        names = [*PUBLISHED_NAMES, *PUBLISHED_NAMES.values(), *FITS]
         raise ValueError(f"arch: {arch!r} is none of {names}")
     return PUBLISHED_NAMES[arch]
 
@@ -171,7 +208,7 @@ def select(
             else stands in for the first run of each row.
 
     Raises:
-        ValueError: no row is left.
+        ValueError: no row is left, trained or fitted.
     """
     codec = codec_name(arch) if arch else None
     rows = [
@@ -179,8 +216,9 @@ def select(
         for row in suite.rows
         if codec in (None, row.codec) and train_task in (None, row.train_task)
     ]
-    if not rows:
-        have = sorted({f"{row.codec} on {row.train_task}" for row in suite.rows})
+    if not rows and not _fitted(suite, arch, train_task):
+        every = [(row.codec, row.train_task or "each task") for row in [*suite.rows, *suite.fitted]]
+        have = sorted({f"{codec} on {task}" for codec, task in every})
         raise ValueError(f"arch, train_task: the suite has no such row; it has {', '.join(have)}")
     given = {key: value for key, value in overrides.items() if value is not None}
     chosen: list[Training] = []
@@ -191,6 +229,44 @@ def select(
             runs = exact or runs[:1]
         chosen += [Training(**{**vars(run), **given}) for run in runs]
     return _unique(chosen)
+
+
+def _fitted(suite: Suite, arch: str | None, train_task: str | None) -> list[FittedRow]:
+    """The fitted rows that the driver's flags ask for."""
+    codec = codec_name(arch) if arch else None
+    return [
+        row
+        for row in suite.fitted
+        if codec in (None, row.codec)
+        and train_task != HYBRID
+        and (None in (row.train_task, train_task) or row.train_task == train_task)
+    ]
+
+
+def select_fitted(
+    suite: Suite,
+    machines: dict[str, FeatureFacts],
+    *,
+    arch: str | None,
+    train_task: str | None,
+) -> list[Fitting]:
+    """The fits that the driver's flags ask for, one a codec and machine.
+
+    Raises:
+        ValueError: two rows are about one codec and machine, or a row about no machine.
+    """
+    chosen: dict[tuple[str, str], Fitting] = {}
+    for row in _fitted(suite, arch, train_task):
+        wanted = {row.train_task, train_task} - {None}
+        tasks = {name: facts.task for name, facts in machines.items()}
+        about = [name for name, task in tasks.items() if wanted <= {task}]
+        if row.train_task is not None and row.train_task not in tasks.values():
+            raise ValueError(f"train_task: no machine of the suite has {row.train_task!r}")
+        for machine in about:
+            if (row.codec, machine) in chosen:
+                raise ValueError(f"fitted: two rows for {row.codec} on {machine}")
+            chosen[row.codec, machine] = Fitting(row.codec, machine, row.quality, row.flags)
+    return list(chosen.values())
 
 
 def _of_task(value: T | dict[str, T], task: str, key: str) -> T:

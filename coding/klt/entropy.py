@@ -129,28 +129,29 @@ def to_frequencies(weights: np.ndarray) -> np.ndarray:
 
 @njit(cache=True)
 def count(y, symbols, group, reach, counts, sums):
-    """Add symbols (R, D) and what quantisation left over to the histograms of their groups.
+    """Add symbols (R, D) and what quantisation left over to the histograms of their components.
 
     Args:
-        y: (R, D) values over the step. group: (R,) the row of ``counts`` that component 0 has.
+        y: (R, D) values over the step. group: the row of ``counts`` that component 0 has.
     """
     for r in range(symbols.shape[0]):
         for i in range(symbols.shape[1]):
-            q, g = symbols[r, i], group[r] + i
+            q, g = symbols[r, i], group + i
             counts[g, min(max(q, -reach), reach) + reach] += 1
             if -CENTROIDS < q < CENTROIDS:
                 sums[g, q + CENTROIDS - 1] += y[r, i] - q
 
 
 @njit(cache=True)
-def choose(y, table, bits, centroid, weight, symbols):
+def choose(y, table, bits, centroid, weight, limit, symbols):
     """Symbols of least (error / step)^2 + weight * bits; the cost of each row.
 
     Args:
         y: (R, D) float32, values over the step, magnitudes below 2^24.
         table: (D,) the table of each component.
         bits: (T, 2 M + 1) code lengths. centroid: (T, 2 CENTROIDS - 1).
-        symbols: (R, D) int32, filled.
+        limit: (R,) the cost at which a row is given up, with what it has cost so far.
+        symbols: (R, D) int32, filled; of no meaning in rows that were given up.
 
     Returns:
         cost (R,) float64 and bits (R,) float64.
@@ -160,6 +161,8 @@ def choose(y, table, bits, centroid, weight, symbols):
     rates = np.zeros(y.shape[0])
     for r in range(y.shape[0]):
         for i in range(y.shape[1]):
+            if costs[r] >= limit[r]:
+                break
             v, t = y[r, i], table[i]
             near = np.int64(np.round(v))
             best, kept, rate = np.inf, near, 0.0

@@ -8,8 +8,9 @@ statistics and a bounded sample of vectors are all that is kept.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -36,10 +37,9 @@ from coding.packing import Packing
 
 WEIGHT = 0.12  # of a bit in squared steps: near -dD/dR = ln 2 / 6 of a fine uniform quantiser
 BANK = 48  # tables of a step at most
-FEW = 6_000_000  # values at most that tables are made of
+FEW = 3_000_000  # values at most that tables are made of
 MAX_BASES = 32_000_000  # bytes of all bases as float16 in a mixture
 ROUNDS = 3  # of symbols by tables and tables by symbols
-VALIDATED = (-0.5, 0.5, 1.5, 2.5)  # qualities at which layouts are compared
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class FitConfig:
     as many as the first file has."""
     clusters: list[int] | None = None
     """Mixtures to try; null tries 1, 4, 8 and 16 where there are vectors enough."""
+    compared_at: list[float] = field(default_factory=lambda: [-0.5, 0.5, 1.5, 2.5])
+    """Qualities at which layouts are compared, two at least: about those that will be asked for."""
     quality: float = 1.0
     """What the codec takes where nothing is asked for: log2 of the feature's standard deviation over
     the step."""
@@ -66,6 +68,10 @@ class FitConfig:
     def __post_init__(self):
         if self.clusters is not None and (not self.clusters or min(self.clusters) < 1):
             raise ValueError(f"clusters: expected numbers of at least 1, got {self.clusters}")
+        if len(set(self.compared_at)) < 2:
+            raise ValueError(
+                f"compared_at: expected two qualities at least, got {self.compared_at}"
+            )
 
 
 @dataclass(frozen=True)
@@ -80,38 +86,58 @@ class Candidate:
         return f"{self.layout}, shrinkage {self.shrinkage:g}"
 
 
+@dataclass(frozen=True)
 class Statistics:
-    """Mean, covariance over channels and a sample of the vectors of some files, by block size."""
+    """What is kept of some files' vectors (R, C, S)."""
 
-    def __init__(self, paths: Sequence[Path], facts: FeatureFacts, block: int, cfg: FitConfig):
-        self.paths, self.facts, self.block, self.cfg = paths, facts, block, cfg
-        self._measure()
+    rows: int
+    """R, of all files."""
+    mean: np.ndarray
+    """(C, S) float32."""
+    covariance: np.ndarray
+    """(C, C) float64, over rows and positions, around the mean."""
+    sample: np.ndarray
+    """(r, C, S) float32, some of the vectors."""
 
-    def _vectors(self) -> Iterator[np.ndarray]:
-        for path in self.paths:
-            yield to_vectors(read_checked(path, self.facts), self.facts.packing, self.block)
+    @property
+    def square(self) -> float:
+        """Mean of the squared values."""
+        own = np.mean(np.square(self.mean, dtype=np.float64))
+        return float(own + np.trace(self.covariance) / len(self.covariance))
 
-    def _measure(self) -> None:
-        """Two passes: means and counts, then covariance and the sample."""
-        total, rows = 0.0, 0
-        for x in self._vectors():
-            total, rows = total + x.sum(0, dtype=np.float64), rows + len(x)
-        self.rows = rows
-        self.mean = (total / rows).astype(np.float32)  # (C, S)
-        channels, positions = self.mean.shape
-        second = torch.zeros(channels, channels, dtype=torch.float64)
-        share = min(1.0, self.cfg.sample / (rows * self.mean.size))
-        rng = np.random.default_rng(self.cfg.seed)
-        kept = []
-        for x in self._vectors():
-            centred = torch.from_numpy(x - self.mean).transpose(1, 2).reshape(-1, channels)
-            second += (centred.T @ centred).double()
-            wanted = rng.random(len(x)) < share
-            kept.append(x[wanted])
-        self.covariance = second.numpy() / (rows * positions)
-        self.sample = np.concatenate(kept)
-        self.square = float(np.mean(np.square(self.sample, dtype=np.float64)))
-        self.few = thin(self.sample, FEW)
+    def __add__(self, other: Self) -> Self:
+        """Those of both sets of files."""
+        rows = self.rows + other.rows
+        mean = (self.rows * self.mean + other.rows * other.mean) / np.float32(rows)
+        apart = (self.mean - other.mean).astype(np.float64)
+        between = apart @ apart.T * (self.rows * other.rows / rows / self.mean.shape[1])
+        second = self.rows * self.covariance + other.rows * other.covariance + between
+        sample = np.concatenate([self.sample, other.sample])
+        return type(self)(rows, mean, second / rows, sample)
+
+
+def measure(
+    paths: Sequence[Path], facts: FeatureFacts, block: int, share: float, seed: int
+) -> Statistics:
+    """Read files twice: means first, then covariance and a share of the vectors as the sample."""
+
+    def read() -> Iterator[np.ndarray]:
+        for path in paths:
+            yield to_vectors(read_checked(path, facts), facts.packing, block)
+
+    total, rows = 0.0, 0
+    for x in read():
+        total, rows = total + x.sum(0, dtype=np.float64), rows + len(x)
+    mean = (total / rows).astype(np.float32)
+    channels, positions = mean.shape
+    second = torch.zeros(channels, channels, dtype=torch.float64)
+    rng = np.random.default_rng(seed)
+    kept = []
+    for x in read():
+        centred = torch.from_numpy(x - mean).transpose(1, 2).reshape(-1, channels)
+        second += (centred.T @ centred).double()
+        kept.append(x[rng.random(len(x)) < share])
+    return Statistics(rows, mean, second.numpy() / (rows * positions), np.concatenate(kept))
 
 
 def read_checked(path: Path, facts: FeatureFacts) -> np.ndarray:
@@ -141,7 +167,7 @@ def eigenbasis(covariance: np.ndarray) -> np.ndarray:
     return torch.linalg.eigh(exact)[1].flip(1).numpy().astype(np.float16).astype(np.float32)
 
 
-def fit_transform(known: Statistics, candidate: Candidate) -> Transform:
+def fit_transform(known: Statistics, candidate: Candidate, seed: int) -> Transform:
     """Means and bases of a layout."""
     layout = candidate.layout
     mean = known.mean if layout.centre else np.zeros_like(known.mean)
@@ -156,10 +182,10 @@ def fit_transform(known: Statistics, candidate: Candidate) -> Transform:
     transform = Transform(replace(layout, clusters=1), mean[None], eigenbasis(shrunk)[None], unit)
     if layout.clusters == 1:
         return transform
-    return fit_mixture(known, candidate, transform)
+    return fit_mixture(known, candidate, transform, seed)
 
 
-def fit_mixture(known: Statistics, candidate: Candidate, start: Transform) -> Transform:
+def fit_mixture(known: Statistics, candidate: Candidate, start: Transform, seed: int) -> Transform:
     """A mixture of transforms: hard assignment by Gaussian code length at a middle rate, in turns with
     means and covariances of the assigned, shrunk to the common ones."""
     x, layout = known.sample, candidate.layout
@@ -167,7 +193,7 @@ def fit_mixture(known: Statistics, candidate: Candidate, start: Transform) -> Tr
     noise = 0.1 * start.unit**2  # what is below it needs no bits, and tells nothing of the cluster
     leading = y.reshape(len(x), len(known.covariance), -1)[:, :32].reshape(len(x), -1)
     leading = leading / np.sqrt(leading.var(0) + noise) ** 0.5
-    _, own = kmeans2(leading, layout.clusters, iter=20, minit="++", seed=known.cfg.seed)
+    _, own = kmeans2(leading, layout.clusters, iter=20, minit="++", seed=seed)
     for _ in range(12):
         sizes = np.bincount(own, minlength=layout.clusters)
         means, bases, costs = [], [], []
@@ -195,54 +221,89 @@ def fit_mixture(known: Statistics, candidate: Candidate, start: Transform) -> Tr
     return transform
 
 
-def fit_rung(transform: Transform, sample: np.ndarray, grade: int) -> Rung:
-    """Tables of one step: symbols by tables and tables by symbols, in turns."""
-    step = np.float32(transform.unit * 2.0 ** (-grade / PER_OCTAVE))
-    layout, width = transform.layout, transform.components
-    scaled = [transform.forward(sample, k) / step for k in range(layout.clusters)]
-    scaled = [np.clip(y, -MAX_VALUE, MAX_VALUE) for y in scaled]
-    rough = [np.trunc(y + np.copysign(np.float32(0.35), y)).astype(np.int32) for y in scaled]
-    if layout.clusters > 1:  # a first guess: the basis that packs best
-        spent = [np.log2(1 + np.abs(y)).sum(1) for y in scaled]
-        own = np.argmin(spent, axis=0)
-    else:
-        own = np.zeros(len(sample), np.int64)
+def fit_rung(transform: Transform, y: Sequence[np.ndarray], grade: int) -> Rung:
+    """Tables of one step: symbols by tables and tables by symbols, in turns.
+
+    Args:
+        y: the sample in each cluster's basis, K times (R, D).
+    """
+    clusters = range(len(y))
+    scaled = [scale(each, np.float32(transform.step(grade))) for each in y]
+    own = np.zeros(len(y[0]), np.int64)
+    if len(y) > 1:  # a first guess: the basis that packs best
+        own = np.argmin([np.log2(1 + np.abs(each)).sum(1) for each in scaled], axis=0)
     rung = None
-    for _ in range(ROUNDS):
-        if rung is not None:
-            costs = []
-            for k, y in enumerate(scaled):
-                tables = rung.chosen[k], rung.bits, rung.bank.centroid
-                cost, _ = choose(y, *tables, WEIGHT, rough[k])
-                costs.append(cost + WEIGHT * (rans.PRECISION - np.log2(rung.clusters[k])))
-            own = np.argmin(costs, axis=0)
-        rung = fit_tables(scaled, rough, own, width)
+    for turn in range(ROUNDS):
+        mine = [scaled[k][own == k] for k in clusters]
+        rung = fit_tables(mine, [spend(each, rung, k)[0] for k, each in enumerate(mine)])
+        if turn == 0 and len(y) > 1:
+            own = assign(scaled, rung, own)
     return rung
 
 
-def fit_tables(
-    scaled: Sequence[np.ndarray], symbols: Sequence[np.ndarray], own: np.ndarray, width: int
-) -> Rung:
-    """Tables for symbols (K times (R, D)) of which each row takes those of its cluster."""
-    clusters = len(scaled)
-    largest = max(int(np.abs(q[own == k]).max(initial=1)) for k, q in enumerate(symbols))
+def assign(scaled: Sequence[np.ndarray], rung: Rung, own: np.ndarray) -> np.ndarray:
+    """The cluster in which each vector costs least, (R,) int64.
+
+    Args:
+        scaled: K times (R, D). own: a guess, which spares most of the work.
+    """
+    cheapest = np.empty(len(own))
+    for k, y in enumerate(scaled):
+        cheapest[own == k] = spend(y[own == k], rung, k)[1]
+    for k, y in enumerate(scaled):
+        cost = spend(y, rung, k, cheapest)[1]
+        better = cost < cheapest
+        own, cheapest = np.where(better, k, own), np.minimum(cost, cheapest)
+    return own
+
+
+def in_bases(transform: Transform, sample: np.ndarray) -> list[np.ndarray]:
+    """Vectors (R, C, S) in the basis of each cluster, K times (R, D)."""
+    return [transform.forward(sample, k) for k in range(transform.layout.clusters)]
+
+
+def scale(y: np.ndarray, step: np.float32) -> np.ndarray:
+    """Values over the step, within what symbols can tell."""
+    return np.clip(y / step, -MAX_VALUE, MAX_VALUE)
+
+
+def spend(
+    y: np.ndarray, rung: Rung | None, cluster: int, limit: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Symbols (R, D) of scaled values and what each row costs; without tables, a dead zone's.
+
+    Args:
+        limit: (R,) costs above which a row's own need not be found.
+    """
+    if rung is None:
+        symbols = np.trunc(y + np.copysign(np.float32(0.35), y)).astype(np.int32)
+        return symbols, np.zeros(len(y))
+    symbols = np.empty(y.shape, np.int32)
+    index = WEIGHT * (rans.PRECISION - np.log2(rung.clusters[cluster]))
+    limit = np.full(len(y), np.inf) if limit is None else limit - index
+    tables = rung.chosen[cluster], rung.bits, rung.bank.centroid
+    return symbols, choose(y, *tables, WEIGHT, limit, symbols)[0] + index
+
+
+def fit_tables(scaled: Sequence[np.ndarray], symbols: Sequence[np.ndarray]) -> Rung:
+    """Tables for the values and symbols of each cluster, K times (R, D)."""
+    clusters, width = len(scaled), scaled[0].shape[1]
+    largest = max(int(np.abs(q).max(initial=1)) for q in symbols)
     reach = min(max(largest, CENTROIDS), REACH)
     counts = np.zeros((clusters * width, 2 * reach + 1), np.int32)
     sums = np.zeros((clusters * width, 2 * CENTROIDS - 1))
     for k, (y, q) in enumerate(zip(scaled, symbols, strict=True)):
-        mine = own == k
-        group = np.full(int(mine.sum()), k * width)
-        count(y[mine], q[mine], group, reach, counts, sums)
+        count(y, q, k * width, reach, counts, sums)
     bank, chosen = fit_bank(counts, sums, BANK)
-    sizes = np.append(np.bincount(own, minlength=clusters) + 0.5, 0)  # an escape is never used
+    sizes = np.append([len(q) + 0.5 for q in symbols], 0)  # an escape is never used
     freqs = to_frequencies(sizes)
     return Rung(bank, chosen.reshape(clusters, width).astype(np.int32), freqs)
 
 
-def candidates(known: Statistics, cfg: FitConfig) -> list[Candidate]:
+def candidates(known: Statistics, block: int, cfg: FitConfig) -> list[Candidate]:
     """What is worth trying for features of this kind."""
     channels, rows = len(known.covariance), len(known.sample)
-    straight = Layout(rotate=False, block=known.block, clusters=1, centre=True)
+    straight = Layout(rotate=False, block=block, clusters=1, centre=True)
     rotated = replace(straight, rotate=True)
     out = [Candidate(straight, 0.0), Candidate(replace(straight, centre=False), 0.0)]
     out += [Candidate(rotated, share * channels) for share in (0.0, 0.3)]
@@ -266,15 +327,20 @@ def blocks(facts: FeatureFacts) -> list[int]:
 
 
 def validate(
-    known: Statistics, held_out: np.ndarray, candidate: Candidate
+    known: Statistics,
+    held_out: np.ndarray,
+    facts: FeatureFacts,
+    candidate: Candidate,
+    cfg: FitConfig,
 ) -> list[tuple[float, float]]:
     """Bits a point and MSE on held-out vectors (R, C, S) at some qualities."""
-    transform = fit_transform(known, candidate)
+    transform = fit_transform(known, candidate, cfg.seed)
+    grades = [round(quality * PER_OCTAVE) for quality in sorted(cfg.compared_at)]
+    y = in_bases(transform, thin(known.sample, FEW))
     points = []
-    for quality in VALIDATED:
-        grade = round(quality * PER_OCTAVE)
-        rung = fit_rung(transform, known.few, grade)
-        model = KltModel(known.facts, transform, (rung,) * RUNGS, WEIGHT)
+    for grade in grades:
+        rung = fit_rung(transform, y, grade)
+        model = KltModel(facts, transform, (rung,) * RUNGS, WEIGHT)
         clusters, symbols, bits, _ = model.quantise(held_out, grade)
         error = model.restore(clusters, symbols, grade) - held_out
         points.append((bits.sum() / held_out.size, float(np.mean(np.square(error)))))
@@ -291,26 +357,33 @@ def compare(curves: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
     return [float(np.interp(at, log[::-1, 1], log[::-1, 0]).mean()) for log in logs]
 
 
-def search(paths: Sequence[Path], facts: FeatureFacts, cfg: FitConfig) -> tuple[Candidate, list]:
-    """The best candidate by cross-validation on every fifth file, and what was tried."""
-    held = paths[::5] if len(paths) > 1 else paths
-    rest = [path for path in paths if path not in held] or paths
+def search(
+    paths: Sequence[Path], facts: FeatureFacts, cfg: FitConfig
+) -> tuple[Candidate, Statistics, list[dict[str, Any]]]:
+    """The best candidate by cross-validation on every fifth file, the statistics of all files, and
+    what was tried."""
+    held = paths[::5]
+    rest = [path for path in paths if path not in held]
+    share = min(1.0, cfg.sample / sum(read_checked(path, facts).size for path in paths))
     tried: list[Candidate] = []
     curves = []
+    known: dict[int, Statistics] = {}
     for block in blocks(facts):
-        known = Statistics(rest, facts, block, cfg)
-        vectors = [to_vectors(read_checked(p, facts), facts.packing, block) for p in held]
-        held_out = thin(np.concatenate(vectors), FEW // 2)
-        for candidate in tqdm(candidates(known, cfg), desc=f"layouts, block {block}"):
+        told = unseen = known[block] = measure(held, facts, block, share, cfg.seed)
+        if rest:
+            told = measure(rest, facts, block, share, cfg.seed)
+            known[block] = told + unseen
+        held_out = thin(unseen.sample, FEW)
+        for candidate in tqdm(candidates(told, block, cfg), desc=f"layouts, block {block}"):
             tried.append(candidate)
-            curves.append(validate(known, held_out, candidate))
+            curves.append(validate(told, held_out, facts, candidate, cfg))
     scores = compare(curves)
     best = int(np.argmin(scores))
     record = [
         {"layout": str(candidate), "log2_rate": score - scores[best], "bpfp_mse": curve}
         for candidate, score, curve in zip(tried, scores, curves, strict=True)
     ]
-    return tried[best], record
+    return tried[best], known[tried[best].layout.block], record
 
 
 def thin(vectors: np.ndarray, limit: int) -> np.ndarray:
@@ -335,12 +408,12 @@ def fit(cfg: FitConfig) -> KltModel:
     if is_map(facts.packing) and facts.shape[1] is None:
         raise ValueError("shape: a klt codec of maps takes a fixed C")
     run = records.Run(cfg.output, cfg)
-    best, tried = search(paths, facts, cfg)
-    known = Statistics(paths, facts, best.layout.block, cfg)
-    transform = fit_transform(known, best)
+    best, known, tried = search(paths, facts, cfg)
+    transform = fit_transform(known, best, cfg.seed)
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
-    grades = [LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)]
-    rungs = [fit_rung(transform, known.few, grade) for grade in tqdm(grades, desc="tables")]
+    grades = tqdm([LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)], desc="tables")
+    y = in_bases(transform, thin(known.sample, FEW))
+    rungs = [fit_rung(transform, y, grade) for grade in grades]
     model = KltModel(facts, transform, tuple(rungs), WEIGHT)
     made_by = {"files": len(paths), "vectors": known.rows, "seed": cfg.seed, "tried": tried}
     model.save(cfg.output, cfg.quality, made_by)

@@ -11,6 +11,7 @@ The entropy tables are those of the nearest of a ladder of steps for which they 
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -31,12 +32,17 @@ WEIGHTS = "model.safetensors"
 FORMAT = 1
 PER_OCTAVE = 128
 """Steps that a file can name within a factor of two: quality is coded as a multiple of 1 / 128."""
-LOWEST, HIGHEST, RUNGS_PER_OCTAVE = -3, 7, 4
+LOWEST, HIGHEST, RUNGS_PER_OCTAVE = -3, 7, 8
 """The ladder of qualities for which tables are trained."""
 RUNGS = (HIGHEST - LOWEST) * RUNGS_PER_OCTAVE + 1
 MAX_VALUE = 2.0**18
 """Largest value over the step that becomes a symbol: float32 tells it from its neighbours. Vectors that
 exceed it are sent as they are."""
+
+
+TILT = 0.18
+"""How much less a bit costs at the upper end of a rung than at its lower end, as a logarithm. A rung's
+tables hold symbols back as the step shrinks; this lets rate and error pass from rung to rung evenly."""
 
 
 def rung(grade: int) -> int:
@@ -85,6 +91,10 @@ class Transform:
     """(K, C, C) float32 of float16 values, a column a component; None where there is no rotation."""
     unit: float
     """Standard deviation of the feature around its mean: the step at quality 0."""
+
+    def step(self, grade: int) -> float:
+        """The step of quality ``grade`` / 128."""
+        return self.unit * 2.0 ** (-grade / PER_OCTAVE)
 
     @property
     def components(self) -> int:
@@ -143,9 +153,10 @@ class KltModel:
     weight: float
     """What a bit costs, in squared steps, when symbols are chosen."""
 
-    def step(self, grade: int) -> float:
-        """The step of quality ``grade`` / 128."""
-        return self.transform.unit * 2.0 ** (-grade / PER_OCTAVE)
+    def weight_at(self, grade: int) -> float:
+        """What a bit costs at quality ``grade`` / 128."""
+        place = grade * RUNGS_PER_OCTAVE / PER_OCTAVE - LOWEST * RUNGS_PER_OCTAVE - rung(grade)
+        return self.weight * math.exp(-TILT * min(max(place, -0.5), 0.5))
 
     def quantise(
         self, vectors: np.ndarray, grade: int
@@ -163,18 +174,17 @@ class KltModel:
         clusters = np.zeros(count, np.int32)
         symbols = np.zeros((count, self.transform.components), np.int32)
         cheapest, bits = np.full(count, np.inf), np.zeros(count)
-        limit = MAX_VALUE * self.step(grade)
+        limit = MAX_VALUE * self.transform.step(grade)
         raw = np.abs(vectors.reshape(count, -1)).max(1) > limit
         tame = np.where(raw[:, None, None], 0, vectors)
         trial = np.empty_like(symbols)
-        model = self.rungs[rung(grade)]
+        model, weight = self.rungs[rung(grade)], self.weight_at(grade)
         for cluster in range(self.transform.layout.clusters):
-            y = self.transform.forward(tame, cluster) / np.float32(self.step(grade))
+            y = self.transform.forward(tame, cluster) / np.float32(self.transform.step(grade))
             head = rans.PRECISION - np.log2(model.clusters[cluster])
-            cost, rate = choose(
-                y, model.chosen[cluster], model.bits, model.bank.centroid, self.weight, trial
-            )
-            cost += self.weight * head
+            tables = model.chosen[cluster], model.bits, model.bank.centroid
+            cost, rate = choose(y, *tables, weight, cheapest - weight * head, trial)
+            cost += weight * head
             better = cost < cheapest
             cheapest[better], clusters[better] = cost[better], cluster
             symbols[better], bits[better] = trial[better], rate[better] + head
@@ -185,7 +195,7 @@ class KltModel:
         """Clusters (R,) and symbols (R, C * S) -> vectors (R, C, S) float32."""
         model = self.rungs[rung(grade)]
         out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
-        step = np.float32(self.step(grade))
+        step = np.float32(self.transform.step(grade))
         for cluster in np.unique(clusters):
             own = clusters == cluster
             y = np.empty((int(own.sum()), symbols.shape[1]), np.float32)
