@@ -54,6 +54,11 @@ class KltCodec(Codec):
     def identity(self) -> str:
         return files.digest(self.id, self.grade.to_bytes(4, "little", signed=True))
 
+    @property
+    def quality(self) -> float:
+        """log2 of the feature's standard deviation over the step."""
+        return self.grade / PER_OCTAVE
+
     def at_quality(self, quality: float) -> Self:
         return type(self)(self.model, quality)
 

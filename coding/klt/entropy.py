@@ -74,24 +74,38 @@ def fit_bank(counts: np.ndarray, sums: np.ndarray, size: int) -> tuple[Bank, np.
     # start from groups of like spread, finest where components differ most: among the loud ones
     edges = np.quantile(np.log2(spread + 2**-6), np.linspace(0, 1, size + 1)[1:-1])
     chosen = np.searchsorted(edges, np.log2(spread + 2**-6))
+    coarse = _coarsen(counts)
+    common = 4 * coarse.sum(0) / max(1.0, float(coarse.sum())) + 1e-3  # no table finds any impossible
     for _ in range(12):
-        used, chosen = np.unique(chosen, return_inverse=True)
-        pooled = np.zeros((len(used), counts.shape[1]), np.float32)
-        np.add.at(pooled, chosen, counts)
-        cost = counts @ -np.log2(_smooth(pooled)).T
-        better = cost.argmin(1)
+        chosen, member = _groups(chosen)
+        pooled = member @ coarse + common
+        better = (coarse @ -np.log2(pooled / pooled.sum(1, keepdims=True)).T).argmin(1)
         if (better == chosen).all():
             break
         chosen = better
-    used, chosen = np.unique(chosen, return_inverse=True)
-    pooled = np.zeros((len(used), counts.shape[1]), np.float32)
-    totals = np.zeros((len(used), sums.shape[1]))
-    np.add.at(pooled, chosen, counts)
-    np.add.at(totals, chosen, sums)
+    chosen, member = _groups(chosen)
+    pooled, totals = member @ counts, member @ sums
     freqs, offset = zip(*(_integers(p) for p in _smooth(pooled)), strict=True)
     small = pooled[:, reach - CENTROIDS + 1 : reach + CENTROIDS]
     centroid = (totals / np.maximum(small, 8)).astype(np.float32)  # few seen: nearer to none
     return Bank(freqs, np.array(offset, np.int32), centroid), chosen
+
+
+def _coarsen(counts: np.ndarray) -> np.ndarray:
+    """Histograms (G, 2 M + 1) with wider bins the farther from 0, (G, fewer): enough to tell which
+    are alike."""
+    reach = counts.shape[1] // 2
+    wide = np.unique(np.round(np.geomspace(8, 8192, 64)).astype(int))
+    first = np.concatenate([np.arange(8), wide])
+    first = first[first <= reach]  # bins of magnitudes begin here, of either sign
+    starts = np.concatenate([[0], reach + 1 - first[:1:-1], reach + first])
+    return np.add.reduceat(counts, starts, axis=1)
+
+
+def _groups(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Group numbers without gaps (G,) int64, and who is in which (T, G) float32 of 0 and 1."""
+    used, chosen = np.unique(chosen, return_inverse=True)
+    return chosen, (chosen == np.arange(len(used))[:, None]).astype(np.float32)
 
 
 def _smooth(pooled: np.ndarray) -> np.ndarray:
