@@ -33,13 +33,19 @@ def default_data_root() -> Path:
 
 
 def transform_name(
-    transform_type: str, samples: int, bit_depth: int, assignment: str = "nearest"
+    transform_type: str,
+    samples: int,
+    bit_depth: int,
+    assignment: str = "nearest",
+    normalise: str = "none",
 ) -> str:
     """The published folder name of a transform, for example ``kmeans10_bitdepth8``.
 
-    Another assignment than ``nearest`` is named behind it: ``kmeans10_bitdepth8_left``.
+    Another assignment than ``nearest`` is named behind it, and a normalisation:
+    ``kmeans10_bitdepth8_left_mean``.
     """
     suffix = "" if assignment == "nearest" else f"_{assignment}"
+    suffix += "" if normalise == "none" else f"_{normalise}"
     return f"{transform_type}{samples}_bitdepth{bit_depth}{suffix}"
 
 
@@ -73,9 +79,16 @@ class FeatureRoot:
     def transform(self) -> Path:
         return self.folder / "transform"
 
-    def mapping(self, task: str, transform_type: str, samples: int, bit_depth: int) -> Path:
+    def mapping(
+        self,
+        task: str,
+        transform_type: str,
+        samples: int,
+        bit_depth: int,
+        normalise: str = "none",
+    ) -> Path:
         """The mapping's file, named as published."""
-        name = transform_name(transform_type, samples, bit_depth)
+        name = transform_name(transform_type, samples, bit_depth, normalise=normalise)
         return self.transform / f"transform_mapping_{task}_{name}.json"
 
     def patches(self, transform: str, height: int, width: int) -> Path:

@@ -201,7 +201,7 @@ def test_targets_are_met_from_below(token_codec, tmp_path, target, value):
     argv = ["--codec", str(folder), "--features", str(features), "--output", str(tmp_path)]
     evaluate.main([*argv, f"--target_{target}", str(value)])
     got = json.loads((tmp_path / "summary.json").read_text())[f"{target}_pooled"]
-    assert 0.95 * value <= got <= value  # coarse steps: few features, three test files
+    assert 0.98 * value <= got <= value
 
 
 def test_targets_out_of_reach(token_codec, tmp_path, capsys):

@@ -206,6 +206,19 @@ def test_every_training_set_is_evaluated_on_every_machine(task, suite_name, tmp_
         assert patches == {own[task]}
 
 
+def test_normalised_transform(suite, tmp_path):
+    """It goes through fit, patches, training and both ways of the codec, under its own name."""
+    rows = driver.run_batch(
+        driver.config.parse(
+            driver.BatchConfig, [*suite, "--normalise", "scale", "--lambda_value", "0.05"], ""
+        )
+    )
+    assert [row.transform for row in rows] == ["kmeans10_bitdepth8_scale"]
+    assert 0 < rows[0].bpfp < 8
+    mapping = next((tmp_path / "root" / "codecs").rglob("mappings/toy_hidden.json"))
+    assert files.read_json(mapping).keys() == {"centres", "offset", "scale"}
+
+
 def test_fitted_codecs(suite, tmp_path, capsys):
     """Fitted once, evaluated at each quality; other flags fit anew, finished work is skipped."""
     path = tmp_path / "suite.yaml"

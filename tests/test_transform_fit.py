@@ -245,3 +245,48 @@ def test_unsound_input_is_refused(tmp_path):
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(FeatureError, match=r"bad\.npy"):
         fit_mapping([tmp_path / "bad.npy"], "kmeans", 8)
+
+
+@pytest.mark.parametrize("by_column", [True, False])
+def test_normalisation_is_fitted_to_each_channel(tmp_path, by_column):
+    """Offsets and scales are the channels' own; the codebook then serves all of them alike."""
+    rng = np.random.default_rng(0)
+    size = (1, 1, 5) if by_column else (1, 3, 1, 1)
+    centre, spread = rng.normal(0, 100, size), rng.uniform(0.1, 30, size)
+    paths = []
+    for i in range(4):
+        shape = (1, 1, 40 + i, 5) if by_column else (1, 3, 8, 9)
+        x = (rng.standard_normal(shape) * spread + centre).astype(np.float32)
+        paths.append(tmp_path / f"{i}.npy")
+        np.save(paths[-1], x)
+    arrays = [np.load(path) for path in paths]
+    joined = np.concatenate(arrays, axis=2)
+    axes = (0, 2) if by_column else (0, 2, 3)
+    errors = {}
+    for normalise in ("none", "mean", "scale"):
+        mapping, record = fit_mapping(paths, "kmeans", 5, normalise=normalise, by_column=by_column)
+        both = [mapping.inverse(mapping.forward(x)) - x for x in arrays]
+        flat = [
+            error / spread.reshape(error.shape[1] if not by_column else 1, 1, -1) for error in both
+        ]
+        errors[normalise] = np.mean([np.mean(np.square(e, dtype=float)) for e in flat])
+        assert record["normalise"] == normalise
+        if normalise == "none":
+            assert not mapping.normalised
+            continue
+        assert np.allclose(
+            mapping.offset, joined.mean(axes, keepdims=True)[0], rtol=1e-4, atol=1e-4
+        )
+        if normalise == "scale":
+            assert np.allclose(mapping.scale, joined.std(axes, keepdims=True)[0], rtol=1e-3)
+    assert errors["scale"] < 0.5 * errors["none"]
+
+
+def test_constant_channels_can_be_normalised(tmp_path):
+    x = np.random.default_rng(0).standard_normal((1, 1, 50, 4)).astype(np.float32)
+    x[..., 2] = -480
+    np.save(tmp_path / "a.npy", x)
+    mapping, _ = fit_mapping([tmp_path / "a.npy"], "kmeans", 6, normalise="scale")
+    decoded = mapping.inverse(mapping.forward(x))
+    assert np.allclose(decoded[..., 2], -480, atol=0.01)
+    assert np.isfinite(decoded).all()

@@ -242,3 +242,51 @@ def test_unsound_input_is_refused(tmp_path):
         Mapping([[0, 1], [0, 1]]).forward(np.zeros((1, 3, 4, 4), np.float32))
     with pytest.raises(ValueError, match="read-only"):
         Mapping([0, 1]).codebooks[0] = 5
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_normalisation_goes_before_and_comes_back(assignment, tmp_path):
+    """(x - offset) / scale, then the codebook; the file and the id carry it; devices agree."""
+    rng = np.random.default_rng(0)
+    offset = rng.normal(0, 50, (2, 1, 5)).astype(np.float32)
+    scale = rng.uniform(0.5, 4, (2, 1, 5)).astype(np.float32)
+    plain = Mapping(np.linspace(-3, 3, 256), assignment)
+    mapping = Mapping(plain.codebooks, assignment, offset, scale)
+    y = rng.standard_normal((3, 2, 7, 5)).astype(np.float32)
+    x = y * scale + offset
+    assert np.array_equal(mapping.forward(x), plain.forward((x - offset) / scale))
+    inner = np.abs(y) < 2.9
+    error = np.abs(mapping.inverse(mapping.forward(x)) - x)
+    assert error[inner].max() < 4 * 6 / 255 * 1.01 + 1e-4
+    u = torch.from_numpy(mapping.forward(x))
+    assert torch.equal(mapping.forward(torch.from_numpy(x)), u)
+    assert np.array_equal(mapping.inverse(u).numpy(), mapping.inverse(u.numpy()))
+    assert np.array_equal(mapping._forward_device(torch.from_numpy(x)).numpy(), u.numpy())
+    assert np.array_equal(mapping._inverse_device(u).numpy(), mapping.inverse(u.numpy()))
+    assert mapping.zero == plain.zero
+    assert mapping.id != plain.id
+    assert mapping.id != Mapping(plain.codebooks, assignment, offset, scale + 1).id
+    mapping.save(tmp_path / "m.json")
+    again = Mapping.load(tmp_path / "m.json", assignment)
+    assert again.id == mapping.id
+    for shape in ((3, 2, 7, 4), (3, 1, 7, 5), (2, 5)):
+        with pytest.raises(ValueError, match=r"normalised for \(N, 2, H, 5\)"):
+            mapping.forward(np.zeros(shape, np.float32))
+
+
+def test_unsound_normalisation_is_refused(tmp_path):
+    one = np.ones((2, 1, 1))
+    for offset, scale, text in (
+        (one, None, "or neither"),
+        (one[0], one[0], r"expected \(C, 1, W\)"),
+        (one, np.ones((2, 1, 3)), r"expected \(C, 1, W\)"),
+        (one, 0 * one, "above 0"),
+        (one * np.nan, one, "finite"),
+        ("a", one, "lists of numbers"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            Mapping([0, 1], "nearest", offset, scale)
+    path = tmp_path / "m.json"
+    path.write_text('{"centres": [0, 1], "mean": [[[0]]]}')
+    with pytest.raises(ValueError, match=r"m\.json: .*keys centres, offset and scale"):
+        Mapping.load(path)

@@ -79,6 +79,8 @@ class BatchConfig:
     """log2 of the transform's levels."""
     assignment: Literal["nearest", "left", "continuous"] = "nearest"
     """How values become levels."""
+    normalise: Literal["none", "mean", "scale"] = "none"
+    """Of each channel, before the codebook: none is as published."""
     lambda_value: float | None = None
     """Only this lambda."""
     epochs: int | None = None
@@ -134,7 +136,7 @@ class Batch:
         self.root = DataRoot(cfg.data_root)
         self.machines: dict[str, FeatureFacts] = load_machines(suite)
         self.transform = transform_name(
-            cfg.transform_type, cfg.samples, cfg.bit_depth, cfg.assignment
+            cfg.transform_type, cfg.samples, cfg.bit_depth, cfg.assignment, cfg.normalise
         )
         asked = {"arch": cfg.arch, "train_task": self._train_task()}
         self.fits = select_fitted(suite, self.machines, **asked)
@@ -172,7 +174,8 @@ class Batch:
     def _mapping(self, machine: str) -> Path:
         facts, cfg = self.machines[machine], self.cfg
         root = self.root.feature(facts.model, facts.task)
-        return root.mapping(facts.task, cfg.transform_type, cfg.samples, cfg.bit_depth)
+        transform = (cfg.transform_type, cfg.samples, cfg.bit_depth, cfg.normalise)
+        return root.mapping(facts.task, *transform)
 
     def _patches(self, machine: str, run: Training) -> Path:
         facts = self.machines[machine]
@@ -257,6 +260,7 @@ class Batch:
         cfg, jobs = self.cfg, []
         common = ["--transform_type", cfg.transform_type, "--samples", str(cfg.samples)]
         common += ["--bit_depth", str(cfg.bit_depth), "--assignment", cfg.assignment]
+        common += ["--normalise", cfg.normalise]
         common += ["--seed", str(cfg.seed), "--data_root", str(cfg.data_root)]
         for machine, facts in self.machines.items():
             logs = self.root.feature(facts.model, facts.task).transform

@@ -75,7 +75,9 @@ def fit_bank(counts: np.ndarray, sums: np.ndarray, size: int) -> tuple[Bank, np.
     edges = np.quantile(np.log2(spread + 2**-6), np.linspace(0, 1, size + 1)[1:-1])
     chosen = np.searchsorted(edges, np.log2(spread + 2**-6))
     coarse = _coarsen(counts)
-    common = 4 * coarse.sum(0) / max(1.0, float(coarse.sum())) + 1e-3  # no table finds any impossible
+    common = (
+        4 * coarse.sum(0) / max(1.0, float(coarse.sum())) + 1e-3
+    )  # no table finds any impossible
     for _ in range(12):
         chosen, member = _groups(chosen)
         pooled = member @ coarse + common

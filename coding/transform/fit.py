@@ -19,8 +19,8 @@ import numpy as np
 from coding.feature import FeatureError
 from coding.transform.histogram import MAX_REFINED, Histogram, Points, bin_ends, distinct
 from coding.transform.kmeans import optimal_centres, squared_error
-from coding.transform.mapping import ASSIGNMENTS, Assignment, Mapping
-from coding.transform.samples import Samples, Truncation
+from coding.transform.mapping import ASSIGNMENTS, Assignment, Mapping, Normalise
+from coding.transform.samples import Samples, Truncation, normalisation
 
 TransformType = Literal["kmeans", "density", "uniform"]
 TRANSFORM_TYPES: tuple[str, ...] = get_args(TransformType)
@@ -51,6 +51,8 @@ def fit_mapping(
     trun_high: Truncation = None,
     per_channel: bool = False,
     assignment: Assignment = "nearest",
+    normalise: Normalise = "none",
+    by_column: bool = True,
 ) -> tuple[Mapping, dict[str, Any]]:
     """Fit a mapping on feature files.
 
@@ -63,10 +65,13 @@ def fit_mapping(
         trun_low, trun_high: values are clipped to them first; one for all, or one a channel.
         per_channel: a codebook for each channel (axis C).
         assignment: of the mapping returned; the codebook does not depend on it.
+        normalise: none, mean or scale, of each channel, before the codebook.
+        by_column: the channels to normalise lie along W (tokens), else along C (maps).
 
     Returns:
         The mapping, and a record of plain values: options, file names, numbers of values and of
-        distinct points, min, max, the MSE of every assignment on these values, seconds.
+        distinct points, min, max, the MSE of every assignment on these values (as they are after
+        normalisation), seconds.
 
     Memory: one file, and some 100 MB for the histogram or the channels at hand, whatever the number
     of files; more only where narrow data make bins resolve into their values (8192 x 4096 at most).
@@ -81,6 +86,8 @@ def fit_mapping(
         raise ValueError(f"bit_depth: expected 1 .. {MAX_BIT_DEPTH}, got {bit_depth}")
     start = time.perf_counter()
     samples = Samples(paths, rows, seed, trun_low, trun_high)
+    if normalise != "none":
+        samples = normalisation(samples, normalise, by_column)
     levels = 1 << bit_depth
     if per_channel:
         fits = [fit_codebook(data, transform_type, levels) for data in _channels(samples)]
@@ -89,13 +96,14 @@ def fit_mapping(
         fits = [fit_codebook(samples, transform_type, levels)]
         codebooks = fits[0][0]
     facts = [fact for _, fact in fits]
-    mapping = Mapping(codebooks, assignment)
+    mapping = Mapping(codebooks, assignment, samples.offset, samples.scale)
     seconds = time.perf_counter() - start
     record = {
         "transform_type": transform_type,
         "bit_depth": bit_depth,
         "assignment": assignment,
         "per_channel": per_channel,
+        "normalise": normalise,
         "rows": rows,
         "seed": seed,
         "trun_low": trun_low,

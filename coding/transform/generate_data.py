@@ -26,7 +26,7 @@ from coding.feature import (
 from coding.paths import DataRoot, FeatureRoot, default_data_root, transform_name
 from coding.prepare import ensure_features
 from coding.transform.fit import MAX_BIT_DEPTH, TransformType
-from coding.transform.mapping import Assignment, Mapping
+from coding.transform.mapping import Assignment, Mapping, Normalise
 from coding.transform.nonlinear_transform import FitConfig, fit
 from coding.transform.samples import seeded_rng
 
@@ -59,6 +59,8 @@ class GenerateConfig:
     """log2 of the number of levels."""
     assignment: Assignment = "nearest"
     """Which level a value gets."""
+    normalise: Normalise = "none"
+    """Of the mapping: none, mean or scale, of each channel."""
     patch_size: str | None = None
     """height-width of a crop: 256-256. Wide ones whose width is height times a square fold into a
     square: 64-1024 into 256-256. null: the plane, in steps of 64, up to 256."""
@@ -159,6 +161,7 @@ def _load_mapping(cfg: GenerateConfig) -> Mapping:
         samples=cfg.samples,
         bit_depth=cfg.bit_depth,
         assignment=cfg.assignment,
+        normalise=cfg.normalise,
         seed=cfg.seed,
         data_root=cfg.data_root,
     )
@@ -176,7 +179,7 @@ def _write_patches(
         size = parse_patch_size(cfg.patch_size)
     else:
         size = _default_size(facts, paths["train"][0])
-    transform = transform_name(cfg.transform_type, cfg.samples, cfg.bit_depth, cfg.assignment)
+    transform = _transform_name(cfg)
     output = cfg.output or root.patches(transform, *folded_size(size))
     plan = {
         "facts": asdict(facts),
@@ -213,7 +216,7 @@ def _write_features(
     cfg: GenerateConfig, facts: FeatureFacts, root: FeatureRoot, source: Path, mapping: Mapping
 ) -> Path:
     """``<name>.npy``, 4-D: u, or the values after both ways in the source's dtype."""
-    transform = transform_name(cfg.transform_type, cfg.samples, cfg.bit_depth, cfg.assignment)
+    transform = _transform_name(cfg)
     output = cfg.output or root.transform / f"{cfg.kind}_{transform}"
     paths = list_features(source)
     if output.resolve() == paths[0].parent.resolve():
@@ -230,6 +233,12 @@ def _write_features(
         if not _is_fresh(path, [target]):
             write_feature(target, convert(_read(path, facts)))
     return output
+
+
+def _transform_name(cfg: GenerateConfig) -> str:
+    return transform_name(
+        cfg.transform_type, cfg.samples, cfg.bit_depth, cfg.assignment, cfg.normalise
+    )
 
 
 def _transform(mapping: Mapping) -> Callable[[np.ndarray], np.ndarray]:

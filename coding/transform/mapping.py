@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 Assignment = Literal["nearest", "left", "continuous"]
+Normalise = Literal["none", "mean", "scale"]
+"""What is done to each channel before the codebook: nothing, its mean taken off, or that and its
+standard deviation made 1."""
 ASSIGNMENTS: tuple[str, ...] = get_args(Assignment)
 MAX_BIT_DEPTH = 16
 Values = TypeVar("Values", np.ndarray, "torch.Tensor")
@@ -45,9 +48,12 @@ class Mapping:
     The inverse takes any float u: level = clip(round(u L), 0, L - 1), ties to even, and
     x = c_level; ``continuous`` interpolates between the centres instead. NaN counts as 0.
 
+    With an offset and a scale, x is first (x - offset) / scale, and what the inverse gives is
+    x scale + offset.
+
     Guarantees and requirements:
         - ``forward(inverse(i / L)) == i / L`` for every level and assignment, if the centres are
-          distinct in float32.
+          distinct in float32 (and nothing is normalised).
         - numpy arrays and torch tensors on any device give the same numbers.
         - ``x`` is finite or infinite; NaN takes some level.
 
@@ -55,17 +61,35 @@ class Mapping:
         codebooks: (L,) or (C, L), finite, strictly increasing along the last axis, L = 2 .. 65536 a
             power of two.
         assignment: nearest, left or continuous.
+        offset, scale: (C, 1, W) or (C, 1, 1), finite, the scale above 0; both or neither.
 
     Raises:
-        ValueError: the codebook or the assignment is not as above.
+        ValueError: a codebook, the assignment, offset or scale is not as above.
     """
 
-    def __init__(self, codebooks: np.ndarray | Sequence, assignment: Assignment = "nearest"):
+    def __init__(
+        self,
+        codebooks: np.ndarray | Sequence,
+        assignment: Assignment = "nearest",
+        offset: np.ndarray | Sequence | None = None,
+        scale: np.ndarray | Sequence | None = None,
+    ):
         self.codebooks = check_codebooks(codebooks)
         self.codebooks.flags.writeable = False
         if assignment not in ASSIGNMENTS:
             raise ValueError(f"assignment: expected one of {ASSIGNMENTS}, got {assignment!r}")
         self.assignment = assignment
+        self.offset, self.scale = check_normalisation(offset, scale)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether there are an offset and a scale."""
+        return self.offset is not None
+
+    @property
+    def plain(self) -> Mapping:
+        """The codebooks alone, for values that are normalised already."""
+        return Mapping(self.codebooks, self.assignment)
 
     @property
     def levels(self) -> int:
@@ -84,15 +108,18 @@ class Mapping:
 
     @cached_property
     def id(self) -> bytes:
-        """32 bytes that name the codebooks and the assignment, for bitstreams."""
-        data = self.codebooks.astype("<f8").tobytes()
-        return bytes.fromhex(files.digest(data, str(self.codebooks.shape), self.assignment))
+        """32 bytes that name the codebooks, the assignment and the normalisation, for bitstreams."""
+        parts = [self.codebooks.astype("<f8").tobytes(), str(self.codebooks.shape), self.assignment]
+        if self.normalised:
+            parts += [str(self.offset.shape), self.offset.tobytes(), self.scale.tobytes()]
+        return bytes.fromhex(files.digest(*parts))
 
     @cached_property
     def zero(self) -> float:
-        """The u that 0.0 maps to, for padding; the mean over channels if each has its codebook."""
+        """The u that 0.0 (after normalisation) maps to, for padding; the mean over channels if each has
+        its codebook."""
         channels = self.codebooks.shape[0] if self.per_channel else 1
-        u = self.forward(np.zeros((1, channels, 1, 1), np.float32))
+        u = self.plain.forward(np.zeros((1, channels, 1, 1), np.float32))
         return float(np.float32(u.mean(dtype=np.float64)))
 
     def forward(self, x: Values) -> Values:
@@ -123,8 +150,8 @@ class Mapping:
     def load(
         cls, path: str | Path | Sequence[str | Path], assignment: Assignment = "nearest"
     ) -> Mapping:
-        """Read a mapping: a JSON list of centres, a list of such lists (one a channel), or several
-        files of one list each (one a channel).
+        """Read a mapping: a JSON list of centres, a list of such lists (one a channel), an object with
+        such a list and its normalisation, or several files of one list each (one a channel).
 
         Raises:
             FileNotFoundError: no such file.
@@ -133,14 +160,31 @@ class Mapping:
         if not isinstance(path, (str, Path)):
             return cls(_stack_channels(path), assignment)
         value = files.read_json(path)
+        extra = {}
+        if isinstance(value, dict):
+            if value.keys() != {"centres", "offset", "scale"}:
+                raise ValueError(
+                    f"{path}: a mapping is a list, or holds the keys centres, offset and scale; "
+                    f"got {sorted(value)}"
+                )
+            extra = {key: value[key] for key in ("offset", "scale")}
+            value = value["centres"]
         try:
-            return cls(value, assignment)
+            return cls(value, assignment, **extra)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the bare JSON list that published code reads too; whole or not at all."""
-        files.write_text(path, json.dumps(self.codebooks.tolist(), allow_nan=False) + "\n")
+        """Write the bare JSON list that published code reads too (an object, which it does not, where
+        values are normalised); whole or not at all."""
+        value = self.codebooks.tolist()
+        if self.normalised:
+            value = {
+                "centres": value,
+                "offset": self.offset.tolist(),
+                "scale": self.scale.tolist(),
+            }
+        files.write_text(path, json.dumps(value, allow_nan=False) + "\n")
 
     def _apply(self, values: Values, on_array, on_device) -> Values:
         """Run on numpy memory where there is some (an array, a CPU tensor), else on the device."""
@@ -170,6 +214,13 @@ class Mapping:
                 f"mapping: {self.codebooks.shape[0]} codebooks, one a channel (axis 1), "
                 f"do not fit the shape {tuple(shape)}"
             )
+        if self.normalised:
+            channels, _, width = self.offset.shape
+            if len(shape) != 4 or shape[1] != channels or width not in (1, shape[3]):
+                raise ValueError(
+                    f"mapping: normalised for (N, {channels}, H, {width if width > 1 else 'W'}), "
+                    f"got {tuple(shape)}"
+                )
 
     def _rows(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """A shape as (N, C, points) with C the number of codebooks."""
@@ -178,6 +229,8 @@ class Mapping:
         return shape[0], shape[1], math.prod(shape[2:])
 
     def _forward_array(self, x: np.ndarray) -> np.ndarray:
+        if self.normalised:
+            x = (x.astype(np.float32, copy=False) - self.offset) / self.scale
         flat = np.ascontiguousarray(x, dtype=np.float32).reshape(self._rows(x.shape))
         out = np.empty(flat.shape, np.float32)
         scale = 1 / self.levels
@@ -205,12 +258,19 @@ class Mapping:
             lookup.restore_continuous(flat, self._centres, out)
         else:
             lookup.restore_discrete(flat, self._centres.astype(np.float32), out)
-        return out.reshape(u.shape)
+        out = out.reshape(u.shape)
+        if self.normalised:
+            out *= self.scale
+            out += self.offset
+        return out
 
     def _forward_device(self, x: torch.Tensor) -> torch.Tensor:
         """The same comparisons by ``torch.bucketize``, channel by channel."""
         import torch
 
+        if self.normalised:
+            offset, scale = (torch.from_numpy(a).to(x.device) for a in (self.offset, self.scale))
+            x = (x - offset) / scale
         flat = x.reshape(self._rows(x.shape))
         out = torch.empty_like(flat)
         for c, row in enumerate(self._thresholds):
@@ -246,7 +306,11 @@ class Mapping:
                 centres = torch.from_numpy(row.astype(np.float32)).to(u.device)
                 position = (values * self.levels).clamp(0, self.levels - 1)
                 out[:, c] = centres[position.round().long()]
-        return out.reshape(u.shape)
+        out = out.reshape(u.shape)
+        if self.normalised:
+            offset, scale = (torch.from_numpy(a).to(u.device) for a in (self.offset, self.scale))
+            out = out * scale + offset
+        return out
 
     @cached_property
     def _centres(self) -> np.ndarray:
@@ -316,11 +380,35 @@ def check_codebooks(codebooks: np.ndarray | Sequence) -> np.ndarray:
     return values
 
 
+def check_normalisation(
+    offset: np.ndarray | Sequence | None, scale: np.ndarray | Sequence | None
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Sound float32 copies of an offset and a scale, (C, 1, W) or (C, 1, 1).
+
+    Raises:
+        ValueError: only one of them is given, their shapes differ, a value is not finite, or a scale
+            is not above 0.
+    """
+    if offset is None and scale is None:
+        return None, None
+    if offset is None or scale is None:
+        raise ValueError("a mapping has an offset and a scale, or neither")
+    try:
+        offset, scale = (np.array(value, dtype=np.float32) for value in (offset, scale))
+    except (TypeError, ValueError) as error:
+        raise ValueError("offset, scale: lists of numbers of the shape (C, 1, W)") from error
+    if offset.ndim != 3 or offset.shape[1] != 1 or offset.shape != scale.shape or not offset.size:
+        raise ValueError(f"offset, scale: expected (C, 1, W), got {offset.shape}, {scale.shape}")
+    if not (np.isfinite(offset).all() and np.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError("offset, scale: finite numbers, the scale above 0")
+    return offset, scale
+
+
 def _stack_channels(paths: Sequence[str | Path]) -> list[np.ndarray]:
     """The single codebooks of several files, one a channel."""
     rows = [Mapping.load(path) for path in paths]
     for path, row in zip(paths, rows, strict=True):
-        if row.codebooks.shape != (rows[0].levels,):
+        if row.normalised or row.codebooks.shape != (rows[0].levels,):
             raise ValueError(
                 f"{path}: one list of {rows[0].levels} centres expected, "
                 f"got shape {row.codebooks.shape}"

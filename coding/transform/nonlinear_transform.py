@@ -14,7 +14,7 @@ from coding.feature import FeatureFacts, list_features, load_facts
 from coding.paths import DataRoot, default_data_root
 from coding.prepare import ensure_features
 from coding.transform.fit import MAX_BIT_DEPTH, TransformType, fit_mapping
-from coding.transform.mapping import Assignment, Mapping
+from coding.transform.mapping import Assignment, Mapping, Normalise
 from coding.transform.plots import plot_distributions
 from coding.transform.samples import Samples
 
@@ -46,6 +46,9 @@ class FitConfig:
     """Values above are lowered to it first; one number, or one a channel."""
     per_channel: bool = False
     """A codebook for each channel (axis C)."""
+    normalise: Normalise = "none"
+    """Done to each channel (of tokens: column) first. none: as published. mean: its mean taken off.
+    scale: that, and its standard deviation made 1."""
     assignment: Assignment = "nearest"
     """The assignment that is plotted; the mapping's file does not depend on it."""
     data_root: Path = field(default_factory=default_data_root)
@@ -68,7 +71,9 @@ class FitConfig:
             return self.output
         facts = load_facts(self.machine)
         root = DataRoot(self.data_root).feature(facts.model, facts.task)
-        path = root.mapping(facts.task, self.transform_type, self.samples, self.bit_depth)
+        path = root.mapping(
+            facts.task, self.transform_type, self.samples, self.bit_depth, self.normalise
+        )
         return path.with_name(f"{path.stem}{self._variant(facts)}.json")
 
     def _variant(self, facts: FeatureFacts) -> str:
@@ -106,13 +111,15 @@ def fit(cfg: FitConfig) -> tuple[Mapping, dict[str, Any]]:
         seed=cfg.seed,
         per_channel=cfg.per_channel,
         assignment=cfg.assignment,
+        normalise=cfg.normalise,
+        by_column=facts.packing.layout == "tokens",
         **truncation,
     )
     record |= {"kind": facts.kind, "features": str(folder), "facts": asdict(facts)}
     target = cfg.mapping_path
     plots = plot_distributions(
-        Samples(paths, rows, cfg.seed, **truncation),
-        mapping,
+        Samples(paths, rows, cfg.seed, **truncation, offset=mapping.offset, scale=mapping.scale),
+        mapping.plain,
         (record["min"], record["max"]),
         title=f"{facts.kind}, {cfg.transform_type}, {mapping.levels} levels, {cfg.assignment}",
         stem=target.with_suffix(""),

@@ -1,7 +1,7 @@
 """The values that a mapping is fitted on: feature files read one at a time, sampled and clipped."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from coding import files
 from coding.feature import FeatureError, read_feature
+from coding.transform.mapping import Normalise
 
 Truncation = float | list[float] | None
 """A bound for all channels, one a channel, or none."""
@@ -31,6 +32,10 @@ class Samples:
     """Values below are raised to it."""
     trun_high: Truncation = None
     """Values above are lowered to it."""
+    offset: np.ndarray | None = None
+    """(C, 1, W) or (C, 1, 1), taken off last; with the next."""
+    scale: np.ndarray | None = None
+    """What is left is divided by it."""
 
     def __post_init__(self):
         if not self.paths:
@@ -58,7 +63,35 @@ class Samples:
                 x = np.maximum(x, _bounds(self.trun_low, x, path))
             if self.trun_high is not None:
                 x = np.minimum(x, _bounds(self.trun_high, x, path))
+            if self.offset is not None:
+                if np.broadcast_shapes(x.shape, self.offset.shape) != x.shape:
+                    raise FeatureError(f"{path}: {x.shape}, but other files {self.offset.shape}")
+                x = (x - self.offset) / self.scale
             yield x
+
+
+def normalisation(samples: Samples, normalise: Normalise, by_column: bool) -> Samples:
+    """The same samples with the offset and scale that their own statistics give.
+
+    Args:
+        normalise: mean or scale.
+        by_column: the channels of a token lie along W, as (C, 1, W); else along C, as (C, 1, 1).
+    """
+    axes = (0, 2) if by_column else (0, 2, 3)
+    count, total, square = 0, 0.0, 0.0
+    for path, x in zip(samples.paths, samples, strict=True):
+        own = x.sum(axes, dtype=np.float64, keepdims=True)[0]
+        if count and np.shape(total) != own.shape:
+            raise FeatureError(f"{path}: {own.shape} channels, but other files {np.shape(total)}")
+        count, total = count + x.size // own.size, total + own
+        square = square + np.square(x, dtype=np.float64).sum(axes, keepdims=True)[0]
+    offset = total / count
+    scale = np.ones_like(offset)
+    if normalise == "scale":
+        deviation = np.sqrt(np.maximum(square / count - offset**2, 0))
+        usual = np.median(deviation)
+        scale = np.maximum(deviation, 1e-3 * usual if usual > 0 else 1.0)  # no channel blows up
+    return replace(samples, offset=offset.astype(np.float32), scale=scale.astype(np.float32))
 
 
 def seeded_rng(seed: int, *names: str | int) -> np.random.Generator:
