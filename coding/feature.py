@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -68,6 +68,24 @@ class FeatureFacts:
         if not all(fits):
             return f"{self.kind} takes shape {tuple(self.shape)}, got {x.shape}"
         return None
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """A feature of this kind.
+
+        Raises:
+            FeatureError: it is none, or of another kind; the message names the file.
+        """
+        x = read_feature(path)
+        if why := self.mismatch(x):
+            raise FeatureError(f"{path}: {why}")
+        return x
+
+    @classmethod
+    def of_tokens(cls, path: Path) -> Self:
+        """What is taken for granted of a file without facts: tokens x channels, as many as it has."""
+        x = read_feature(path)
+        shape = [None, x.shape[1], None, x.shape[3]]
+        return cls("feature", path.parent.name, shape, Packing(), x.dtype.name)
 
 
 def load_facts(path: str | Path) -> FeatureFacts:

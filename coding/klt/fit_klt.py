@@ -18,7 +18,7 @@ from scipy.cluster.vq import kmeans2
 from tqdm import tqdm
 
 from coding import config, rans, records
-from coding.feature import FeatureFacts, list_features, load_facts, read_feature
+from coding.feature import FeatureFacts, list_features, load_facts
 from coding.klt.arrange import is_map, to_vectors
 from coding.klt.entropy import CENTROIDS, REACH, choose, count, fit_bank, to_frequencies
 from coding.klt.model import (
@@ -33,7 +33,6 @@ from coding.klt.model import (
     Rung,
     Transform,
 )
-from coding.packing import Packing
 
 WEIGHT = 0.12  # of a bit in squared steps: near -dD/dR = ln 2 / 6 of a fine uniform quantiser
 BANK = 48  # tables of a step at most
@@ -123,7 +122,7 @@ def measure(
 
     def read() -> Iterator[np.ndarray]:
         for path in paths:
-            yield to_vectors(read_checked(path, facts), facts.packing, block)
+            yield to_vectors(facts.read(path), facts.packing, block)
 
     total, rows = 0.0, 0
     for x in read():
@@ -138,25 +137,6 @@ def measure(
         second += (centred.T @ centred).double()
         kept.append(x[rng.random(len(x)) < share])
     return Statistics(rows, mean, second.numpy() / (rows * positions), np.concatenate(kept))
-
-
-def read_checked(path: Path, facts: FeatureFacts) -> np.ndarray:
-    """A feature of the kind.
-
-    Raises:
-        ValueError: it is another.
-    """
-    x = read_feature(path)
-    if why := facts.mismatch(x):
-        raise ValueError(f"{path}: {why}")
-    return x
-
-
-def guess_facts(path: Path) -> FeatureFacts:
-    """Tokens x channels of the first file's width."""
-    x = read_feature(path)
-    shape = [None, x.shape[1], None, x.shape[3]]
-    return FeatureFacts("feature", path.parent.name, shape, Packing(), x.dtype.name)
 
 
 def eigenbasis(covariance: np.ndarray) -> np.ndarray:
@@ -364,7 +344,7 @@ def search(
     what was tried."""
     held = paths[::5]
     rest = [path for path in paths if path not in held]
-    share = min(1.0, cfg.sample / sum(read_checked(path, facts).size for path in paths))
+    share = min(1.0, cfg.sample / sum(facts.read(path).size for path in paths))
     tried: list[Candidate] = []
     curves = []
     known: dict[int, Statistics] = {}
@@ -402,7 +382,7 @@ def fit(cfg: FitConfig) -> KltModel:
             than the facts say; the message names the file.
     """
     paths = list_features(cfg.features)
-    facts = load_facts(cfg.machine) if cfg.machine else guess_facts(paths[0])
+    facts = load_facts(cfg.machine) if cfg.machine else FeatureFacts.of_tokens(paths[0])
     if not is_map(facts.packing) and None in (facts.shape[1], facts.shape[3]):
         raise ValueError("shape: a klt codec of token features takes a fixed C and W")
     if is_map(facts.packing) and facts.shape[1] is None:

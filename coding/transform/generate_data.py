@@ -16,11 +16,9 @@ from tqdm import tqdm
 
 from coding import config, files
 from coding.feature import (
-    FeatureError,
     FeatureFacts,
     list_features,
     load_facts,
-    read_feature,
     write_feature,
 )
 from coding.paths import DataRoot, FeatureRoot, default_data_root, transform_name
@@ -202,7 +200,7 @@ def _write_patches(
         for path in tqdm(targets, desc=f"patches {split}", unit="feature", mininterval=1):
             if _is_fresh(path, targets[path]):
                 continue
-            plane = facts.packing.pack(mapping.forward(_read(path, facts)))
+            plane = facts.packing.pack(mapping.forward(facts.read(path)))
             for n, target in enumerate(targets[path]):
                 patch = crop(plane, size, mapping.zero, seeded_rng(cfg.seed, path.name, n))
                 with files.write_atomic(target) as file:
@@ -231,7 +229,7 @@ def _write_features(
     for path in tqdm(paths, desc=cfg.kind, unit="feature", mininterval=1):
         target = output / path.name
         if not _is_fresh(path, [target]):
-            write_feature(target, convert(_read(path, facts)))
+            write_feature(target, convert(facts.read(path)))
     return output
 
 
@@ -257,17 +255,9 @@ def _patch_dtype(mapping: Mapping) -> type[np.floating]:
 
 
 def _default_size(facts: FeatureFacts, path: Path) -> Size:
-    plane = facts.packing.plane(_read(path, facts).shape)
+    plane = facts.packing.plane(facts.read(path).shape)
     height, width = (min(PATCH_LIMIT, -(-length // PATCH_STEP) * PATCH_STEP) for length in plane)
     return height, width
-
-
-def _read(path: Path, facts: FeatureFacts) -> np.ndarray:
-    x = read_feature(path)
-    problem = facts.mismatch(x)
-    if problem is not None:
-        raise FeatureError(f"{path}: {problem}")
-    return x
 
 
 def _patch_paths(folder: Path, source: Path, count: int) -> list[Path]:

@@ -1,0 +1,117 @@
+"""Fit a handcrafted codec: ``python fit_handcrafted.py --codec int --features DIR --output DIR``.
+
+Finds the bounds between which values are quantised, on training features of one kind: for ``int`` the
+bounds of the least squared error for each channel and bit depth, on a sample; for the pictures of
+``jpegxl`` and ``hevc`` the least and the greatest value. ``cast`` needs none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from coding import config, records
+from coding.codec import CODECS
+from coding.feature import FeatureFacts, list_features, load_facts
+from coding.handcrafted import codec as handcrafted
+from coding.handcrafted.codec import BITS, HandcraftedCodec, to_matrix
+
+SHARES = np.linspace(0.1, 1, 19)  # of the way from the mean to the least and the greatest value
+SAMPLE = 4_000_000  # values at most that bounds are tried on
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Fitting of a handcrafted codec."""
+
+    codec: Literal["int", "cast", "jpegxl", "hevc"]
+    """Which one."""
+    features: Path
+    """Folder of training features of one kind."""
+    output: Path
+    """Codec folder."""
+    machine: str | None = None
+    """Machine preset or YAML with the facts of the features; without one they are tokens x channels,
+    as many as the first file has."""
+    quality: float | None = None
+    """What the codec takes where nothing is asked for; null takes 8 bits, bfloat16, distance 1.6 or
+    QP 27."""
+
+
+DEFAULT_QUALITY = {"int": 8.0, "cast": 8.0, "jpegxl": 4.0, "hevc": 4.0}
+
+
+def fit(cfg: FitConfig) -> HandcraftedCodec:
+    """Fit and write the codec folder.
+
+    Raises:
+        FeatureError, FileNotFoundError, ValueError: no features, or unsound ones, or of another kind
+            than the facts say; the message names the file.
+    """
+    paths = list_features(cfg.features)
+    facts = load_facts(cfg.machine) if cfg.machine else FeatureFacts.of_tokens(paths[0])
+    quality = DEFAULT_QUALITY[cfg.codec] if cfg.quality is None else cfg.quality
+    codec_class = getattr(handcrafted, CODECS[cfg.codec].split(":")[1])
+    run = records.Run(cfg.output, cfg)
+    if cfg.codec == "int":
+        arrays = fit_integer(paths, facts)
+    else:
+        low, high = fit_bounds(paths, facts)
+        arrays = {"low": low, "high": high} if codec_class.arrays_of else {}
+    codec = codec_class(facts, arrays, quality)
+    codec.save(cfg.output, quality, {"files": len(paths)})
+    run.finish()
+    return codec
+
+
+def fit_bounds(paths: Sequence[Path], facts: FeatureFacts) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest value, (1,) float32 each, apart."""
+    low, high = np.inf, -np.inf
+    for path in tqdm(paths, desc="bounds", unit="feature", mininterval=1):
+        x = facts.read(path)
+        low, high = min(low, float(x.min())), max(high, float(x.max()))
+    return np.array([low], np.float32), np.array([max(high, low + 1e-6)], np.float32)
+
+
+def fit_integer(paths: Sequence[Path], facts: FeatureFacts) -> dict[str, np.ndarray]:
+    """Lower bound and step of each bit depth and channel, (7, channels) float32."""
+    total = sum(facts.read(path).size for path in paths)
+    rng = np.random.default_rng(0)
+    kept, least, greatest = [], [], []
+    for path in tqdm(paths, desc="bounds", unit="feature", mininterval=1):
+        matrix = to_matrix(facts.read(path), facts.packing)
+        least.append(matrix.min(0))
+        greatest.append(matrix.max(0))
+        kept.append(matrix[rng.random(len(matrix)) < max(SAMPLE / total, 1 / len(matrix))])
+    sample = np.concatenate(kept)
+    low, high, mean = np.min(least, 0), np.max(greatest, 0), sample.mean(0)
+    out = {"low": [], "step": []}
+    for bits in BITS:
+        best = np.full(len(mean), np.inf)
+        chosen_low, chosen_step = low.copy(), np.ones_like(low)
+        for share in SHARES:
+            bound = mean + share * (low - mean)
+            step = np.maximum(share * (high - low) / ((1 << bits) - 1), 1e-30).astype(np.float32)
+            q = np.clip(np.rint((sample - bound) / step), 0, (1 << bits) - 1)
+            error = np.mean(np.square(q * step + bound - sample), 0)
+            better = error < best
+            best = np.where(better, error, best)
+            chosen_low = np.where(better, bound, chosen_low)
+            chosen_step = np.where(better, step, chosen_step)
+        out["low"].append(chosen_low.astype(np.float32))
+        out["step"].append(chosen_step.astype(np.float32))
+    return {name: np.stack(rows) for name, rows in out.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        cfg = config.parse(FitConfig, argv, __doc__)
+        codec = fit(cfg)
+        print(f"{cfg.codec}, {codec.facts.kind} -> {cfg.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""The handcrafted codecs: exact where they say so, bounded where not, and no bytes break them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+import zstandard
+
+from coding import evaluate
+from coding.bitstream import Bitstream, BitstreamError, pack, unpack
+from coding.codec import load_codec
+from coding.feature import FeatureError, write_feature
+from coding.handcrafted import fit_handcrafted
+from coding.handcrafted.codec import LARGEST_TILE, cut, join, to_bfloat16
+
+CODECS = ("int", "cast", "jpegxl", "hevc")
+PACKINGS = {
+    "tokens": ([1, 2, None, 24], {"layout": "tokens"}, (1, 2, 37, 24)),
+    "tiles": ([None, 6, 9, 11], {"layout": "tiles", "rows": 2, "cols": 3}, (3, 6, 9, 11)),
+}
+
+
+def made_up(shape, dtype, seed):
+    """Smooth along the last axis, another size and mean for each channel."""
+    rng = np.random.default_rng(seed)
+    x = np.cumsum(rng.standard_normal(shape), -1) * rng.uniform(0.5, 2, (1, shape[1], 1, 1))
+    return (x + 3).astype(dtype)
+
+
+@pytest.fixture(scope="module", params=[(p, d) for p in PACKINGS for d in ("float16", "float32")],
+                ids="-".join)  # fmt: skip
+def world(request, tmp_path_factory):
+    """Every codec fitted to one kind of feature: folder, one test feature, its YAML."""
+    packing, dtype = request.param
+    sizes, layout, shape = PACKINGS[packing]
+    root = tmp_path_factory.mktemp("handcrafted")
+    facts = {"model": "toy", "task": packing, "shape": sizes, "dtype": dtype, "packing": layout}
+    (root / "toy.yaml").write_text(yaml.safe_dump({"feature": facts}))
+    for i in range(6):
+        write_feature(root / "train" / f"{i}.npy", made_up(shape, dtype, i))
+    for codec in CODECS:
+        fit_handcrafted.main(
+            ["--codec", codec, "--features", str(root / "train"), "--output", str(root / codec),
+             "--machine", str(root / "toy.yaml")]
+        )  # fmt: skip
+    return root, made_up(shape, dtype, 3)  # within the bounds of the training features
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_more_quality_costs_more_and_errs_less(world, name):
+    root, x = world
+    codec = load_codec(root / name)
+    assert type(codec).name == name
+    sizes, errors = [], []
+    settings = sorted({*codec.settings[:: 1 if len(codec.settings) < 8 else 3], codec.settings[-1]})
+    for quality in settings:
+        one = codec.at_quality(quality)
+        data = one.encode(x)
+        decoded = one.decode(data)
+        assert decoded.dtype == x.dtype
+        assert decoded.shape == x.shape
+        assert np.array_equal(codec.decode(data), decoded)  # the bytes say which quality
+        sizes.append(len(data))
+        errors.append(float(np.mean(np.square(decoded.astype(float) - x))))
+    if not (name == "cast" and x.dtype == np.float16):  # lossless twice
+        assert sizes == sorted(sizes)
+        assert len(set(sizes)) == len(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3 * x.astype(float).var()
+    finest = codec.at_quality(1e9)
+    assert finest.identity == codec.at_quality(settings[-1] + 0.1).identity
+    assert finest.identity != codec.at_quality(-1e9).identity
+    with pytest.raises(ValueError, match="quality"):
+        codec.at_quality(float("nan"))
+
+
+def test_integers_err_by_half_a_step(world):
+    """Where the bounds hold the value; beyond, it comes back as the bound."""
+    root, x = world
+    codec = load_codec(root / "int").at_quality(8)
+    low, step = codec._bounds()
+    axis = (1, 1, 1, -1) if codec.facts.packing.layout == "tokens" else (1, -1, 1, 1)
+    if codec.facts.packing.layout == "tokens":
+        axis = (1, x.shape[1], 1, x.shape[3])
+    low, step = low.reshape(axis), step.reshape(axis)
+    decoded = codec.decode(codec.encode(x)).astype(float)
+    bounded = np.clip(x.astype(float), low, low + 255 * step)
+    slack = 1e-6 if x.dtype == np.float32 else 2.0**-10 * np.abs(x).max()
+    assert (np.abs(decoded - bounded) <= step / 2 * 1.001 + slack).all()
+    assert np.mean(bounded != x) < 0.2
+
+
+def test_casts_are_the_libraries(world):
+    root, x = world
+    x = x.copy()
+    x.ravel()[:6] = (0.0, -0.0, 6e-8, -6e-8, 1.00390625, 65504)
+    codec = load_codec(root / "cast")
+    lossless = codec.at_quality(24)
+    decoded = lossless.decode(lossless.encode(x))
+    assert decoded.tobytes() == x.tobytes()
+    half = codec.at_quality(11)
+    assert np.array_equal(half.decode(half.encode(x)), x.astype(np.float16).astype(x.dtype))
+    brain = codec.at_quality(8)
+    wanted = torch.from_numpy(x.astype(np.float32)).to(torch.bfloat16).float().numpy()
+    limit = np.finfo(x.dtype).max
+    assert np.array_equal(brain.decode(brain.encode(x)), wanted.clip(-limit, limit).astype(x.dtype))
+
+
+def test_bfloat16_keeps_finite_values_finite():
+    x = np.array([3.4028235e38, -3.4028235e38, 1e-45, -0.0], np.float32)
+    back = (to_bfloat16(x).astype(np.uint32) << 16).view(np.float32)
+    assert np.isfinite(back).all()
+    assert np.allclose(back, x, rtol=2**-8, atol=1e-44)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_values_beyond_the_bounds_are_clamped(world, name):
+    root, x = world
+    codec = load_codec(root / name).at_quality(1e9)
+    wild = x.copy()
+    wild[0, 0, 0, 0], wild[0, 1, 2, 3] = np.finfo(x.dtype).max, -np.finfo(x.dtype).max
+    decoded = codec.decode(codec.encode(wild))
+    assert np.isfinite(decoded).all()
+    assert decoded[0, 0, 0, 0] > x.mean() > decoded[0, 1, 2, 3]
+    if name == "cast":
+        assert decoded.tobytes() == wild.tobytes()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_damaged_and_foreign_bytes_are_refused(world, name):
+    root, x = world
+    codec = load_codec(root / name)
+    data = codec.encode(x)
+    other = load_codec(root / CODECS[CODECS.index(name) - 1])
+    with pytest.raises(BitstreamError, match="written by codec"):
+        other.decode(data)
+    for broken in (data[:-3], data[: len(data) // 2], b"", bytes(50)):
+        with pytest.raises(BitstreamError):
+            codec.decode(broken)
+    stream = vars(unpack(data))
+    setting, payload = stream["parts"]
+    rng = np.random.default_rng(0)
+    for trial in range(60):  # damage below the checksum of the container
+        part = bytearray(payload)
+        if trial % 3 == 0:
+            part = part[: rng.integers(len(part))]
+        else:
+            part[rng.integers(len(part))] ^= 1 << rng.integers(8)
+        forged = pack(Bitstream(**{**stream, "parts": (setting, bytes(part))}))
+        try:  # a picture or a Huffman code may still say something else; it never breaks
+            decoded = codec.decode(forged)
+        except BitstreamError:
+            continue
+        assert decoded.shape == x.shape
+        assert np.isfinite(decoded).all()
+    for parts in ((b"\x63", payload), (setting,), (setting, payload, b""), (b"", payload)):
+        with pytest.raises(BitstreamError, match="inconsistent"):
+            codec.decode(pack(Bitstream(**{**stream, "parts": parts})))
+
+
+@pytest.mark.parametrize("name", ["int", "cast"])
+def test_forged_sizes_allocate_nothing(world, name):
+    """A zstd frame that says it holds 8 GB, or anything but what the shape needs."""
+    root, x = world
+    codec = load_codec(root / name)
+    stream = vars(unpack(codec.encode(x)))
+    for frame in (
+        b"\x28\xb5\x2f\xfd\xe0" + (8 << 30).to_bytes(8, "little") + b"\x01\x00\x00",
+        zstandard.ZstdCompressor().compress(bytes(10)),
+        zstandard.ZstdCompressor(write_content_size=False).compress(bytes(x.size)),
+    ):
+        forged = pack(Bitstream(**{**stream, "parts": (stream["parts"][0], frame)}))
+        with pytest.raises(BitstreamError, match="another size"):
+            codec.decode(forged)
+
+
+@pytest.mark.parametrize("name", ["jpegxl", "hevc"])
+def test_pictures_of_another_size_are_refused(world, name):
+    root, x = world
+    codec = load_codec(root / name)
+    small = codec.encode(x)
+    tall = np.repeat(x, 30, axis=2 if codec.facts.shape[2] is None else 0)
+    stream = vars(unpack(codec.encode(tall)))
+    stream |= {"shape": x.shape}
+    with pytest.raises(BitstreamError, match="corrupted"):
+        codec.decode(pack(Bitstream(**stream)))
+    assert codec.decode(small).shape == x.shape
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (17, 300), (LARGEST_TILE + 1, 70), (9, 9000)])
+def test_tiles_and_back(size):
+    picture = np.arange(size[0] * size[1], dtype=np.uint32).reshape(size) % 4096
+    tiles = cut(picture.astype(np.uint16))
+    assert max(tiles.shape[1:]) <= LARGEST_TILE
+    assert min(tiles.shape[1:]) >= 64
+    assert all(side % 16 == 0 for side in tiles.shape[1:])
+    assert np.array_equal(join(tiles, size), picture)
+
+
+def test_planes_of_several_pictures(tmp_path):
+    """A plane wider than the largest picture goes through the HEVC encoder in tiles."""
+    x = made_up((1, 1, 20, LARGEST_TILE + 100), "float32", 0)
+    write_feature(tmp_path / "train" / "a.npy", x)
+    argv = [
+        "--codec",
+        "hevc",
+        "--features",
+        str(tmp_path / "train"),
+        "--output",
+        str(tmp_path / "c"),
+    ]
+    fit_handcrafted.main(argv)
+    codec = load_codec(tmp_path / "c").at_quality(8)
+    decoded = codec.decode(codec.encode(x))
+    assert np.abs(decoded - x).max() < 0.02 * np.ptp(x)
+
+
+def test_unfit_features_are_refused(world):
+    root, x = world
+    other = np.float32 if x.dtype == np.float16 else np.float16
+    for name in CODECS:
+        codec = load_codec(root / name)
+        with pytest.raises(FeatureError, match="takes"):
+            codec.encode(x.astype(other))
+        with pytest.raises(FeatureError, match="takes shape"):
+            codec.encode(x[:, :, :, :5])
+        with pytest.raises(FeatureError, match="not other_kind"):
+            codec.encode(x, "other_kind")
+        with pytest.raises(ValueError, match="no published mode"):
+            load_codec(root / name, published=True)
+
+
+def test_evaluation_and_targets(world, tmp_path):
+    root, _ = world
+    argv = ["--codec", str(root / "int"), "--features", str(root / "train"), "--output"]
+    evaluate.main([*argv, str(tmp_path / "a"), "--quality", "5"])
+    rate = json.loads((tmp_path / "a" / "summary.json").read_text())["bpfp_pooled"]
+    evaluate.main([*argv, str(tmp_path / "b"), "--target_bpfp", str(rate + 1e-6)])
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    assert summary["bpfp_pooled"] == rate
+    evaluate.main([*argv, str(tmp_path / "c"), "--target_nmse", str(summary["nmse_pooled"])])
+    assert json.loads((tmp_path / "c" / "summary.json").read_text())["bpfp_pooled"] == rate
+
+
+def test_what_cannot_be_read_is_named(world, tmp_path, capsys):
+    root, _ = world
+    argv = ["--features", str(root / "train"), "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"0\.npy: resnet50_cls takes"):
+        fit_handcrafted.main([*argv, "--codec", "cast", "--machine", "resnet50"])
+    with pytest.raises(SystemExit):
+        fit_handcrafted.main([*argv, "--codec", "jpeg"])
+    assert "jpeg" in capsys.readouterr().err
+    assert not (tmp_path / "config.json").exists()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_bytes((root / "int" / "config.json").read_bytes())
+    with pytest.raises(ValueError, match=r"model\.safetensors: missing"):
+        load_codec(broken)
+    (broken / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="not a sound int codec"):
+        load_codec(broken)
