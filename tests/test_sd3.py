@@ -232,7 +232,7 @@ def test_embedded_checkpoint_follows_captions(tmp_path):
         pictures += machine.predict_batch(batch, features)
     recorded = files.read_json(machine.folder / "training.json")["caption_accuracy"]
     assert machine.score(samples, pictures).value == pytest.approx(recorded, abs=0.05)
-    assert recorded >= 0.8
+    assert recorded >= 0.85
     colours = np.array(list(world.PALETTE.values()), float)
     right = 0
     for sample, picture in zip(samples, pictures, strict=True):
