@@ -5,14 +5,13 @@ on each machine (rows), in rate, error and task metric. Also written as ``<table
 """
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from coding import config, files
-
-FIGURES = ("bpfp", "nmse", "value")
+from coding.report.table import Table
+from coding.report.tables import cross, shared_rate
 
 
 @dataclass(frozen=True)
@@ -27,50 +26,40 @@ class CrossConfig:
     """Lambda whose rows are compared; null takes the one that most training sets share."""
 
 
-def cross(cfg: CrossConfig) -> list[list[str]]:
-    """The lines of the table, the first one its head.
+def cross_table(cfg: CrossConfig) -> Table:
+    """The table, its numbers as the batch's table has them.
 
     Raises:
-        ValueError: the table has no row of this codec and lambda.
+        ValueError: the batch's table has no row of this codec and lambda.
     """
     with cfg.table.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["codec"] == cfg.codec]
-    sets = {row["lambda_value"]: set() for row in rows}
-    for row in rows:
-        sets[row["lambda_value"]].add(row["trained_on"])
-    chosen = max(sets, key=lambda value: len(sets[value]), default=None)
-    if cfg.lambda_value is not None:
-        chosen = next((value for value in sets if float(value) == cfg.lambda_value), None)
+        found = [row for row in csv.DictReader(file) if row["codec"] == cfg.codec]
+    rows = [row for row in found if row["lambda_value"]]  # fitted codecs have qualities instead
+    have = {float(row["lambda_value"]): row["lambda_value"] for row in rows}
+    chosen = have.get(cfg.lambda_value)
+    if rows and cfg.lambda_value is None:
+        chosen = shared_rate((row["lambda_value"], row["trained_on"]) for row in rows)
     if chosen is None:
-        have = sorted(float(value) for value in sets)
-        raise ValueError(f"{cfg.table}: codec {cfg.codec} has no such lambda_value, it has {have}")
-    cells = {
-        (row["evaluated_on"], row["trained_on"]): row
-        for row in rows
-        if row["lambda_value"] == chosen
-    }
-    trained = list(dict.fromkeys(trained_on for _, trained_on in cells))
-    lines = [["evaluated_on", "figure", *(f"trained on {name}" for name in trained)]]
-    for machine in dict.fromkeys(evaluated_on for evaluated_on, _ in cells):
-        for figure in FIGURES:
-            found = [cells.get((machine, name), {}).get(figure, "") for name in trained]
-            if any(found):
-                name = next(r["metric"] for (m, _), r in cells.items() if m == machine)
-                lines.append([machine, name if figure == "value" else figure, *found])
-    return lines
+        raise ValueError(
+            f"{cfg.table}: codec {cfg.codec} has no such lambda_value, it has {sorted(have)}"
+        )
+    columns, lines = cross({
+        (row["evaluated_on"], row["trained_on"]):
+            {"bpfp": row["bpfp"], "nmse": row["nmse"], row["metric"]: row["value"] or None}
+        for row in rows if row["lambda_value"] == chosen
+    })  # fmt: skip
+    return Table(f"{cfg.table.stem}_cross", columns, lines)
 
 
 def print_cross(cfg: CrossConfig) -> Path:
     """Print the table and write it -> its file."""
-    lines = cross(cfg)
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
-    path = cfg.table.with_name(f"{cfg.table.stem}_cross.csv")
-    files.write_text(path, out.getvalue())
+    table = cross_table(cfg)
+    path = cfg.table.with_name(f"{table.name}.csv")
+    files.write_text(path, table.csv())
     short = [line[:2] + [f"{float(cell):.4g}" if cell else "" for cell in line[2:]]
-             for line in lines[1:]]  # fmt: skip
-    cells = [lines[0], *short]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+             for line in table.rows]  # fmt: skip
+    cells = [table.columns, *short]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
     return path

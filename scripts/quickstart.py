@@ -1,6 +1,6 @@
 """The main job on the embedded data, through the published commands: features of four small models
 of the paper's classes, their transforms, a universal Hyperprior at three rates and one of each model's
-own, coded test features, task accuracy against rate."""
+own, the codec without a network, coded test features, task accuracy against rate, the report."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ from cross_table import CrossConfig, print_cross
 from plot_rate_accuracy import PlotConfig, plot
 
 from coding.paths import REPOSITORY, default_data_root
+from coding.report.page import write_report
 
 MACHINES = {"llama3": "llama3.py", "dinov2": "seg.py", "sd3": "sd3.py", "resnet50": "cls.py"}
 STEPS = (
@@ -31,10 +32,12 @@ def main() -> None:
         status = subprocess.run([sys.executable, *command], cwd=REPOSITORY / folder).returncode
         if status != 0:
             raise SystemExit(f"quickstart: {' '.join(command)} ended with status {status}")
-    table = default_data_root() / TABLE
+    root = default_data_root()
+    table = root / TABLE
     print("\n== universal against task-specific")
     print(print_cross(CrossConfig(table=table)))
     print("\nplots:", *plot(PlotConfig(table=table)), sep="\n  ")
+    print("\nreport:", write_report(root, root / "report", None), sep="\n  ")
     print(f"done in {(time.time() - start) / 60:.1f} minutes")
 
 

@@ -231,7 +231,7 @@ def test_fitted_codecs(suite, tmp_path, capsys):
     assert out.count("evaluate.py") == 2
     assert "train.py" not in out
     assert "nonlinear_transform.py" not in out
-    with (tmp_path / "root" / "coded" / "suite_kmeans10_bitdepth8.csv").open() as file:
+    with (tmp_path / "root" / "coded" / "suite_kmeans10_bitdepth8_klt.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["codec"], row["trained_on"], row["quality"]) for row in rows] == [
         ("klt", "hidden", "0.0"), ("klt", "hidden", "1.5"),

@@ -169,6 +169,7 @@ def test_cross_table(tmp_path, capsys):
         "hyperprior,hybrid,k,0.02,c_d,0.25,1,0.3,,\n"
         "hyperprior,cls,k,0.02,a_b,0.4,1,0.21,top1,0.91\n"
         "elic,cls,k,0.02,a_b,0.3,1,0.1,top1,0.99\n"
+        "klt,cls,none,,a_b,0.3,1,0.1,top1,0.99\n"
         "uncompressed,,,,a_b,32,0,0,top1,0.97\n"
     )
     cross_table.main(["--table", str(table)])

@@ -186,6 +186,15 @@ class Batch:
         """The codec folder of a run."""
         return self.root.codec(run.codec, run.train_task, self.transform, run.name)
 
+    @property
+    def table_name(self) -> str:
+        """Suite and transform, and what of the suite was chosen, so that a part replaces no whole."""
+        cfg = self.cfg
+        chosen = [cfg.arch, cfg.train_model_type, cfg.train_task]
+        if cfg.lambda_value is not None:
+            chosen.append(f"lambda{cfg.lambda_value:g}")
+        return "_".join([Path(cfg.suite).stem, self.transform, *filter(None, chosen)])
+
     def fit_values(self, fit: Fitting) -> dict[str, Any]:
         """The configuration of a fit, as its script takes and records it."""
         facts = self.machines[fit.machine]
@@ -408,7 +417,7 @@ class Batch:
 
 
 def run_batch(cfg: BatchConfig) -> list[TableRow]:
-    """Run the batch -> its table, also written as ``coded/<suite>_<transform>.csv``.
+    """Run the batch -> its table, also written as ``coded/<suite>_<transform>[_<what was chosen>].csv``.
 
     Raises:
         JobError: a command failed; the text ends with the tail of its log.
@@ -429,7 +438,7 @@ def run_batch(cfg: BatchConfig) -> list[TableRow]:
             run_jobs(jobs, parallel)
     rows = [] if cfg.dry_run else batch.table()
     if rows:
-        path = cfg.data_root / "coded" / f"{Path(cfg.suite).stem}_{batch.transform}.csv"
+        path = cfg.data_root / "coded" / f"{batch.table_name}.csv"
         records.write_rows(path, rows)
         print(records.format_table(rows), f"\n{path}", sep="\n")
     return rows

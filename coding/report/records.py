@@ -1,7 +1,4 @@
-"""What a data root's records say: finished runs, the curves they make, the machines they are of.
-
-Read are ``run.json``, ``summary.json``, ``accuracy.json`` and ``rate.csv``, never logs.
-"""
+"""What a data root's records say: finished runs, the curves they make, the machines they are of."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coding import files, records
+from coding import files, paths
 from coding.codec import CONFIG_JSON
-from coding.feature import list_features, read_feature
-from coding.paths import ACCURACY_JSON, RATE_CSV, RUN_JSON, SUMMARY_JSON, DataRoot, FeatureRoot
+from coding.feature import read_feature
+from coding.paths import DataRoot, FeatureRoot
 
 HYBRID = "hybrid"
 
@@ -33,23 +30,14 @@ class Run:
     record: dict[str, Any]
     """``run.json``."""
     bpfp: float
-    """Pooled."""
+    """Pooled, as ``nmse``."""
     nmse: float
-    """Pooled."""
-    accuracy: dict[str, Any]
-    """``accuracy.json``; empty where the machine has no task or has not judged yet."""
+    metric: str | None
+    """Name of the task metric; none where the machine has no task or has not judged yet."""
+    value: float | None
+    """The task metric."""
     variant: str = ""
     """What tells it from runs of the same codec, training set and transform, beside the rate."""
-
-    @property
-    def metric(self) -> str | None:
-        """Name of the task metric."""
-        return self.accuracy.get("metric")
-
-    @property
-    def value(self) -> float | None:
-        """The task metric."""
-        return self.accuracy.get("value")
 
     @property
     def rate(self) -> str:
@@ -57,19 +45,9 @@ class Run:
         return self.name.split("_")[0]
 
     @property
-    def is_published(self) -> bool:
-        """Whether it counts as the published evaluation does."""
-        return bool(self.record["config"].get("published"))
-
-    @property
     def is_foreign(self) -> bool:
         """Whether the codec was trained on another machine than this one."""
         return self.trained_on != HYBRID and not self.kind.endswith(f"_{self.trained_on}")
-
-    @cached_property
-    def rows(self) -> list[records.RateRow]:
-        """``rate.csv``."""
-        return records.read_rate(self.folder / RATE_CSV)
 
     def codec_folder(self, root: Path) -> Path | None:
         """The folder of its codec: in this data root's own layout, else where the run had it."""
@@ -88,35 +66,33 @@ def read_runs(root: Path) -> tuple[list[Run], list[str]]:
     """
     runs, unfinished = [], []
     for folder in sorted(root.glob(str(DataRoot(Path()).coded(*["*"] * 6)))):
-        if not folder.is_dir():
-            continue
-        run = _read_run(folder)
-        if run is None:
-            unfinished.append(str(folder.relative_to(root)))
-        else:
+        if run := _read_run(folder):
             runs.append(run)
+        elif folder.is_dir():
+            unfinished.append(str(folder.relative_to(root)))
     if not runs:
-        started = f" ({len(unfinished)} are not finished)" if unfinished else ""
         raise FileNotFoundError(
-            f"{root}: no finished run under coded/{started}; coding/CompressAI/run_batch.py or "
-            "coding/evaluate.py makes them; is --data_root right?"
+            f"{root}: no finished run under coded/, {len(unfinished)} that are not finished; "
+            "coding/CompressAI/run_batch.py or coding/evaluate.py makes them; is --data_root right?"
         )
     return _name_variants(runs), unfinished
 
 
 def _read_run(folder: Path) -> Run | None:
-    if not (folder / RUN_JSON).is_file() or not (folder / SUMMARY_JSON).is_file():
+    run_json, summary_json = folder / paths.RUN_JSON, folder / paths.SUMMARY_JSON
+    if not run_json.is_file() or not summary_json.is_file():
         return None
-    record = read_record(folder / RUN_JSON, config=dict, versions=dict, machine=dict, finished=bool)
+    record = read_record(run_json, config=dict, versions=dict, machine=dict, finished=bool)
     if not record["finished"]:
         return None
-    summary = read_record(folder / SUMMARY_JSON, bpfp_pooled=float, nmse_pooled=float)
+    summary = read_record(summary_json, bpfp_pooled=float, nmse_pooled=float)
     if summary["bpfp_pooled"] <= 0:
-        raise ValueError(f"{folder / SUMMARY_JSON}: bpfp_pooled is {summary['bpfp_pooled']}")
-    codec, trained, transform, name, kind = folder.parts[-5:]
+        raise ValueError(f"{summary_json}: bpfp_pooled is {summary['bpfp_pooled']}")
+    accuracy = _read_accuracy(folder / paths.ACCURACY_JSON)
+    codec, trained, *names = folder.parts[-5:]
     return Run(
-        folder, codec, trained.removeprefix("trained_"), transform, name, kind, record,
-        summary["bpfp_pooled"], summary["nmse_pooled"], _read_accuracy(folder / ACCURACY_JSON),
+        folder, codec, trained.removeprefix("trained_"), *names, record, summary["bpfp_pooled"],
+        summary["nmse_pooled"], accuracy.get("metric"), accuracy.get("value"),
     )  # fmt: skip
 
 
@@ -147,16 +123,17 @@ def _name_variants(runs: Sequence[Run]) -> list[Run]:
     """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        key = (run.kind, run.codec, run.trained_on, run.transform, run.is_published)
+        is_published = bool(run.record["config"].get("published"))
+        key = (is_published, run.kind, run.codec, run.trained_on, run.transform)
         groups.setdefault(key, []).append(run)
     named = []
-    for members in groups.values():
+    for (is_published, *_), members in groups.items():
         options = [run.name.split("_")[1:] for run in members]
         common = set.intersection(*map(set, options))
         once = len({run.rate for run in members}) == len(members)
         for run, words in zip(members, options, strict=True):
             parts = [] if once else ["_".join(word for word in words if word not in common)]
-            parts += ["published counting"] if run.is_published else []
+            parts += ["published counting"] * is_published
             named.append(replace(run, variant=", ".join(parts)))
     return named
 
@@ -172,26 +149,29 @@ class Curve:
         return self.runs[0]
 
     @property
+    def name(self) -> str:
+        """As ``--anchor`` takes it."""
+        return "/".join((self.first.codec, self.first.trained_on, self.first.transform))
+
+    @property
     def style(self) -> tuple[str, bool, str, str]:
         """What is drawn alike on all machines: a codec trained on all, or one trained on its own."""
         run = self.first
-        return run.codec, run.trained_on == HYBRID, run.transform, run.variant
+        return run.codec, run.trained_on != HYBRID, run.transform, run.variant
 
     @property
     def label(self) -> str:
         run = self.first
-        transform = "" if run.transform == "none" else run.transform
+        transform = "" if run.transform == paths.NO_TRANSFORM else run.transform
         # a codec needs the mapping of a kind from outside only if it was not trained on it
         unseen = "unseen" if run.record["config"].get("mapping") else ""
-        parts = [run.codec, run.trained_on, transform, run.variant, unseen]
-        return " · ".join(part for part in parts if part)
+        return " · ".join(filter(None, [run.codec, run.trained_on, transform, run.variant, unseen]))
 
     def points(self, figure: str) -> list[tuple[float, float]]:
-        """(bpfp, figure) where there is one: ``value``, ``nmse``, or ``snr``, -10 log10 NMSE in dB."""
+        """(bpfp, figure) where there is one: ``value``, or ``snr``, -10 log10 NMSE in dB."""
         if figure == "snr":
             return [(run.bpfp, -10 * math.log10(run.nmse)) for run in self.runs if run.nmse > 0]
-        found = [(run.bpfp, getattr(run, figure)) for run in self.runs]
-        return [(bpfp, value) for bpfp, value in found if value is not None]
+        return [(run.bpfp, run.value) for run in self.runs if run.value is not None]
 
 
 def group_curves(runs: Iterable[Run]) -> list[Curve]:
@@ -208,8 +188,8 @@ class Machine:
     """One kind of feature: its uncompressed accuracy and the curves of the codecs trained for it."""
 
     kind: str
-    root: FeatureRoot | None
-    """Its folder, where the data root has it."""
+    root: FeatureRoot
+    """Its folder, whether it is there or not."""
     accuracy: dict[str, Any]
     """``accuracy.json`` of the uncompressed features; empty where there is none."""
     curves: list[Curve]
@@ -220,12 +200,10 @@ class Machine:
         found = [run.metric for curve in self.curves for run in curve.runs]
         return next(filter(None, [self.accuracy.get("metric"), *found]), None)
 
-    @cached_property
+    @property
     def features(self) -> list[Path]:
         """Its test features, where they are there."""
-        if self.root is None or not any(self.root.feature_test.glob("*.npy")):
-            return []
-        return list_features(self.root.feature_test)
+        return sorted(self.root.feature_test.glob("[!.]*.npy"))
 
     @cached_property
     def bits(self) -> int | None:
@@ -235,10 +213,7 @@ class Machine:
 
 def read_machine(root: Path, kind: str, runs: Iterable[Run]) -> Machine:
     """A kind of feature with the runs on it."""
-    words = kind.split("_")
-    names = [("_".join(words[:i]), "_".join(words[i:])) for i in range(1, len(words))]
-    roots = [DataRoot(root).feature(model, task) for model, task in names]
-    found = next((place for place in roots if place.folder.is_dir()), None)
-    accuracy = _read_accuracy(found.accuracy) if found else {}
+    found = (path for path in root.glob("*/*") if "_".join(path.parts[-2:]) == kind)
+    place = FeatureRoot(next(found, root / kind))
     curves = group_curves(run for run in runs if run.kind == kind and not run.is_foreign)
-    return Machine(kind, found, accuracy, curves)
+    return Machine(kind, place, _read_accuracy(place.accuracy), curves)

@@ -11,8 +11,8 @@ Made in three calls, times of one thread. Seed 0: VAE 5000 steps, 1123 s, the re
 beside two other trainings: the ResNet sees the right shape in 0.775 of 200 pictures. ``--start
 THAT_FOLDER --pictures 12000 --steps 1900 --learning_rate 1.5e-3``, 714 s (two threads): 0.80. Then
 ``--start THAT_FOLDER --pictures 24000 --steps 7500 --learning_rate 2e-3 --seed 1``, 4330 s: 0.935, loss
-0.102 at the end of the decay. Colours and places were right early; corners came last. With shapes in all turns,
-2000 steps gave 0.17.
+0.102 at the end of the decay. Colours and places were right early; corners came last. With shapes in all
+turns, 2000 steps gave 0.17.
 """
 
 import math

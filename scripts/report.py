@@ -1,0 +1,36 @@
+"""One page of all results: ``python report.py [--data_root DIR] [--output DIR]``.
+
+Reads the records under a data root and writes ``report.html``, which needs neither server nor network,
+with each of its tables as CSV and LaTeX beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coding import config
+from coding.paths import default_data_root
+from coding.report.page import write_report
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """A report."""
+
+    data_root: Path = field(default_factory=default_data_root)
+    """Data root whose records are shown."""
+    output: Path | None = None
+    """Folder of report.html and its tables; <data_root>/report by default."""
+    anchor: str | None = None
+    """Curve that BD-rates are relative to, codec/trained_on/transform. By default the Hyperprior of
+    the published transform (kmeans10_bitdepth8_left) where there is one, else another Hyperprior."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        cfg = config.parse(ReportConfig, argv, __doc__)
+        print(write_report(cfg.data_root, cfg.output or cfg.data_root / "report", cfg.anchor))
+
+
+if __name__ == "__main__":
+    main()
