@@ -23,7 +23,7 @@ Guarantees: :func:`unpack` returns exactly what :func:`pack` was given, or raise
 import zlib
 from dataclasses import dataclass
 
-from coding.feature import DTYPES, points
+from coding.feature import DTYPES, FeatureFacts, points
 from coding.packing import Packing, Shape
 
 MAGIC = b"UFC"
@@ -56,6 +56,21 @@ class Bitstream:
     def payload_size(self) -> int:
         """Bytes of the parts alone, without header and checksum."""
         return sum(len(part) for part in self.parts)
+
+    def check_codec(self, codec_id: bytes) -> None:
+        """Refuse what another codec wrote."""
+        if self.codec_id != codec_id[:ID_BYTES]:
+            raise BitstreamError(
+                f"written by codec {self.codec_id.hex()}, this is {codec_id[:ID_BYTES].hex()}"
+            )
+
+    def check_facts(self, facts: FeatureFacts) -> None:
+        """Refuse what announces to be what this kind of feature cannot be."""
+        fits = [want in (None, got) for want, got in zip(facts.shape, self.shape, strict=True)]
+        if self.dtype != facts.dtype or self.packing != facts.packing or not all(fits):
+            raise BitstreamError(
+                f"inconsistent: {self.dtype} {self.shape} {self.packing} is no {facts.kind}"
+            )
 
 
 def pack(stream: Bitstream) -> bytes:

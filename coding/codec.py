@@ -18,9 +18,11 @@ from typing import Self
 import numpy as np
 
 from coding import files
-from coding.bitstream import BitstreamError
+from coding.bitstream import ID_BYTES, Bitstream, BitstreamError, pack, unpack
+from coding.feature import FeatureError, FeatureFacts, check_feature
+from coding.packing import Shape
 
-__all__ = ["CODECS", "BitstreamError", "Codec", "ExtraKind", "load_codec"]
+__all__ = ["CODECS", "BitstreamError", "Codec", "ExtraKind", "OneKindCodec", "load_codec"]
 
 CODECS = {
     "hyperprior": "coding.CompressAI.codec:LearnedCodec",
@@ -108,6 +110,54 @@ class Codec(ABC):
         Raises:
             BitstreamError: the bytes are not sound, or belong to another codec or mapping.
         """
+
+
+class OneKindCodec(Codec):
+    """A codec that is fitted to one kind of feature and has any rate; it knows no mapping.
+
+    Whoever derives from it codes the values; what is asked and what the bytes announce is checked here.
+    """
+
+    facts: FeatureFacts
+
+    @abstractmethod
+    def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
+        """(N, C, H, W) of the kind -> the parts of the bitstream."""
+
+    @abstractmethod
+    def decode_parts(self, parts: tuple[bytes, ...], shape: Shape) -> np.ndarray:
+        """The parts -> (N, C, H, W) = ``shape``, any float dtype.
+
+        Raises:
+            BitstreamError: they are not sound.
+        """
+
+    def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
+        why = self.facts.mismatch(check_feature(feature))
+        if kind not in (None, self.facts.kind):
+            why = f"the codec knows {self.facts.kind}, not {kind}"
+        if why:
+            raise FeatureError(why)
+        return pack(
+            Bitstream(
+                codec_id=self.id[:ID_BYTES],
+                mapping_id=bytes(ID_BYTES),
+                dtype=feature.dtype.name,
+                shape=feature.shape,
+                packing=self.facts.packing,
+                parts=self.encode_parts(feature),
+            )
+        )
+
+    def decode(self, data: bytes) -> np.ndarray:
+        stream = unpack(data)
+        stream.check_codec(self.id)
+        stream.check_facts(self.facts)
+        if stream.mode != 0:
+            raise BitstreamError(f"inconsistent: payload mode {stream.mode} is not known")
+        x = self.decode_parts(stream.parts, stream.shape)
+        largest = np.finfo(stream.dtype).max
+        return np.clip(x, -largest, largest).astype(stream.dtype, copy=False)
 
 
 def load_codec(

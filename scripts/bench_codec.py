@@ -110,8 +110,8 @@ def _bench_plane(
     codec = load_codec(folder, device=cfg.device)
     mapping = next(iter(codec.kinds.values())).mapping
     data = codec.encode(x)
-    encode_s = _best(cfg.repeats, lambda: codec.encode(x))
-    decode_s = _best(cfg.repeats, lambda: codec.decode(data))
+    encode_s = best(cfg.repeats, lambda: codec.encode(x))
+    decode_s = best(cfg.repeats, lambda: codec.decode(data))
     model = load_model(folder)[0].to(cfg.device)
     pad, _ = compute_padding(*size, min_div=STRIDE)
 
@@ -125,8 +125,8 @@ def _bench_plane(
         return mapping.inverse(model.decompress(out["strings"], out["shape"])["x_hat"].cpu())
 
     out = compress()
-    stock_encode_s = _best(cfg.repeats, compress)
-    stock_decode_s = _best(cfg.repeats, decompress)
+    stock_encode_s = best(cfg.repeats, compress)
+    stock_decode_s = best(cfg.repeats, decompress)
     return SpeedRow(
         name,
         plane,
@@ -142,7 +142,8 @@ def _bench_plane(
     )
 
 
-def _best(repeats: int, call: Callable[[], object]) -> float:
+def best(repeats: int, call: Callable[[], object]) -> float:
+    """Seconds of the fastest call, the first one not counted."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_codec import best
 
 from coding import config, rans
 from coding.codec import load_codec
@@ -140,16 +141,6 @@ def speeds(codec: KltCodec, x: np.ndarray, repeats: int) -> SpeedRow:
         encode=rate(lambda: codec.encode(x)),
         decode=rate(lambda: codec.decode(data)),
     )
-
-
-def best(repeats: int, call: Callable[[], object]) -> float:
-    """Seconds of the fastest call, the first one not counted."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -110,10 +110,7 @@ class LearnedCodec(Codec):
     @torch.inference_mode()
     def decode(self, data: bytes) -> np.ndarray:
         stream = unpack(data)
-        if stream.codec_id != self.id[:ID_BYTES]:
-            raise BitstreamError(
-                f"written by codec {stream.codec_id.hex()}, this is {self.id[:ID_BYTES].hex()}"
-            )
+        stream.check_codec(self.id)
         for kind in self.kinds.values():
             if kind.mapping.id[:ID_BYTES] == stream.mapping_id:
                 break
@@ -122,7 +119,8 @@ class LearnedCodec(Codec):
             raise BitstreamError(
                 f"written with mapping {stream.mapping_id.hex()}, this codec has {known}"
             )
-        _check_facts(stream, kind)
+        stream.check_facts(kind.facts)
+        _check_size(stream)
         size = stream.packing.plane(stream.shape)
         try:
             if stream.mode == OURS:
@@ -270,14 +268,8 @@ class _CheckedCoder:
         return rans.decode_compressai(string, np.array(indexes), tables).tolist()
 
 
-def _check_facts(stream: Bitstream, kind: Kind) -> None:
-    """Refuse a bitstream that announces what the kind of its mapping cannot be."""
-    facts = kind.facts
-    fits = [want in (None, got) for want, got in zip(facts.shape, stream.shape, strict=True)]
-    if stream.dtype != facts.dtype or stream.packing != facts.packing or not all(fits):
-        raise BitstreamError(
-            f"inconsistent: {stream.dtype} {stream.shape} {stream.packing} is no {facts.kind}"
-        )
+def _check_size(stream: Bitstream) -> None:
+    """Refuse a bitstream of a plane that encoding refuses."""
     if _padded_points(stream.packing.plane(stream.shape)) > MAX_POINTS:
         raise BitstreamError(f"inconsistent: the plane of {stream.shape} is too large")
 

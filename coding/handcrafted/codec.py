@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from coding import config, files
-from coding.bitstream import ID_BYTES, Bitstream, BitstreamError, pack, unpack
-from coding.codec import CONFIG_JSON, Codec, ExtraKind
-from coding.feature import FeatureError, FeatureFacts, check_feature
+from coding.bitstream import BitstreamError
+from coding.codec import CONFIG_JSON, ExtraKind, OneKindCodec
+from coding.feature import FeatureError, FeatureFacts
 from coding.packing import Packing, Shape
 
 WEIGHTS = "model.safetensors"
@@ -39,7 +39,7 @@ LARGEST_TILE = 4096
 """Side of a picture given to the HEVC encoder, at most."""
 
 
-class HandcraftedCodec(Codec):
+class HandcraftedCodec(OneKindCodec):
     """Facts, arrays found offline, and a setting between two limits.
 
     Args:
@@ -107,45 +107,19 @@ class HandcraftedCodec(Codec):
     def at_quality(self, quality: float) -> Self:
         return type(self)(self.facts, self.arrays, quality)
 
-    def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
-        why = self.facts.mismatch(check_feature(feature))
-        if kind not in (None, self.facts.kind):
-            why = f"the codec knows {self.facts.kind}, not {kind}"
-        if why:
-            raise FeatureError(why)
-        return pack(
-            Bitstream(
-                codec_id=self.id[:ID_BYTES],
-                mapping_id=bytes(ID_BYTES),
-                dtype=feature.dtype.name,
-                shape=feature.shape,
-                packing=self.facts.packing,
-                parts=(bytes([self.setting]), self.compress(feature)),
-            )
-        )
+    def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
+        return bytes([self.setting]), self.compress(feature)
 
-    def decode(self, data: bytes) -> np.ndarray:
-        facts, stream = self.facts, unpack(data)
-        if stream.codec_id != self.id[:ID_BYTES]:
-            raise BitstreamError(
-                f"written by codec {stream.codec_id.hex()}, this is {self.id[:ID_BYTES].hex()}"
-            )
-        fits = [want in (None, got) for want, got in zip(facts.shape, stream.shape, strict=True)]
-        if stream.dtype != facts.dtype or stream.packing != facts.packing or not all(fits):
-            raise BitstreamError(
-                f"inconsistent: {stream.dtype} {stream.shape} {stream.packing} is no {facts.kind}"
-            )
-        if len(stream.parts) != 2 or len(stream.parts[0]) != 1 or stream.mode != 0:
+    def decode_parts(self, parts: tuple[bytes, ...], shape: Shape) -> np.ndarray:
+        if len(parts) != 2 or len(parts[0]) != 1:
             raise BitstreamError(f"inconsistent: not the parts of a bitstream of {self.name}")
-        setting = stream.parts[0][0]
+        setting = parts[0][0]
         if setting not in self.settings:
             raise BitstreamError(f"inconsistent: setting {setting} of {self.name}")
         try:
-            x = self.at_quality(setting).expand(stream.parts[1], stream.shape)
+            return self.at_quality(setting).expand(parts[1], shape)
         except (zstandard.ZstdError, imagecodecs.JpegxlError, av.FFmpegError) as error:
             raise BitstreamError(f"corrupted: {error}") from error
-        largest = np.finfo(stream.dtype).max
-        return np.clip(x, -largest, largest).astype(stream.dtype, copy=False)
 
     @abstractmethod
     def compress(self, x: np.ndarray) -> bytes:

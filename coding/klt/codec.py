@@ -18,16 +18,16 @@ from typing import Self
 import numpy as np
 
 from coding import files, rans
-from coding.bitstream import ID_BYTES, Bitstream, BitstreamError, pack, unpack
-from coding.codec import Codec, ExtraKind
-from coding.feature import FeatureError, check_feature
+from coding.bitstream import BitstreamError
+from coding.codec import ExtraKind, OneKindCodec
 from coding.klt.arrange import count_vectors, from_vectors, to_vectors
 from coding.klt.model import PER_OCTAVE, KltModel, rung
+from coding.packing import Shape
 
 MAX_GRADE = 1 << 14  # of either sign: steps of 2^128 and 2^-128 standard deviations
 
 
-class KltCodec(Codec):
+class KltCodec(OneKindCodec):
     """Karhunen-Loeve transforms, one step and static tables, for one kind of feature.
 
     Args:
@@ -35,7 +35,7 @@ class KltCodec(Codec):
     """
 
     def __init__(self, model: KltModel, quality: float):
-        self.model = model
+        self.model, self.facts = model, model.facts
         self.grade = grade_of(quality)
 
     @classmethod
@@ -62,15 +62,8 @@ class KltCodec(Codec):
     def at_quality(self, quality: float) -> Self:
         return type(self)(self.model, quality)
 
-    def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
-        facts = self.model.facts
-        why = facts.mismatch(check_feature(feature))
-        if kind not in (None, facts.kind):
-            why = f"the codec knows {facts.kind}, not {kind}"
-        if why:
-            raise FeatureError(why)
-        block, packing = self.model.transform.layout.block, facts.packing
-        vectors = to_vectors(feature, packing, block)
+    def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
+        vectors = to_vectors(feature, self.facts.packing, self.model.transform.layout.block)
         clusters, symbols, _, raw = self.model.quantise(vectors, self.grade)
         model = self.model.rungs[rung(self.grade)]
         indexes = model.chosen[clusters].ravel()
@@ -86,42 +79,21 @@ class KltCodec(Codec):
             places = np.flatnonzero(raw).astype("<u4")
             exact = vectors[raw].astype("<f4")
             parts.append(len(places).to_bytes(4, "little") + places.tobytes() + exact.tobytes())
-        return pack(
-            Bitstream(
-                codec_id=self.id[:ID_BYTES],
-                mapping_id=bytes(ID_BYTES),
-                dtype=feature.dtype.name,
-                shape=feature.shape,
-                packing=packing,
-                parts=tuple(parts),
-            )
-        )
+        return tuple(parts)
 
-    def decode(self, data: bytes) -> np.ndarray:
-        facts, transform = self.model.facts, self.model.transform
-        stream = unpack(data)
-        if stream.codec_id != self.id[:ID_BYTES]:
-            raise BitstreamError(
-                f"written by codec {stream.codec_id.hex()}, this is {self.id[:ID_BYTES].hex()}"
-            )
-        fits = [want in (None, got) for want, got in zip(facts.shape, stream.shape, strict=True)]
-        if stream.dtype != facts.dtype or stream.packing != facts.packing or not all(fits):
-            raise BitstreamError(
-                f"inconsistent: {stream.dtype} {stream.shape} {stream.packing} is no {facts.kind}"
-            )
-        if len(stream.parts) not in (2, 3) or len(stream.parts[0]) != 2 or stream.mode != 0:
+    def decode_parts(self, parts: tuple[bytes, ...], shape: Shape) -> np.ndarray:
+        if len(parts) not in (2, 3) or len(parts[0]) != 2:
             raise BitstreamError("inconsistent: not the parts of a klt bitstream")
-        grade = int.from_bytes(stream.parts[0], "little", signed=True)
+        grade = int.from_bytes(parts[0], "little", signed=True)
         if abs(grade) > MAX_GRADE:
             raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
-        count = count_vectors(stream.shape, stream.packing, transform.layout.block)
-        clusters, symbols = self.read_symbols(stream.parts[1], grade, count)
+        block = self.model.transform.layout.block
+        count = count_vectors(shape, self.facts.packing, block)
+        clusters, symbols = self.read_symbols(parts[1], grade, count)
         vectors = self.model.restore(clusters, symbols, grade)
-        if len(stream.parts) == 3:
-            _put_raw(stream.parts[2], vectors)
-        x = from_vectors(vectors, stream.shape, stream.packing, transform.layout.block)
-        largest = np.finfo(stream.dtype).max
-        return np.clip(x, -largest, largest).astype(stream.dtype)
+        if len(parts) == 3:
+            _put_raw(parts[2], vectors)
+        return from_vectors(vectors, shape, self.facts.packing, block)
 
     def read_symbols(self, data: bytes, grade: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """A rANS string -> clusters (R,) int32 and symbols (R, C * S) int32; integers decide alone.
