@@ -12,6 +12,11 @@ def fast_bf16(device: str | torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
+def fast_int8() -> bool:
+    """Whether 8-bit integer matrix products are fast on this CPU, as they are with AMX."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def check_device(name: str) -> torch.device:
     """The device of this name.
 

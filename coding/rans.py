@@ -8,7 +8,8 @@ A table describes symbols ``offset .. offset + size - 1`` and ends with an escap
 is the escape followed by its distance in Elias-gamma code, so any int32 can be coded.
 
 The state that encoding begins with, which decoding ends with, carries a 31-bit checksum of the
-symbols. It costs nothing, and tells a decoder whose tables or indexes differ from the encoder's.
+symbols, and of what else the caller names. It costs nothing, and tells a decoder whose tables or indexes
+differ from the encoder's.
 
 Guarantees: ``decode(encode(s, i), i) == s``. A damaged string never reads outside its bytes: the
 decoder raises :class:`RansError` instead. Cost: the entropy of the tables plus at most 8 bytes.
@@ -57,8 +58,11 @@ class Tables:
                 raise ValueError("tables: a row must increase from 0 to 2^16")
 
 
-def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> bytes:
+def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables, check: int = 0) -> bytes:
     """Code symbols (n,) int32, each with the table of ``indexes`` (n,).
+
+    Args:
+        check: 31 bits or more (the lowest count) that the decoder must come to as well.
 
     Raises:
         ValueError: sizes differ or an index names no table.
@@ -66,7 +70,7 @@ def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> bytes:
     symbols, indexes = _checked(symbols, indexes, tables)
     # An escape costs at most 16 bits of table and 65 of gamma code: 3 words; 2 words of state.
     words = np.empty(3 * len(symbols) + 2, dtype=np.uint32)
-    first = np.uint64(_first_state(_checksum(symbols, 0)))
+    first = np.uint64(_first_state(_checksum(symbols, 0) ^ check))
     start = _encode(symbols, indexes, tables.cdf, tables.length, tables.offset, first, words)
     return words[start:].astype("<u4").tobytes()
 
@@ -105,16 +109,16 @@ class Decoder:
         self._check = _checksum(symbols, self._check)
         return symbols
 
-    def finish(self) -> None:
-        """Check that the string ends here and that the symbols are the encoder's.
+    def finish(self, check: int = 0) -> None:
+        """Check that the string ends here and that symbols and ``check`` are the encoder's.
 
         Raises:
             RansError: they are not.
         """
         if int(self._state[1]) != len(self._words):
             raise RansError("the coded symbols do not end where they should")
-        if int(self._state[0]) != _first_state(self._check):
-            raise RansError("the decoded symbols are not those that were encoded")
+        if int(self._state[0]) != _first_state(self._check ^ check):
+            raise RansError("what was decoded is not what was encoded")
 
 
 def _checksum(symbols: np.ndarray, before: int) -> int:
@@ -155,7 +159,7 @@ def _checked(symbols: np.ndarray, indexes: np.ndarray, tables: Tables):
     return symbols, indexes
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _push(state, words, at, start, freq, bits):
     """Put an interval [start, start + freq) of 2^bits into the state; words fill from the end."""
     if state >= (np.uint64(_LOW) >> np.uint64(bits) << np.uint64(32)) * freq:
@@ -165,7 +169,7 @@ def _push(state, words, at, start, freq, bits):
     return (state // freq << np.uint64(bits)) + state % freq + start, at
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _encode(symbols, indexes, cdf, length, offset, state, words):
     at = len(words)
     one = np.uint64(1)
@@ -195,7 +199,7 @@ def _encode(symbols, indexes, cdf, length, offset, state, words):
     return at
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _bits(state, words, at, count):
     """Take ``count`` bits; ``at`` becomes negative where the words ran out."""
     value = state & ((np.uint64(1) << np.uint64(count)) - np.uint64(1))
@@ -208,7 +212,7 @@ def _bits(state, words, at, count):
     return value, state, at
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _gamma(state, words, at):
     """Elias-gamma code of a number of at most 33 bits -> the number less one."""
     bits = 0
@@ -227,7 +231,7 @@ def _gamma(state, words, at):
     return d - np.uint64(1), state, at
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _nibbles(state, words, at):
     """CompressAI's escape: how many groups of four bits, in unary of fifteens, then the groups."""
     count = 0
@@ -246,7 +250,7 @@ def _nibbles(state, words, at):
     return d, state, at
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _decode(symbols, indexes, cdf, length, offset, words, saved, nibbles):
     state = saved[0]
     at = np.int64(saved[1])

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from coding import bitstream, files, rans
 from coding.codec import BitstreamError, ExtraKind, load_codec
 from coding.CompressAI.checkpoint import Kind, save_checkpoint, write_weights
-from coding.CompressAI.codec import SymbolEncoder, _coded_mask
+from coding.CompressAI.codec import _coded_mask
 from coding.CompressAI.import_published import main as import_main
 from coding.CompressAI.models import (
     Elic,
@@ -27,6 +27,7 @@ from coding.CompressAI.models import (
     checkerboard_merge,
     checkerboard_split,
 )
+from coding.CompressAI.symbols import SymbolEncoder
 from coding.feature import FeatureError
 from coding.packing import Packing
 from coding.transform.mapping import Mapping
@@ -83,7 +84,7 @@ def test_decoded_latents_are_the_encoded_ones(untrained):
     plane = torch.rand(1, 1, 128, 64)
     with torch.inference_mode():
         y, z = codec.model.analysis(plane)
-        encoder = SymbolEncoder(codec)
+        encoder = SymbolEncoder(codec.nets, codec.tables)
         y_hat = codec.model.walk(encoder, y, z, _coded_mask(128, 64, codec.device))
         decoded = codec._decompress((encoder.finish(),), (128, 64))
         expected = codec._synthesis(y_hat)
@@ -114,14 +115,15 @@ def test_estimate_is_the_rate(trained):
     assert plane.shape == (1024, CHANNELS)
     with torch.inference_mode():
         y, z = codec.model.analysis(torch.from_numpy(plane)[None, None])
-        estimator, encoder = LikelihoodCoder(codec.model, "noise"), SymbolEncoder(codec)
+        estimator = LikelihoodCoder(codec.model, "noise")
+        encoder = SymbolEncoder(codec.nets, codec.tables)
         codec.model.walk(estimator, y, z)
         codec.model.walk(encoder, y, z, _coded_mask(*plane.shape, codec.device))
     found = estimator.likelihoods["z"] + estimator.likelihoods["y"]
     likelihoods = torch.cat([part.flatten() for part in found]).double().numpy()
     symbols = torch.cat(encoder.symbols).numpy().astype(np.int64)
     indexes = torch.cat(encoder.indexes).numpy()
-    spent = table_bits(codec.tables, symbols, indexes)
+    spent = table_bits(codec.tables.tables, symbols, indexes)
     size = len(encoder.finish())
     assert size > 2000
     assert 8 * size == pytest.approx(spent.sum(), rel=0.002, abs=64)

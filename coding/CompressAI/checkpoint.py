@@ -4,6 +4,7 @@
 
     config.json             codec, arch, kinds: {name: {facts, assignment}}, how it was made
     model.safetensors       weights and integer entropy tables, CompressAI's names
+    exact.safetensors       the integers that decide how symbols are decoded, see frozen.py
     mappings/<kind>.json    the codebook of each kind, in the published format
 
 The entropy tables are computed once, when the folder is written, and stored: computing them again
@@ -11,7 +12,7 @@ elsewhere could give other integers, and other integers cannot decode.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +23,13 @@ from torch import Tensor
 
 from coding import config, files
 from coding.codec import CONFIG_JSON, ExtraKind
+from coding.CompressAI.frozen import FrozenNets, freeze
 from coding.CompressAI.models import MODELS, Elic, Hyperprior, build_model
 from coding.feature import FeatureFacts, load_facts
 from coding.transform.mapping import Mapping
 
 WEIGHTS = "model.safetensors"
+EXACT = "exact.safetensors"
 FORMAT = 1
 
 
@@ -48,12 +51,16 @@ def save_checkpoint(
     codec: str,
     kinds: Sequence[Kind],
     made_by: dict[str, Any],
+    planes: Iterable[Tensor] = (),
 ) -> None:
-    """Write the codec folder of a trained model. The model is left as it is: its quantiles are made
-    exact by bisection (those that the auxiliary loss found may lag) and its tables set on a copy."""
+    """Write the codec folder of a trained model; see :func:`write_codec`.
+
+    The model is left as it is: its quantiles are made exact by bisection (those that the auxiliary loss
+    found may lag) and its tables set on a copy.
+    """
     final = copy.deepcopy(model).float().cpu()
     final.update(force=True, update_quantiles=True)
-    write_codec(folder, final, codec, kinds, made_by)
+    write_codec(folder, final, codec, kinds, made_by, planes)
 
 
 def write_codec(
@@ -62,12 +69,14 @@ def write_codec(
     codec: str,
     kinds: Sequence[Kind],
     made_by: dict[str, Any],
+    planes: Iterable[Tensor] = (),
 ) -> None:
-    """Write a codec folder of a model that has its tables; each file appears whole, ``config.json``
-    last.
+    """Write a codec folder of a float32 model on the CPU that has its tables; each file appears whole,
+    ``config.json`` last.
 
     Args:
         made_by: provenance, anything JSON holds.
+        planes: (B, 1, P, Q) inputs to find the ranges of the integers on, see frozen.py.
 
     Raises:
         ValueError: two kinds have the same name.
@@ -76,7 +85,9 @@ def write_codec(
     names = [kind.facts.kind for kind in kinds]
     if len(set(names)) < len(names):
         raise ValueError(f"kinds: {names} name one kind of feature twice")
+    exact = freeze(model, planes)
     write_weights(folder / WEIGHTS, model.state_dict())
+    write_weights(folder / EXACT, exact)
     for kind in kinds:
         kind.mapping.save(folder / "mappings" / f"{kind.facts.kind}.json")
     described = {
@@ -134,6 +145,27 @@ def load_model(folder: str | Path) -> tuple[Hyperprior | Elic, dict[str, Any]]:
     model = build_model(codec, arch)
     load_state(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
     return model.eval(), values
+
+
+def load_frozen(
+    folder: str | Path, model: Hyperprior | Elic
+) -> tuple[FrozenNets, dict[str, Tensor]]:
+    """The integers of a codec folder, ready to run, and as they are stored.
+
+    Raises:
+        ValueError: the file is missing or damaged, or does not fit the model.
+    """
+    path = Path(folder) / EXACT
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: missing; python coding/CompressAI/freeze.py --checkpoint {folder} --output NEW "
+            "makes a codec folder with it"
+        )
+    state = read_weights(path)
+    try:
+        return FrozenNets(model, state), state
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_state(model: Hyperprior | Elic, state: dict[str, Tensor], where: str | Path) -> None:

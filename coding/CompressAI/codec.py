@@ -6,14 +6,17 @@
 Two modes, told apart in the bitstream:
 
 * ours: the plane is padded below and to the right with the level of 0.0; latents that stand for
-  padding alone are not sent (they decode to their mean); z and y share one rANS string.
+  padding alone are not sent (they decode to their mean); z and y share one rANS string. What decides
+  the symbols is computed in integers (frozen.py), so that every device decodes what another encoded. A
+  plane larger than a tile is coded in tiles, each for itself, so that memory does not grow with it.
 * published: the plane is padded on all sides with 0, CompressAI's own ``compress`` makes one string
   for z and one for each part of y. For like-for-like comparison with published figures.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -28,13 +31,19 @@ from torch.nn import functional as F
 from coding import files, rans
 from coding.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
 from coding.codec import Codec, ExtraKind
-from coding.CompressAI.checkpoint import Kind, load_kinds, load_model
+from coding.CompressAI.checkpoint import Kind, load_frozen, load_kinds, load_model
+from coding.CompressAI.frozen import FrozenNets
 from coding.CompressAI.models import LATENT_STRIDE, STRIDE, Elic, Hyperprior
+from coding.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
 from coding.devices import check_device, fast_bf16
 from coding.feature import FeatureError, check_feature
 
 OURS, PUBLISHED = 0, 1
 """Payload modes of the bitstream."""
+TILE = 512
+"""Planes longer or wider than this are coded in tiles, by default: less memory, and faster, because what
+the networks pass on stays nearer to the processor."""
+Size = tuple[int, int]
 
 
 class LearnedCodec(Codec):
@@ -42,14 +51,21 @@ class LearnedCodec(Codec):
 
     Args:
         model: a model with its entropy tables.
+        frozen: the integers by which its symbols are coded.
+        id: SHA-256 of both.
         kinds: what it codes.
         device: where the networks run.
         published: encode in the published mode; decoding goes by the bitstream.
     """
 
+    tile = TILE
+    """Longest side of a plane that is coded as one, a multiple of 64; 0 sets no limit."""
+
     def __init__(
         self,
         model: Hyperprior | Elic,
+        frozen: FrozenNets,
+        id: bytes,
         kinds: Sequence[Kind],
         device: str = "cpu",
         published: bool = False,
@@ -57,23 +73,23 @@ class LearnedCodec(Codec):
         self.kinds = {kind.facts.kind: kind for kind in kinds}
         self.published = published
         self.device = check_device(device)
-        self.tables, self.latent_table = _tables(model)
-        self._id = _identify(model)
-        scale_table = model.conditional.scale_table
-        self.scale_edges = (scale_table[:-1] * scale_table[1:]).sqrt().to(self.device)
+        self.tables = SymbolTables(model)
+        self._id = id
         for module in model.modules():
             if isinstance(module, EntropyModel):
                 module.entropy_coder = _CheckedCoder(module.entropy_coder)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.model.amp = fast_bf16(self.device)
+        self.nets = frozen.to(self.device)
 
     @classmethod
     def load(
         cls, folder: Path, *, device: str, published: bool, kinds: Sequence[ExtraKind]
     ) -> Self:
         model, values = load_model(folder)
-        known = load_kinds(folder, values)
-        return cls(model, [*known, *(Kind.from_files(extra) for extra in kinds)], device, published)
+        frozen, integers = load_frozen(folder, model)
+        known = [*load_kinds(folder, values), *(Kind.from_files(extra) for extra in kinds)]
+        return cls(model, frozen, _identify(model, integers), known, device, published)
 
     @property
     def id(self) -> bytes:
@@ -94,7 +110,7 @@ class LearnedCodec(Codec):
         if self.published:
             parts = self._compress_published(plane)
         else:
-            parts = (self._compress(plane, chosen.mapping.zero),)
+            parts = self._compress(plane, chosen.mapping.zero)
         return pack(
             Bitstream(
                 codec_id=self.id[:ID_BYTES],
@@ -106,6 +122,16 @@ class LearnedCodec(Codec):
                 mode=PUBLISHED if self.published else OURS,
             )
         )
+
+    def network_input(self, feature: np.ndarray, kind: str | None = None) -> Tensor:
+        """(N, C, H, W) -> the padded plane (1, 1, P, Q) that the networks see, whole.
+
+        Raises:
+            FeatureError: as :meth:`encode`.
+        """
+        chosen = self._choose(check_feature(feature), kind)
+        plane = chosen.facts.packing.pack(chosen.mapping.forward(feature))
+        return self._pad(plane, chosen.mapping.zero)
 
     @torch.inference_mode()
     def decode(self, data: bytes) -> np.ndarray:
@@ -134,14 +160,6 @@ class LearnedCodec(Codec):
         feature = kind.mapping.inverse(stream.packing.unpack(plane, stream.shape))
         return feature.astype(stream.dtype)
 
-    def latent_indexes(self, scales: Tensor) -> Tensor:
-        """Tables of y's elements, (same shape) int: the table whose scale is nearest in the log domain.
-
-        CompressAI takes the next larger scale, which costs four times the excess rate
-        (up to 13% in scale, 1 to 2% in bits at low rates).
-        """
-        return torch.bucketize(scales.contiguous(), self.scale_edges) + self.latent_table
-
     def _choose(self, feature: np.ndarray, name: str | None) -> Kind:
         if name is not None:
             if name not in self.kinds:
@@ -158,23 +176,52 @@ class LearnedCodec(Codec):
             raise FeatureError(f"the feature fits several kinds, name one of {fits}")
         return self.kinds[fits[0]]
 
-    def _compress(self, plane: np.ndarray, zero: float) -> bytes:
-        p, q = plane.shape
-        x = torch.from_numpy(plane)[None, None].to(self.device)  # (1, 1, P, Q)
-        x = F.pad(x, (0, -q % STRIDE, 0, -p % STRIDE), value=zero)
-        y, z = self.model.analysis(x.contiguous(memory_format=torch.channels_last))
-        coder = SymbolEncoder(self)
-        self.model.walk(coder, y, z, _coded_mask(p, q, self.device))
-        return coder.finish()
+    def _compress(self, plane: np.ndarray, zero: float) -> tuple[bytes, ...]:
+        """One string; or, of a plane larger than a tile, the tiles' size and a string a tile."""
+        size = tile_size(plane.shape, self.tile)
+        places = list(tiles(plane.shape, size))
+        parts = [_write_tile_size(size)] if len(places) > 1 else []
+        # rANS codes one tile while the networks run on the next
+        with ThreadPoolExecutor(1) as worker:
+            coding: list[Future[bytes]] = []
+            for rows, cols in places:
+                coding.append(worker.submit(self._analyse(plane[rows, cols], zero).finish))
+                if len(coding) > 1:
+                    parts.append(coding.pop(0).result())
+            parts.append(coding.pop().result())
+        return tuple(parts)
 
-    def _decompress(self, parts: tuple[bytes, ...], size: tuple[int, int]) -> np.ndarray:
-        if len(parts) != 1:
-            raise BitstreamError(f"inconsistent: {len(parts)} parts, expected 1")
-        p, q = size
-        coder = SymbolDecoder(self, parts[0], (-(-p // STRIDE), -(-q // STRIDE)))
-        y_hat = self.model.walk(coder, mask=_coded_mask(p, q, self.device))
-        coder.reader.finish()
-        return self._synthesis(y_hat)[:p, :q]
+    def _analyse(self, plane: np.ndarray, zero: float) -> SymbolEncoder:
+        """(p, q) in [0, 1) -> its symbols."""
+        p, q = plane.shape
+        y, z = self.model.analysis(self._pad(plane, zero))
+        coder = SymbolEncoder(self.nets, self.tables)
+        self.model.walk(coder, y, z, _coded_mask(p, q, self.device))
+        return coder
+
+    def _pad(self, plane: np.ndarray, zero: float) -> Tensor:
+        """(p, q) -> (1, 1, P, Q) on the device, P and Q multiples of 64."""
+        p, q = plane.shape
+        x = torch.from_numpy(np.ascontiguousarray(plane))[None, None].to(self.device)
+        x = F.pad(x, (0, -q % STRIDE, 0, -p % STRIDE), value=zero)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _decompress(self, parts: tuple[bytes, ...], shape: Size) -> np.ndarray:
+        size = shape
+        if len(parts) > 1:
+            size, parts = _read_tile_size(parts[0]), parts[1:]
+        places = list(tiles(shape, size))
+        if len(parts) != len(places):
+            raise BitstreamError(f"inconsistent: {len(parts)} strings, expected {len(places)}")
+        plane = np.empty(shape, np.float32)
+        for (rows, cols), string in zip(places, parts, strict=True):
+            p, q = rows.stop - rows.start, cols.stop - cols.start
+            hyper = (1, self.nets.medians.numel(), -(-p // STRIDE), -(-q // STRIDE))
+            coder = SymbolDecoder(self.nets, self.tables, string, hyper)
+            y_hat = self.model.walk(coder, mask=_coded_mask(p, q, self.device))
+            coder.finish()
+            plane[rows, cols] = self._synthesis(y_hat)[:p, :q]
+        return plane
 
     def _synthesis(self, y_hat: Tensor) -> np.ndarray:
         x_hat = self.model.net(self.model.g_s, y_hat)
@@ -202,61 +249,6 @@ class LearnedCodec(Codec):
         return F.pad(x_hat, unpad)[0, 0].contiguous().cpu().numpy()
 
 
-class SymbolEncoder:
-    """Latent coder that quantises to symbols and remembers them in order; see models.LatentCoder."""
-
-    def __init__(self, codec: LearnedCodec):
-        self.codec = codec
-        self.symbols: list[Tensor] = []
-        self.indexes: list[Tensor] = []
-
-    def hyper(self, z: Tensor) -> Tensor:
-        medians = _medians(self.codec.model)
-        symbols = torch.round(z - medians)
-        self._add(symbols, _hyper_indexes(symbols))
-        return symbols + medians
-
-    def latent(self, y, scales, means, mask) -> Tensor:
-        symbols = torch.round(y if means is None else y - means) * mask
-        coded = mask.expand_as(symbols)
-        self._add(symbols[coded], self.codec.latent_indexes(scales)[coded])
-        return symbols if means is None else symbols + means
-
-    def _add(self, symbols: Tensor, indexes: Tensor) -> None:
-        self.symbols.append(symbols.flatten())
-        self.indexes.append(indexes.flatten())
-
-    def finish(self) -> bytes:
-        symbols = torch.cat(self.symbols).to(torch.int32).cpu().numpy()
-        indexes = torch.cat(self.indexes).to(torch.int32).cpu().numpy()
-        return rans.encode(symbols, indexes, self.codec.tables)
-
-
-class SymbolDecoder:
-    """Latent coder that reads symbols back; the mirror of :class:`SymbolEncoder`."""
-
-    def __init__(self, codec: LearnedCodec, data: bytes, hyper_size: tuple[int, int]):
-        self.codec = codec
-        self.hyper_size = hyper_size
-        self.reader = rans.Decoder(data, codec.tables)
-
-    def hyper(self, z: None) -> Tensor:
-        medians = _medians(self.codec.model)
-        shape = (1, medians.size(1), *self.hyper_size)
-        indexes = _hyper_indexes(torch.empty(shape, device=self.codec.device))
-        return self._read(indexes).reshape(shape) + medians
-
-    def latent(self, y: None, scales, means, mask) -> Tensor:
-        coded = mask.expand_as(scales)
-        symbols = torch.zeros_like(scales)
-        symbols[coded] = self._read(self.codec.latent_indexes(scales)[coded])
-        return symbols if means is None else symbols + means
-
-    def _read(self, indexes: Tensor) -> Tensor:
-        symbols = self.reader.decode(indexes.to(torch.int32).cpu().numpy())
-        return torch.from_numpy(symbols).to(self.codec.device, torch.float32)
-
-
 class _CheckedCoder:
     """CompressAI's coder for writing, with a decoder that never reads outside the string."""
 
@@ -278,15 +270,6 @@ def _padded_points(size: tuple[int, int]) -> int:
     return (-(-size[0] // STRIDE) * STRIDE) * (-(-size[1] // STRIDE) * STRIDE)
 
 
-def _medians(model: Hyperprior | Elic) -> Tensor:
-    return model.hyper_bottleneck._get_medians().reshape(1, -1, 1, 1)  # (1, N, 1, 1)
-
-
-def _hyper_indexes(z: Tensor) -> Tensor:
-    """The table of z's element is its channel: (1, N, h, w) int."""
-    return torch.arange(z.size(1), device=z.device).reshape(1, -1, 1, 1).expand_as(z)
-
-
 def _coded_mask(p: int, q: int, device: torch.device) -> Tensor:
     """(1, 1, h, w) bool over the latents of the padded plane: True where they cover real values."""
     h, w = (-(-size // STRIDE) * STRIDE // LATENT_STRIDE for size in (p, q))
@@ -295,26 +278,40 @@ def _coded_mask(p: int, q: int, device: torch.device) -> Tensor:
     return mask
 
 
-def _tables(model: Hyperprior | Elic) -> tuple[rans.Tables, int]:
-    """The tables of z (one a channel) followed by those of y (one a scale), and where y's begin."""
-    z, y = model.hyper_bottleneck, model.conditional
-    if not z._quantized_cdf.numel() or not y._quantized_cdf.numel():
-        raise ValueError("the model has no entropy tables: save it with save_checkpoint")
-    rows = [table._quantized_cdf.cpu().numpy() for table in (z, y)]
-    cdf = np.zeros((sum(map(len, rows)), max(row.shape[1] for row in rows)), dtype=np.int32)
-    cdf[: len(rows[0]), : rows[0].shape[1]] = rows[0]
-    cdf[len(rows[0]) :, : rows[1].shape[1]] = rows[1]
-    length, offset = (
-        torch.cat([getattr(table, name).reshape(-1) for table in (z, y)]).cpu().numpy()
-        for name in ("_cdf_length", "_offset")
+def tile_size(plane: Size, tile: int) -> Size:
+    """Size of the tiles of a plane: multiples of 64, as equal as these can be, no longer than ``tile``
+    (unless that is 0)."""
+    counts = [-(-length // tile) if tile else 1 for length in plane]
+    rows, cols = (
+        -(-length // (count * STRIDE)) * STRIDE for length, count in zip(plane, counts, strict=True)
     )
-    return rans.Tables(cdf, length, offset), len(rows[0])
+    return rows, cols
 
 
-def _identify(model: Hyperprior | Elic) -> bytes:
-    """SHA-256 over the architecture and every weight and table; mappings have ids of their own."""
+def tiles(plane: Size, size: Size) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of each tile of a plane, row by row."""
+    for top in range(0, plane[0], size[0]):
+        for left in range(0, plane[1], size[1]):
+            bottom, right = min(top + size[0], plane[0]), min(left + size[1], plane[1])
+            yield slice(top, bottom), slice(left, right)
+
+
+def _write_tile_size(size: Size) -> bytes:
+    return b"".join((length // STRIDE).to_bytes(2, "little") for length in size)
+
+
+def _read_tile_size(part: bytes) -> Size:
+    size = tuple(int.from_bytes(part[i : i + 2], "little") * STRIDE for i in (0, 2))
+    if len(part) != 4 or min(size) < 1:
+        raise BitstreamError("inconsistent: no size of tiles")
+    return size
+
+
+def _identify(model: Hyperprior | Elic, integers: dict[str, Tensor]) -> bytes:
+    """SHA-256 over the architecture and every weight, table and integer; mappings have ids of their
+    own."""
     hasher = hashlib.sha256(json.dumps([type(model).__name__, asdict(model.arch)]).encode())
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in [*sorted(model.state_dict().items()), *sorted(integers.items())]:
         hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         hasher.update(value.detach().cpu().contiguous().numpy().tobytes())
     return hasher.digest()

@@ -35,6 +35,12 @@ class LatentCoder(Protocol):
     def hyper(self, z: Tensor | None) -> Tensor:
         """z (B, N, P/64, Q/64), or ``None`` when decoding -> z_hat."""
 
+    def run(self, module: nn.Module, x: Tensor, bf16: bool = False) -> Tensor:
+        """What a network that decides entropy parameters makes of x.
+
+        ``bf16``: training may run it in bf16.
+        """
+
     def latent(
         self, y: Tensor | None, scales: Tensor, means: Tensor | None, mask: Tensor | None
     ) -> Tensor:
@@ -43,6 +49,21 @@ class LatentCoder(Protocol):
         ``scales``, ``means`` have the piece's shape; no means stands for zero. ``mask`` (1, 1, h, w)
         marks the positions that are coded; elsewhere y_hat is the mean.
         """
+
+
+PARAMS = "params"
+"""The signal that holds scales and means."""
+
+
+@dataclass(frozen=True)
+class EntropyNet:
+    """A network that decides entropy parameters, so that encoder and decoder must agree on it."""
+
+    module: nn.Module
+    reads: str
+    """The signal it takes: z, y or what another one writes. A signal is on one grid, see frozen.py."""
+    writes: str
+    """The signal it gives; PARAMS are scales, and means where there are any."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +109,9 @@ class _Networks:
     """Run g_a, g_s and, in training, ELIC's contexts in bf16 autocast; never the entropy models."""
 
     def net(self, module: nn.Module, x: Tensor) -> Tensor:
-        """g_a, g_s: free to differ between encoder and decoder."""
-        return self._run(module, x, self.amp)
-
-    def context(self, module: nn.Module, x: Tensor) -> Tensor:
-        """ELIC's contexts: encoder and decoder must agree to the bit, so bf16 in training only."""
-        return self._run(module, x, self.amp and self.training)
-
-    @staticmethod
-    def _run(module: nn.Module, x: Tensor, amp: bool) -> Tensor:
+        """What a network makes of x, in bf16 where ``amp`` says so."""
         # no cache: it would keep the bf16 weights of before an optimiser step where there is no grad
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp, cache_enabled=False):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False):
             return module(x).float()
 
 
@@ -131,6 +144,10 @@ class Hyperprior(_Networks, ScaleHyperprior):
         y = self.net(self.g_a, x)
         return y, self.h_a(y.abs())
 
+    def entropy_nets(self) -> dict[str, EntropyNet]:
+        """By name, in the order they run."""
+        return {"h_s": EntropyNet(self.h_s, "z", PARAMS)}
+
     def walk(
         self,
         coder: LatentCoder,
@@ -140,7 +157,7 @@ class Hyperprior(_Networks, ScaleHyperprior):
     ) -> Tensor:
         """Take y and z through the coder -> y_hat (B, M, P/16, Q/16)."""
         z_hat = coder.hyper(z)
-        scales = self.h_s(z_hat)
+        scales = coder.run(self.h_s, z_hat)
         return coder.latent(y, scales, None, mask)
 
     def forward(self, x: Tensor) -> dict[str, Any]:
@@ -199,6 +216,18 @@ class Elic(_Networks, Elic2022Official):
         y = self.net(self.g_a, x)
         return y, self.latent_codec["hyper"].h_a(y)
 
+    def entropy_nets(self) -> dict[str, EntropyNet]:
+        """By name, in the order they run."""
+        nets = {"h_s": EntropyNet(self.latent_codec["hyper"].h_s, "z", "side")}
+        for k in range(len(self.groups)):
+            scctx = self.latent_codec["y"]
+            group = scctx.latent_codec[f"y{k}"]
+            if k > 0:
+                nets[f"channel{k}"] = EntropyNet(scctx.channel_context[f"y{k}"], "y", "side")
+            nets[f"around{k}"] = EntropyNet(group.context_prediction, "y", "side")
+            nets[f"params{k}"] = EntropyNet(group.entropy_parameters, "side", PARAMS)
+        return nets
+
     def walk(
         self,
         coder: LatentCoder,
@@ -208,7 +237,7 @@ class Elic(_Networks, Elic2022Official):
     ) -> Tensor:
         """Take y and z through the coder -> y_hat (B, M, P/16, Q/16)."""
         z_hat = coder.hyper(z)
-        side = self.latent_codec["hyper"].h_s(z_hat)
+        side = coder.run(self.latent_codec["hyper"].h_s, z_hat)
         scctx = self.latent_codec["y"]
         pieces = y.split(self.groups, dim=1) if y is not None else [None] * len(self.groups)
         masks = checkerboard_split(mask) if mask is not None else (None, None)
@@ -216,7 +245,8 @@ class Elic(_Networks, Elic2022Official):
         for k, piece in enumerate(pieces):
             params = side
             if k > 0:
-                channel = self.context(scctx.channel_context[f"y{k}"], torch.cat(y_hat, dim=1))
+                module = scctx.channel_context[f"y{k}"]
+                channel = coder.run(module, torch.cat(y_hat, dim=1), bf16=True)
                 params = torch.cat((channel, side), dim=1)
             group = scctx.latent_codec[f"y{k}"]
             halves = checkerboard_split(piece) if piece is not None else (None, None)
@@ -226,13 +256,15 @@ class Elic(_Networks, Elic2022Official):
             )
             anchor = self._code(coder, group, halves[0], context, params_anchor, masks[0])
             around = checkerboard_merge(anchor, torch.zeros_like(anchor))
-            context = checkerboard_split(self.context(group.context_prediction, around))[1]
+            context = coder.run(group.context_prediction, around, bf16=True)
+            context = checkerboard_split(context)[1]
             other = self._code(coder, group, halves[1], context, params_other, masks[1])
             y_hat.append(checkerboard_merge(anchor, other))
         return torch.cat(y_hat, dim=1)
 
     def _code(self, coder, group, y, context, params, mask) -> Tensor:
-        params = self.context(group.entropy_parameters, torch.cat((context, params), dim=1))
+        params = torch.cat((context, params), dim=1)
+        params = coder.run(group.entropy_parameters, params, bf16=True)
         scales, means = params.chunk(2, dim=1)
         return coder.latent(y, scales, means, mask)
 
@@ -274,6 +306,7 @@ class LikelihoodCoder:
     """
 
     def __init__(self, model: Hyperprior | Elic, quantizer: str):
+        self.model = model
         self.bottleneck, self.conditional = model.hyper_bottleneck, model.conditional
         self.ste = quantizer == "ste" and model.training
         self.likelihoods: dict[str, list[Tensor]] = {"y": [], "z": []}
@@ -285,6 +318,11 @@ class LikelihoodCoder:
             medians = self.bottleneck._get_medians().detach()[:, :, 0, None]  # (N, 1, 1)
             z_hat = quantize_ste(z - medians) + medians
         return z_hat
+
+    def run(self, module: nn.Module, x: Tensor, bf16: bool = False) -> Tensor:
+        if bf16 and self.model.training:
+            return self.model.net(module, x)
+        return module(x)
 
     def latent(self, y, scales, means, mask) -> Tensor:
         y_hat, likelihoods = self.conditional(y, scales, means)

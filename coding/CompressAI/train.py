@@ -357,7 +357,8 @@ class _Training:
             model = build_model(self.cfg.codec, self.model.arch)
             model.load_state_dict(state)
             made_by = {"train": self.cfg.science, "epoch": self.epoch, "best_loss": self.best_loss}
-            save_checkpoint(folder, model, self.cfg.codec, self.kinds, made_by)
+            planes = [next(self._batches("test")).cpu()]
+            save_checkpoint(folder, model, self.cfg.codec, self.kinds, made_by, planes)
         plot_curves(self.cfg.output / LOG_CSV, self.cfg.output / "curves")
 
 

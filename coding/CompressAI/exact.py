@@ -1,0 +1,235 @@
+"""Convolutions over integers: the same result on every device, library version and thread count.
+
+What decides how symbols are decoded (h_s, ELIC's contexts) must be the same to the last bit where a
+feature is encoded and where it is decoded. Float sums depend on their order, so here every number is an
+integer: activations a and weights w on power-of-two grids,
+
+    a = round(x 2^e_in)         |a| <= LARGEST
+    v = sum w a + b             exact, in any order
+    x' = floor(v 2^-s + 1/2)    the next layer's activation, clamped to |x'| <= LARGEST
+
+and nothing is rounded but by the last line, element by element. Two ways to the sums give the same:
+
+* ``float64``: a matrix product of unfolded patches (no Winograd, no FFT). All products and partial sums
+  are integers below 2^53, which float64 holds exactly.
+* ``int8``: activations and weights in two limbs of 8 bits, four integer products with 32-bit sums. On
+  a CPU with AMX it is ten to twenty times as fast as float64.
+
+Guarantee: :meth:`ExactNet.check` proves both bounds from the weights, for any input.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coding.devices import fast_int8
+
+LARGEST = 127 * 256 + 127
+"""Largest magnitude of an activation and of a weight: two limbs of -128 .. 127."""
+LARGEST_RESULT = 1 << 24
+"""Largest magnitude of what the last layer gives: float32 holds it."""
+LEAK_BITS = 15
+_CHUNK = 2048  # rows of a matrix product: what comes out stays in the processor's cache
+
+
+class ExactConv(nn.Module):
+    """One convolution, its rounding and its ReLU over integers (B, H, W, C).
+
+    A transposed convolution is one over the input with zeros set between its values.
+
+    Args:
+        layer: gives the geometry; the integers are loaded or set afterwards.
+        slope: of a ReLU behind it for negative values; ``None`` without one.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, slope: float | None):
+        super().__init__()
+        kernel = layer.kernel_size
+        if layer.groups != 1 or layer.dilation != (1, 1):
+            raise ValueError(f"exact: no groups and no dilation, got {layer}")
+        if isinstance(layer, nn.ConvTranspose2d):
+            self.up, self.stride = layer.stride, (1, 1)
+            before = [k - 1 - p for k, p in zip(kernel, layer.padding, strict=True)]
+            after = [p + more for p, more in zip(before, layer.output_padding, strict=True)]
+        else:
+            self.up, self.stride = (1, 1), layer.stride
+            before = after = list(layer.padding)
+        self.pad = (before[1], after[1], before[0], after[0])
+        self.slope = slope
+        shape = (layer.out_channels, layer.in_channels, *kernel)
+        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int16))
+        self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int64))
+        self.register_buffer("shift", torch.ones(shape[0], dtype=torch.int64))
+
+    def check(self, limit: int) -> None:
+        """Prove that no input can leave the exact range.
+
+        Args:
+            limit: largest magnitude of what comes out.
+
+        Raises:
+            ValueError: the weights allow sums that float64 or the limbs' 32 bits do not hold.
+        """
+        if not ((self.shift >= 1) & (self.shift <= 52)).all():
+            raise ValueError("exact: a shift is not 1 .. 52")
+        if (self.weight.int().abs() > LARGEST).any():
+            raise ValueError(f"exact: a weight is above {LARGEST}")
+        sums, limbs = self.bounds()
+        if (sums >= 1 << 53).any() or (limbs >= 1 << 31).any() or limit > LARGEST_RESULT:
+            raise ValueError("exact: the weights allow sums that are not exact")
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Per output channel, (O,) float64: an upper bound of |sum w a + b + 2^(s-1)|, and of every
+        sum of products of limbs."""
+        flat = self.weight.flatten(1).double()
+        sums = flat.abs().sum(1) * LARGEST + self.bias.double().abs() + 2.0 ** (self.shift - 1)
+        high, low = split_limbs(self.weight.flatten(1).int())
+        # two of the four products are added up in 32 bits
+        return sums, (high.double().abs() + low.double().abs()).sum(1) * 128
+
+    def forward(self, a: Tensor, limit: int, how: str) -> Tensor:
+        """(B, H, W, I) int16 -> (B, H', W', O) float64 integers of magnitude up to ``limit``."""
+        if self.up != (1, 1):
+            b, h, w, c = a.shape
+            size = ((h - 1) * self.up[0] + 1, (w - 1) * self.up[1] + 1)
+            spread = a.new_zeros(b, *size, c)
+            spread[:, :: self.up[0], :: self.up[1]] = a
+            a = spread
+        a = F.pad(a, (0, 0, *self.pad))
+        limbs = split_limbs(a) if how == "int8" else (a.double(),)
+        windows = [self._windows(limb) for limb in limbs]
+        b, height, width = windows[0].shape[:3]
+        matrix = self._matrix(how)
+        out = torch.empty(b, height, width, len(self.bias), dtype=torch.float64, device=a.device)
+        rows = max(1, _CHUNK // width)
+        for n in range(b):
+            for top in range(0, height, rows):
+                parts = [window[n, top : top + rows].reshape(-1, len(matrix)) for window in windows]
+                sums = _sums_int8(*parts, matrix) if how == "int8" else parts[0] @ matrix
+                out[n, top : top + rows] = self._round(sums, limit).view(-1, width, len(self.bias))
+        return out
+
+    def _windows(self, a: Tensor) -> Tensor:
+        """A view (B, H', W', kh, kw, C) of what each output sees."""
+        kh, kw = self.weight.shape[2:]
+        windows = a.unfold(1, kh, self.stride[0]).unfold(2, kw, self.stride[1])
+        return windows.permute(0, 1, 2, 4, 5, 3)
+
+    def _matrix(self, how: str) -> Tensor:
+        """The weights (kh kw I, O) float64, or (kh kw I, 2 O) int8 with the limbs side by side."""
+        key = (how, self.weight.device)
+        if getattr(self, "_cached", (None, None))[0] != key:
+            matrix = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+            if how == "int8":
+                matrix = torch.cat(split_limbs(matrix), dim=1).contiguous()
+            else:
+                matrix = matrix.double()
+            self._cached = key, matrix
+        return self._cached[1]
+
+    def _round(self, sums: Tensor, limit: int) -> Tensor:
+        """(rows, O) float64 integers, changed in place."""
+        sums += self.bias.double()
+        sums *= torch.exp2(-self.shift.double())
+        sums = sums.add_(0.5).floor_()
+        if self.slope == 0:
+            return sums.clamp_(0, limit)
+        if self.slope is not None:
+            leak = round(self.slope * (1 << LEAK_BITS)) / (1 << LEAK_BITS)
+            sums.clamp_(-limit, limit)
+            sums = torch.where(sums < 0, (sums * leak).add_(0.5).floor_(), sums)
+        return sums.clamp_(-limit, limit)
+
+
+class ExactNet(nn.Module):
+    """Convolutions and ReLUs one after the other over integers, behind a float32 face.
+
+    Args:
+        net: the float network, one layer or an ``nn.Sequential``.
+
+    Raises:
+        ValueError: a layer that has no exact form.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleList(ExactConv(layer, slope) for layer, slope in conv_layers(net))
+        self.register_buffer("exponent_in", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("exponent_out", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("limit", torch.tensor(LARGEST))
+
+    def check(self) -> None:
+        """Prove that every sum is exact, whatever comes in.
+
+        Raises:
+            ValueError: it is not; or the grids are out of range.
+        """
+        if abs(self.exponent_in) > 30 or abs(self.exponent_out) > 30:
+            raise ValueError("exact: an exponent is not within -30 .. 30")
+        for layer in self.layers:
+            layer.check(int(self.limit))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, how: Literal["auto", "int8", "float64"] = "auto") -> Tensor:
+        """(B, I, H, W) float32 -> (B, O, H', W') float32, multiples of 2^-exponent_out."""
+        if how == "auto":
+            how = "int8" if x.device.type == "cpu" and _int8_is_exact() else "float64"
+        a = x.permute(0, 2, 3, 1) * 2.0 ** int(self.exponent_in)
+        for layer in self.layers:
+            limit = int(self.limit) if layer is self.layers[-1] else LARGEST
+            a = quantise(a) if layer is self.layers[0] else a.to(torch.int16)
+            a = layer(a, limit, how)
+        return (a * 2.0 ** -int(self.exponent_out)).float().permute(0, 3, 1, 2)
+
+
+def quantise(x: Tensor) -> Tensor:
+    """Numbers on the grid -> int16 activations, ties up."""
+    return (x + 0.5).floor_().clamp_(-LARGEST, LARGEST).to(torch.int16)
+
+
+def conv_layers(net: nn.Module) -> list[tuple[nn.Module, float | None]]:
+    """The convolutions of a network in order, each with the slope of the ReLU behind it.
+
+    Raises:
+        ValueError: a layer that has no exact form.
+    """
+    found: list[tuple[nn.Module, float | None]] = []
+    for layer in net if isinstance(net, nn.Sequential) else [net]:
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            found.append((layer, None))
+        elif isinstance(layer, (nn.ReLU, nn.LeakyReLU)) and found and found[-1][1] is None:
+            found[-1] = (found[-1][0], getattr(layer, "negative_slope", 0.0))
+        else:
+            raise ValueError(f"exact: {type(layer).__name__} has no exact form")
+    return found
+
+
+def split_limbs(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers of magnitude up to LARGEST -> high and low limbs, int8: value = 256 high + low."""
+    high = (values.to(torch.int16) + 128) >> 8
+    return high.to(torch.int8), (values - (high << 8)).to(torch.int8)
+
+
+def _sums_int8(high: Tensor, low: Tensor, matrix: Tensor) -> Tensor:
+    """Rows (n, K) in limbs times the weights (K, 2 O) in limbs -> (n, O) float64, exact."""
+    upper, lower = torch._int_mm(high, matrix), torch._int_mm(low, matrix)  # (n, 2 O) int32
+    outputs = matrix.size(1) // 2
+    sums = upper[:, :outputs].double().mul_(65536)
+    sums.add_(upper[:, outputs:] + lower[:, :outputs], alpha=256)
+    return sums.add_(lower[:, outputs:])
+
+
+@lru_cache(maxsize=1)
+def _int8_is_exact() -> bool:
+    """Whether integer products are fast here, and right at their extremes (some processors without
+    AMX saturate)."""
+    if not fast_int8():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randint(-128, 128, (33, 515), generator=generator, dtype=torch.int8)
+    b = torch.randint(-128, 128, (515, 34), generator=generator, dtype=torch.int8)
+    a[0], b[:, 0] = -128, -128
+    return torch.equal(torch._int_mm(a, b).double(), a.double() @ b.double())
