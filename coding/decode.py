@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from coding import config
 from coding.bitstream import SUFFIX, BitstreamError
 from coding.feature import write_feature
 from coding.options import CodecOptions, progress
+from coding.overlap import check_coders, overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,12 @@ class DecodeConfig(CodecOptions):
     """A bitstream, or a folder of them."""
     output: Path
     """Folder of the decoded features."""
+    coders: int = 2
+    """Features decoded at once: the entropy coding of one overlaps the networks of the next."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_coders(self.coders)
 
 
 def list_bitstreams(path: Path) -> list[Path]:
@@ -49,11 +58,15 @@ def decode(cfg: DecodeConfig) -> None:
     """
     codec = cfg.load()
     paths = list_bitstreams(cfg.input)
-    for path in progress(paths, "decode"):
+
+    def code(path: Path, data: bytes) -> np.ndarray:
         try:
-            feature = codec.decode(path.read_bytes())
+            return codec.decode(data)
         except BitstreamError as error:
             raise BitstreamError(f"{path}: {error}") from error
+
+    decoded = overlap(paths, Path.read_bytes, code, cfg.coders)
+    for path, feature in progress(decoded, "decode", len(paths)):
         write_feature(cfg.output / f"{path.stem}.npy", feature)
     print(f"{len(paths)} features -> {cfg.output}")
 

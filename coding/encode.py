@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from coding import config, files
 from coding.bitstream import SUFFIX
 from coding.feature import list_features, points, read_feature
 from coding.options import RateOptions, progress
+from coding.overlap import check_coders, overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,12 @@ class EncodeConfig(RateOptions):
     """Folder of the bitstreams."""
     kind: str | None = None
     """<model>_<task>, where the codec knows several kinds that the features fit."""
+    coders: int = 2
+    """Features coded at once: the entropy coding of one overlaps the networks of the next."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_coders(self.coders)
 
 
 def encode(cfg: EncodeConfig) -> None:
@@ -34,14 +43,17 @@ def encode(cfg: EncodeConfig) -> None:
     paths = list_features(cfg.input)
     codec = cfg.load_for(paths, cfg.kind)
     total_bytes = total_points = 0
-    for path in progress(paths, "encode"):
-        feature = read_feature(path)
+
+    def code(path: Path, feature: np.ndarray) -> tuple[bytes, int]:
         try:
-            data = codec.encode(feature, cfg.kind)
+            return codec.encode(feature, cfg.kind), points(feature.shape)
         except ValueError as error:
             raise type(error)(f"{path}: {error}") from error
+
+    coded = overlap(paths, read_feature, code, cfg.coders)
+    for path, (data, count) in progress(coded, "encode", len(paths)):
         files.write_bytes(cfg.output / f"{path.stem}{SUFFIX}", data)
-        total_bytes, total_points = total_bytes + len(data), total_points + points(feature.shape)
+        total_bytes, total_points = total_bytes + len(data), total_points + count
     print(f"{total_bytes} bytes, {8 * total_bytes / total_points:.4f} bpfp -> {cfg.output}")
 
 

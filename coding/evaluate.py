@@ -17,6 +17,7 @@ from coding.bitstream import SUFFIX, unpack
 from coding.codec import Codec
 from coding.feature import Moments, list_features, points, read_feature, write_feature
 from coding.options import RateOptions, progress
+from coding.overlap import overlap
 from coding.paths import BITSTREAMS, DECODED, RATE_CSV, RUN_JSON, SUMMARY_JSON
 
 
@@ -53,16 +54,21 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, float | int]:
     run = records.Run(cfg.output, cfg, identity=codec.identity)
     rows = []
     moments = Moments()
-    for path in progress(paths, "evaluate"):
-        feature = read_feature(path)
+
+    def code(path: Path, feature: np.ndarray) -> tuple[records.RateRow, np.ndarray | None]:
         moments.add(feature)
         row = done.get(path.stem)
         if row is None or row.points != points(feature.shape) or _is_newer(path, cfg):
-            row = _code(codec, path, feature, cfg)
-            rows.append(row)
+            return _code(codec, path, feature, cfg)
+        return row, None
+
+    # one coder: seconds of a feature that is coded alone
+    coded = overlap(paths, read_feature, code)
+    for path, (row, decoded) in progress(coded, "evaluate", len(paths)):
+        rows.append(row)
+        if decoded is not None:
+            write_feature(cfg.output / DECODED / f"{path.stem}.npy", decoded)
             records.write_rows(table, rows)
-        else:
-            rows.append(row)
     records.write_rows(table, rows)
     summary = records.summarise(rows, moments.variance)
     files.write_json(cfg.output / SUMMARY_JSON, summary)
@@ -70,8 +76,10 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, float | int]:
     return summary
 
 
-def _code(codec: Codec, path: Path, feature: np.ndarray, cfg: EvaluateConfig) -> records.RateRow:
-    """Encode one feature to its file, decode it from the file, measure."""
+def _code(
+    codec: Codec, path: Path, feature: np.ndarray, cfg: EvaluateConfig
+) -> tuple[records.RateRow, np.ndarray]:
+    """Encode one feature to its file, decode it from the file, measure -> row and decoded feature."""
     stream = cfg.output / BITSTREAMS / f"{path.stem}{SUFFIX}"
     start = time.perf_counter()
     try:
@@ -84,13 +92,13 @@ def _code(codec: Codec, path: Path, feature: np.ndarray, cfg: EvaluateConfig) ->
     start = time.perf_counter()
     decoded = codec.decode(data)
     decode_s = time.perf_counter() - start
-    write_feature(cfg.output / DECODED / f"{path.stem}.npy", decoded)
     size = unpack(data).payload_size if cfg.published else len(data)
     count = points(feature.shape)
     error = decoded.astype(np.float64) - feature
-    return records.RateRow(
+    row = records.RateRow(
         path.stem, count, size, 8 * size / count, float(np.mean(error**2)), encode_s, decode_s
     )
+    return row, decoded
 
 
 def _finished_rows(cfg: EvaluateConfig, codec: Codec) -> dict[str, records.RateRow]:

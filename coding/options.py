@@ -1,6 +1,6 @@
 """The options that evaluate.py, encode.py and decode.py share: which codec, and at which rate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -124,6 +124,6 @@ def reach_target(
     return codec.at_quality((fine if nmse is not None else coarse) / GRAIN)
 
 
-def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """A progress bar over ``items``."""
-    return iter(tqdm(items, desc=what, unit="feature", mininterval=1))
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """A progress bar over ``items``, whose number is ``total`` where they do not know it."""
+    return iter(tqdm(items, desc=what, unit="feature", mininterval=1, total=total))
