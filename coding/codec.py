@@ -91,6 +91,14 @@ class Codec(ABC):
             "quality: a learned codec has one rate; train one with another lambda_value"
         )
 
+    def at_tile(self, tile: int) -> Self:
+        """The same codec; planes longer or wider than ``tile`` are coded in tiles up to that; 0: never.
+
+        Raises:
+            ValueError: the codec has no tiles, or none such.
+        """
+        raise ValueError("tile: only learned codecs code in tiles")
+
     @abstractmethod
     def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
         """(N, C, H, W) float16 or float32 -> the whole bitstream.

@@ -23,8 +23,7 @@ class CodecOptions:
     codec: Path
     """Codec folder."""
     device: str = "cpu"
-    """torch device of the networks. Encode and decode on the same kind of device: the learned codecs'
-    entropy parameters come from float networks."""
+    """torch device of the networks; any decodes what another encoded."""
     mapping: Path | None = None
     """Mapping of a kind that the codec was not trained on; needs --machine."""
     machine: str | None = None
@@ -53,6 +52,9 @@ class RateOptions(CodecOptions):
     """Lowest quality whose pooled NMSE over all features is at most this."""
     target_bpfp: float | None = None
     """Highest quality whose pooled bits per feature point are at most this."""
+    tile: int | None = None
+    """Learned codecs: planes longer or wider are coded in tiles of at most this, a multiple of 64; 0:
+    never. null: 512."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,6 +76,8 @@ class RateOptions(CodecOptions):
             ValueError: the codec has one rate only, or the target is out of its reach.
         """
         codec = self.load(published)
+        if self.tile is not None:
+            codec = codec.at_tile(self.tile)
         if self.quality is not None:
             return codec.at_quality(self.quality)
         if self.target_nmse is None and self.target_bpfp is None:

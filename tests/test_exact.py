@@ -232,6 +232,13 @@ def test_compiled_networks_decode_what_plain_ones_encoded(untrained):
     assert np.array_equal(compiled.decode(data), codec.decode(data))
 
 
+@pytest.mark.parametrize("how", WAYS)
+def test_a_batch_is_its_parts(how):
+    net = exact_net(nn.Sequential(nn.Conv2d(8, 12, 5, padding=2), nn.ReLU(), nn.Conv2d(12, 4, 1)))
+    x = torch.randn(6, 8, 5, 70, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(net(x, how), torch.cat([net(each[None], how) for each in x]))
+
+
 @pytest.mark.gpu
 def test_cpu_and_gpu_decode_each_other(untrained):
     codecs = {device: load_codec(untrained, device=device) for device in ("cpu", "cuda")}
@@ -339,8 +346,10 @@ def test_tiles_cover_the_plane():
 
 def test_tiled_planes(trained):
     """Tiles decode without being told; one that is whole costs no byte; edges cost a little."""
-    codec, tiled = load_codec(trained), load_codec(trained)
-    codec.tile, tiled.tile = 0, 64
+    codec = load_codec(trained).at_tile(0)
+    tiled = codec.at_tile(64)
+    with pytest.raises(ValueError, match="tile: expected 0 or a multiple of 64"):
+        codec.at_tile(100)
     x = np.concatenate([toy_feature(i, 70) for i in range(3)], axis=2)
     whole, pieces = codec.encode(x), tiled.encode(x)
     assert codec.encode(x[:, :, :60, :64].repeat(2, 3)) == codec.encode(

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from coding import decode, encode, evaluate, files
 from coding.paths import REPOSITORY
@@ -12,6 +13,8 @@ from coding.paths import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
 import bench_codec
+import bench_exact
+import bench_train
 import cross_table
 import import_features
 import plot_rate_accuracy
@@ -196,3 +199,19 @@ def test_bench_codec(capsys):
     assert "both_ratio" in out
     assert "hyperprior" in out
     assert "elic" in out
+
+
+def test_bench_train(capsys):
+    bench_train.main(["--small", "--steps", "1", "--batch_size", "2"])
+    out = capsys.readouterr().out
+    assert "ratio" in out
+    assert "elic" in out
+
+
+def test_bench_exact(untrained, capsys):
+    bench_exact.main(["--codec", str(untrained), "--features", "2"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    settings = len(bench_exact.SETTINGS) * (3 if torch.cuda.is_available() else 2)
+    assert [row[1] for row in rows] == ["float", "exact"]
+    assert all(row[2:4] == [str(settings), str(2 * settings)] for row in rows)
+    assert rows[1][4] == "0"

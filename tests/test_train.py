@@ -39,14 +39,14 @@ def assert_same_weights(a, b):
 def test_resumed_run_ends_with_the_same_weights(toy_patches, tmp_path, codec, monkeypatch):
     """A run cut off between epochs, resumed, gives the whole run's weights bit for bit."""
     train(train_config(toy_patches, tmp_path / "whole", codec, epochs=4))
-    original = training._Training._save_state
+    original = training.Training._save_state
 
     def save_and_die(self):
         original(self)
         if self.epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Training, "_save_state", save_and_die)
+    monkeypatch.setattr(training.Training, "_save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         train(train_config(toy_patches, tmp_path / "cut", codec, epochs=4))
     monkeypatch.undo()

@@ -13,6 +13,7 @@ Two modes, told apart in the bitstream:
   for z and one for each part of y. For like-for-like comparison with published figures.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,7 @@ class LearnedCodec(Codec):
     """
 
     tile = TILE
-    """Longest side of a plane that is coded as one, a multiple of 64; 0 sets no limit."""
+    """Longest side of a plane that is coded as one; see :meth:`at_tile`."""
 
     def __init__(
         self,
@@ -97,8 +98,19 @@ class LearnedCodec(Codec):
 
     @property
     def identity(self) -> str:
-        parts = [self.id, *(self.kinds[name].mapping.id for name in sorted(self.kinds))]
+        parts = [
+            self.id,
+            str(self.tile),
+            *(self.kinds[name].mapping.id for name in sorted(self.kinds)),
+        ]
         return files.digest(*parts)
+
+    def at_tile(self, tile: int) -> Self:
+        if tile < 0 or tile % STRIDE:
+            raise ValueError(f"tile: expected 0 or a multiple of {STRIDE}, got {tile}")
+        changed = copy.copy(self)
+        changed.tile = tile
+        return changed
 
     @torch.inference_mode()
     def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:

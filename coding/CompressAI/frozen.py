@@ -78,7 +78,7 @@ class FloatNets:
         self.edges = _scale_edges(model).to(self.medians.device)
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
-        return module(x)
+        return module(x).float()
 
     table_indexes = FrozenNets.table_indexes
 

@@ -126,10 +126,10 @@ def train(cfg: TrainConfig) -> dict[str, float]:
         FileNotFoundError, ValueError: patches, checkpoint or settings that do not fit.
         TrainingError: the loss became NaN or infinite.
     """
-    return _Training(cfg).run()
+    return Training(cfg).run()
 
 
-class _Training:
+class Training:
     """The state of a run between epochs."""
 
     def __init__(self, cfg: TrainConfig):
@@ -220,10 +220,10 @@ class _Training:
         torch.manual_seed(_derive_seed(self.cfg.seed, self.epoch, 1 + rank))
         rate = self.optimizer.param_groups[0]["lr"]
         self.wrapped.train()
-        train = self._sums(self._train_step(x) for x in self._batches("train"))
+        train = self._sums(self.train_step(x) for x in self.batches("train"))
         self.wrapped.eval()
         with torch.no_grad():
-            test = self._sums(self._losses(x) for x in self._batches("test"))
+            test = self._sums(self._losses(x) for x in self.batches("test"))
         aux = self.model.aux_loss().item()
         loss = test["loss"]
         self._require_finite(torch.tensor(loss), "validation loss")
@@ -245,7 +245,7 @@ class _Training:
         self.epoch += 1
         return row
 
-    def _batches(self, split: str) -> Iterator[Tensor]:
+    def batches(self, split: str) -> Iterator[Tensor]:
         """This process's share of the batches, (b, 1, h, w); training is shuffled by epoch."""
         data, world, rank = self.data[split], self.processes, self.accelerator.process_index
         if split == "train":
@@ -272,7 +272,7 @@ class _Training:
         loss = 255**2 * self.cfg.lambda_value * mse + bpp
         return {"loss": loss, "mse": mse, "bpp": bpp, "count": torch.tensor(float(len(x)))}
 
-    def _train_step(self, x: Tensor) -> dict[str, Tensor]:
+    def train_step(self, x: Tensor) -> dict[str, Tensor]:
         self.optimizer.zero_grad()
         self.aux_optimizer.zero_grad()
         losses = self._losses(x)
@@ -357,7 +357,7 @@ class _Training:
             model = build_model(self.cfg.codec, self.model.arch)
             model.load_state_dict(state)
             made_by = {"train": self.cfg.science, "epoch": self.epoch, "best_loss": self.best_loss}
-            planes = [next(self._batches("test")).cpu()]
+            planes = [next(self.batches("test")).cpu()]
             save_checkpoint(folder, model, self.cfg.codec, self.kinds, made_by, planes)
         plot_curves(self.cfg.output / LOG_CSV, self.cfg.output / "curves")
 
