@@ -14,6 +14,7 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
 import bench_codec
 import bench_exact
+import bench_rans
 import bench_train
 import cross_table
 import import_features
@@ -215,3 +216,10 @@ def test_bench_exact(untrained, capsys):
     assert [row[1] for row in rows] == ["float", "exact"]
     assert all(row[2:4] == [str(settings), str(2 * settings)] for row in rows)
     assert rows[1][4] == "0"
+
+
+def test_bench_rans(capsys):
+    bench_rans.main(["--symbols", "20000", "--repeats", "1"])
+    out = capsys.readouterr().out
+    assert "coding.rans" in out
+    assert "CompressAI, lists" in out
