@@ -18,10 +18,13 @@ and nothing is rounded but by the last line, element by element. Two ways to the
 Guarantee: :meth:`ExactNet.check` proves both bounds from the weights, for any input.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,32 +94,69 @@ class ExactConv(nn.Module):
         return sums, (high.double().abs() + low.double().abs()).sum(1) * 128
 
     def forward(self, a: Tensor, limit: int, how: str) -> Tensor:
-        """(B, H, W, I) int16 -> (B, H', W', O) float64 integers of magnitude up to ``limit``."""
+        """(B, H, W, I) int16 -> (B, H', W', O) of magnitude up to ``limit``: int16, or int32 where that
+        is above LARGEST."""
         if self.up != (1, 1):
             b, h, w, c = a.shape
             size = ((h - 1) * self.up[0] + 1, (w - 1) * self.up[1] + 1)
             spread = a.new_zeros(b, *size, c)
             spread[:, :: self.up[0], :: self.up[1]] = a
             a = spread
-        a = F.pad(a, (0, 0, *self.pad))
-        limbs = split_limbs(a) if how == "int8" else (a.double(),)
-        windows = [self._windows(limb) for limb in limbs]
-        b, height, width = windows[0].shape[:3]
-        matrix = self._matrix(how)
-        out = torch.empty(b, height, width, len(self.bias), dtype=torch.float64, device=a.device)
+        if any(self.pad):
+            a = F.pad(a, (0, 0, *self.pad))
+        if how == "int8":
+            limbs = torch.empty(2, *a.shape, dtype=torch.int8)
+            _split(a.reshape(-1).numpy(), *limbs.flatten(1).numpy())
+        else:
+            limbs = a.double()[None]
+        multiply = self._multiply_int8 if how == "int8" else self._multiply_float64
+        kh, kw = self.weight.shape[2:]
+        height, width = (
+            (a.size(1) - kh) // self.stride[0] + 1,
+            (a.size(2) - kw) // self.stride[1] + 1,
+        )
+        dtype = torch.int16 if limit <= LARGEST else torch.int32
+        out = torch.empty(len(a), height, width, len(self.bias), dtype=dtype, device=a.device)
         rows = max(1, _CHUNK // width)
-        for n in range(b):
+        for n in range(len(a)):
             for top in range(0, height, rows):
-                parts = [window[n, top : top + rows].reshape(-1, len(matrix)) for window in windows]
-                sums = _sums_int8(*parts, matrix) if how == "int8" else parts[0] @ matrix
-                out[n, top : top + rows] = self._round(sums, limit).view(-1, width, len(self.bias))
+                place = out[n, top : top + rows]
+                seen = [self._gather(limb[n], top, *place.shape[:2]) for limb in limbs]
+                multiply(seen, limit, place.view(-1, place.size(2)))
         return out
 
-    def _windows(self, a: Tensor) -> Tensor:
-        """A view (B, H', W', kh, kw, C) of what each output sees."""
-        kh, kw = self.weight.shape[2:]
-        windows = a.unfold(1, kh, self.stride[0]).unfold(2, kw, self.stride[1])
-        return windows.permute(0, 1, 2, 4, 5, 3)
+    def _gather(self, a: Tensor, top: int, rows: int, width: int) -> Tensor:
+        """What ``rows`` of outputs from ``top`` on see of a padded input (H, W, C) -> (n, kh kw C)."""
+        kernel = tuple(self.weight.shape[2:])
+        if kernel == (1, 1) and self.stride == (1, 1):
+            return a[top : top + rows].reshape(rows * width, -1)
+        if a.device.type == "cpu":
+            out = a.new_empty(rows * width, kernel[0] * kernel[1] * a.size(2))
+            _gather(a.flatten(1).numpy(), top, width, kernel, self.stride, out.numpy())
+            return out
+        windows = a.unfold(0, kernel[0], self.stride[0]).unfold(1, kernel[1], self.stride[1])
+        # contiguous: where windows are one column wide, rows of a view overlap in memory
+        return (
+            windows[top : top + rows].permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1).contiguous()
+        )
+
+    def _multiply_int8(self, limbs: Sequence[Tensor], limit: int, out: Tensor) -> None:
+        """Inputs (n, K) in limbs -> outputs (n, O)."""
+        matrix = self._matrix("int8")
+        upper, lower = (torch._int_mm(limb, matrix) for limb in limbs)  # (n, 2 O) int32
+        half = self.bias + (1 << (self.shift - 1))
+        _round_int8(
+            upper.numpy(), lower.numpy(), half.numpy(), self.shift.numpy(), self._leak(), limit,
+            out.numpy(),
+        )  # fmt: skip
+
+    def _multiply_float64(self, inputs: Sequence[Tensor], limit: int, out: Tensor) -> None:
+        """The same of one float64 tensor."""
+        out.copy_(self._round(inputs[0] @ self._matrix("float64"), limit))
+
+    def _leak(self) -> int:
+        """Slope in units of 2^-LEAK_BITS; 2^LEAK_BITS without a ReLU."""
+        return round((1.0 if self.slope is None else self.slope) * (1 << LEAK_BITS))
 
     def _matrix(self, how: str) -> Tensor:
         """The weights (kh kw I, O) float64, or (kh kw I, 2 O) int8 with the limbs side by side."""
@@ -134,14 +174,9 @@ class ExactConv(nn.Module):
         """(rows, O) float64 integers, changed in place."""
         sums += self.bias.double()
         sums *= torch.exp2(-self.shift.double())
-        sums = sums.add_(0.5).floor_()
-        if self.slope == 0:
-            return sums.clamp_(0, limit)
-        if self.slope is not None:
-            leak = round(self.slope * (1 << LEAK_BITS)) / (1 << LEAK_BITS)
-            sums.clamp_(-limit, limit)
-            sums = torch.where(sums < 0, (sums * leak).add_(0.5).floor_(), sums)
-        return sums.clamp_(-limit, limit)
+        sums = sums.add_(0.5).floor_().clamp_(-limit, limit)
+        leak = self._leak() / (1 << LEAK_BITS)
+        return torch.where(sums < 0, (sums * leak).add_(0.5).floor_(), sums)
 
 
 class ExactNet(nn.Module):
@@ -178,11 +213,10 @@ class ExactNet(nn.Module):
         if how == "auto":
             how = "int8" if x.device.type == "cpu" and _int8_is_exact() else "float64"
         a = x.permute(0, 2, 3, 1) * 2.0 ** int(self.exponent_in)
+        a = quantise(a)
         for layer in self.layers:
-            limit = int(self.limit) if layer is self.layers[-1] else LARGEST
-            a = quantise(a) if layer is self.layers[0] else a.to(torch.int16)
-            a = layer(a, limit, how)
-        return (a * 2.0 ** -int(self.exponent_out)).float().permute(0, 3, 1, 2)
+            a = layer(a, int(self.limit) if layer is self.layers[-1] else LARGEST, how)
+        return (a.float() * 2.0 ** -int(self.exponent_out)).permute(0, 3, 1, 2)
 
 
 def quantise(x: Tensor) -> Tensor:
@@ -213,13 +247,44 @@ def split_limbs(values: Tensor) -> tuple[Tensor, Tensor]:
     return high.to(torch.int8), (values - (high << 8)).to(torch.int8)
 
 
-def _sums_int8(high: Tensor, low: Tensor, matrix: Tensor) -> Tensor:
-    """Rows (n, K) in limbs times the weights (K, 2 O) in limbs -> (n, O) float64, exact."""
-    upper, lower = torch._int_mm(high, matrix), torch._int_mm(low, matrix)  # (n, 2 O) int32
-    outputs = matrix.size(1) // 2
-    sums = upper[:, :outputs].double().mul_(65536)
-    sums.add_(upper[:, outputs:] + lower[:, :outputs], alpha=256)
-    return sums.add_(lower[:, outputs:])
+@njit(cache=True, nogil=True)
+def _split(values, high, low):
+    """:func:`split_limbs` of (n,) int16, in one pass."""
+    for i in range(len(values)):
+        limb = (np.int32(values[i]) + 128) >> 8
+        high[i] = limb
+        low[i] = values[i] - (limb << 8)
+
+
+@njit(cache=True, nogil=True)
+def _gather(a, top, width, kernel, stride, out):
+    """What outputs see of a (H, W C), row ``top`` of them first, ``width`` in a row -> (n, kh kw C)."""
+    span = out.shape[1] // kernel[0]
+    step = stride[1] * span // kernel[1]
+    for i in range(len(out)):
+        y, x = (top + i // width) * stride[0], i % width * step
+        for k in range(kernel[0]):
+            # slices, so that the inner loop needs no check for indices below zero
+            source, target = a[y + k, x : x + span], out[i, k * span : (k + 1) * span]
+            for j in range(span):
+                target[j] = source[j]
+
+
+@njit(cache=True, nogil=True)
+def _round_int8(upper, lower, bias, shift, leak, limit, out):
+    """Sums of products of limbs, (n, 2 O) int32 -> rounded, leaked and clamped, (n, O).
+
+    ``bias`` holds the half that makes a shift a rounding; ``leak`` is in units of 2^-LEAK_BITS.
+    """
+    outputs = out.shape[1]
+    for i in range(len(out)):
+        for o in range(outputs):
+            cross = np.int64(upper[i, outputs + o]) + np.int64(lower[i, o])
+            value = (np.int64(upper[i, o]) << 16) + (cross << 8) + np.int64(lower[i, outputs + o])
+            value = min(max((value + bias[o]) >> shift[o], -limit), limit)
+            if value < 0:
+                value = (value * leak + (1 << (LEAK_BITS - 1))) >> LEAK_BITS
+            out[i, o] = value
 
 
 @lru_cache(maxsize=1)
