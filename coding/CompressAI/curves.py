@@ -23,13 +23,17 @@ def plot_curves(log: Path, output: Path) -> None:
     epochs = [int(row["epoch"]) for row in rows]
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, layout="constrained")
     for axis, (key, title) in zip(axes.flat, PANELS.items(), strict=True):
+        values = [float(row[key]) for row in rows]
+        axis.plot(epochs, values, color="tab:blue", label="validation")
         if f"train_{key}" in rows[0]:
+            limits = axis.get_ylim()
             train = [float(row[f"train_{key}"]) for row in rows]
-            axis.plot(epochs, train, color="tab:gray", linewidth=1, label="training")
-        axis.plot(epochs, [float(row[key]) for row in rows], color="tab:blue", label="validation")
+            axis.plot(epochs, train, color="tab:gray", linewidth=1, label="training", zorder=1)
+            # the first steps may be far off: the scale is that of the validation
+            axis.set_ylim(min(limits[0], min(train)), limits[1])
         axis.set_title(title)
         axis.grid(alpha=0.3)
-        if key in ("mse", "aux_loss"):
+        if key != "bpp":
             axis.set_yscale("log")
     for axis in axes[1]:
         axis.set_xlabel("epoch")
