@@ -27,6 +27,7 @@ __all__ = ["CODECS", "BitstreamError", "Codec", "ExtraKind", "OneKindCodec", "lo
 CODECS = {
     "hyperprior": "coding.CompressAI.codec:LearnedCodec",
     "elic": "coding.CompressAI.codec:LearnedCodec",
+    "native": "coding.CompressAI.codec:LearnedCodec",
     "klt": "coding.klt.codec:KltCodec",
     "int": "coding.handcrafted.codec:IntegerCodec",
     "cast": "coding.handcrafted.codec:CastCodec",

@@ -68,6 +68,28 @@ class Packing:
             out = out.transpose(0, 1, 3, 2, 4)  # (N, rows, H, cols, W)
         return np.ascontiguousarray(out.reshape(p, q))
 
+    def to_native(self, x: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) -> the feature in its own layout, channels second: tokens (N, C*W, H, 1), tiles
+        as they are; a C-contiguous copy or ``x`` itself."""
+        self.plane(x.shape)  # raises where the packing does not fit
+        if self.layout == "tiles":
+            return x
+        n, c, h, w = x.shape
+        return np.ascontiguousarray(x.transpose(0, 1, 3, 2).reshape(n, c * w, h, 1))
+
+    def from_native(self, x: np.ndarray, shape: Shape) -> np.ndarray:
+        """The inverse of :meth:`to_native`: -> (N, C, H, W) = ``shape``."""
+        if self.layout == "tiles":
+            return x.reshape(shape)
+        n, c, h, w = shape
+        return np.ascontiguousarray(x.reshape(n, c, w, h).transpose(0, 1, 3, 2))
+
+    def native_size(self, shape: Shape) -> Shape:
+        """Shape of :meth:`to_native`."""
+        self.plane(shape)
+        n, c, h, w = shape
+        return shape if self.layout == "tiles" else (n, c * w, h, 1)
+
     def unpack(self, plane: np.ndarray, shape: Shape) -> np.ndarray:
         """(P, Q) -> (N, C, H, W) = ``shape``, any dtype, a C-contiguous copy.
 

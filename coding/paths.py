@@ -91,9 +91,10 @@ class FeatureRoot:
         name = transform_name(transform_type, samples, bit_depth, normalise=normalise)
         return self.transform / f"transform_mapping_{task}_{name}.json"
 
-    def patches(self, transform: str, height: int, width: int) -> Path:
+    def patches(self, transform: str, height: int, width: int, layout: str = "plane") -> Path:
         """The folder of ``{train,test}/*.npy`` patches of ``height`` x ``width`` (after folding)."""
-        return self.folder / "patches" / transform / f"crop_hgt{height}_wdt{width}"
+        name = "crop" if layout == "plane" else layout
+        return self.folder / "patches" / transform / f"{name}_hgt{height}_wdt{width}"
 
 
 @dataclass(frozen=True)

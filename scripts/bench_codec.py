@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from coding import config
 from coding.codec import load_codec
 from coding.CompressAI.checkpoint import Kind, load_kinds, load_model, save_checkpoint
-from coding.CompressAI.models import MODELS, STRIDE, ElicArch, HyperpriorArch, build_model
+from coding.CompressAI.models import MODELS, PUBLISHED_NAMES, ElicArch, HyperpriorArch, build_model
 from coding.feature import FeatureFacts
 from coding.packing import Packing
 from coding.records import format_table
@@ -103,7 +103,7 @@ def bench(cfg: BenchConfig) -> list[SpeedRow]:
     """Time every codec on every plane."""
     planes = SMALL_PLANES if cfg.small else PLANES
     rows = []
-    for name in cfg.codecs or MODELS:
+    for name in cfg.codecs or PUBLISHED_NAMES.values():
         arch = SMALL_ARCHS[name] if cfg.small else MODELS[name].arch_class()
         with tempfile.TemporaryDirectory() as folder:
             make_codec(Path(folder), name, arch)
@@ -173,7 +173,7 @@ def _stock(cfg: BenchConfig, folder: Path, size: tuple[int, int]) -> Measured:
     model, values = load_model(folder)
     mapping = load_kinds(folder, values)[0].mapping
     model.to(cfg.device)
-    pad, _ = compute_padding(*size, min_div=STRIDE)
+    pad, _ = compute_padding(*size, min_div=model.stride[0])
 
     @torch.inference_mode()
     def compress():

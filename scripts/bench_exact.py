@@ -26,7 +26,7 @@ from coding import config
 from coding.codec import BitstreamError, load_codec
 from coding.CompressAI.codec import LearnedCodec
 from coding.CompressAI.frozen import FloatNets
-from coding.CompressAI.models import MODELS
+from coding.CompressAI.models import MODELS, PUBLISHED_NAMES
 from coding.feature import FeatureFacts
 from coding.records import format_table
 
@@ -125,9 +125,9 @@ def run(cfg: TrialConfig) -> list[TrialRow]:
     if cfg.codec:
         return trial(cfg.codec, cfg.features)
     rows = []
-    for name, model_class in MODELS.items():
+    for name in PUBLISHED_NAMES.values():
         with tempfile.TemporaryDirectory() as folder:
-            make_codec(Path(folder), name, model_class.arch_class())
+            make_codec(Path(folder), name, MODELS[name].arch_class())
             rows += trial(Path(folder), cfg.features)
     return rows
 

@@ -24,7 +24,7 @@ from compressai.models import Elic2022Official, ScaleHyperprior
 from torch import Tensor
 
 from coding import config, files
-from coding.CompressAI.models import MODELS, build_model
+from coding.CompressAI.models import MODELS, PUBLISHED_NAMES, build_model
 from coding.CompressAI.train import TrainConfig, Training
 from coding.feature import FeatureFacts
 from coding.packing import Packing
@@ -69,8 +69,8 @@ def bench(cfg: BenchConfig) -> list[StepRow]:
         torch.set_num_threads(cfg.threads)
     rows = []
     side = 64 if cfg.small else 256
-    for name, model_class in MODELS.items():
-        arch = SMALL_ARCHS[name] if cfg.small else model_class.arch_class()
+    for name in PUBLISHED_NAMES.values():
+        arch = SMALL_ARCHS[name] if cfg.small else MODELS[name].arch_class()
         with tempfile.TemporaryDirectory() as folder:
             patches = _write_patches(Path(folder) / "patches", cfg.batch_size, side)
             training = Training(

@@ -106,7 +106,7 @@ def train_config(patches: Path, output: Path, codec: str = "hyperprior", **chang
         "patches": [patches],
         "output": output,
         "codec": codec,
-        "arch": asdict(ARCHS[codec]),
+        "arch": asdict(ARCHS[codec]) if codec in ARCHS else {},
         "lambda_value": 0.05,
         "epochs": 40,
         "batch_size": 8,

@@ -53,14 +53,16 @@ def exact_net(net: nn.Module, peak: float = 4.0, exponent: int = 10) -> ExactNet
 def test_layers_are_the_float_layers_on_a_grid(name, act, how):
     layer = LAYERS[name]
     net = nn.Sequential(layer, act) if act else layer
-    x = torch.randn(2, layer.in_channels, 6, 9, generator=torch.Generator().manual_seed(1))
-    x = (x * 1024).round() / 1024
-    with torch.no_grad():
-        expected = net(x)
-    found = exact_net(net)(x, how)
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 0.8 / 1024
-    assert torch.equal(found * 1024, (found * 1024).round())
+    generator = torch.Generator().manual_seed(1)
+    for size in ((6, 9), (40, 1), (1, 1)):
+        x = torch.randn(2, layer.in_channels, *size, generator=generator)
+        x = (x * 1024).round() / 1024
+        with torch.no_grad():
+            expected = net(x)
+        found = exact_net(net)(x, how)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 0.8 / 1024
+        assert torch.equal(found * 1024, (found * 1024).round())
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -320,7 +322,7 @@ def test_golden_bytes(name):
     arch = ARCHS[name]
     y = numbers.integers((1, arch.M, 8, 4), -600, 600) / 64
     z = numbers.integers((1, arch.N, 2, 1), -200, 200) / 64
-    mask = _coded_mask(100, 50, torch.device("cpu"))
+    mask = _coded_mask((100, 50), model, torch.device("cpu"))
     with torch.inference_mode():
         encoder = SymbolEncoder(nets, tables)
         y_hat = model.walk(encoder, y, z, mask)

@@ -211,7 +211,9 @@ def test_bad_patches_are_named(toy_patches, tmp_path):
     with pytest.raises(FileNotFoundError, match="no patches"):
         train(cfg)
     np.save(folder / "train" / "a.npy", np.full((64, 64), 2.0))
-    with pytest.raises(ValueError, match=r"a\.npy: expected a plane of floats in \[0, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"a\.npy: expected a plane, or several, of floats in \[0, 1\)"
+    ):
         train(cfg)
     np.save(folder / "train" / "a.npy", np.full((48, 64), 0.5))
     (folder / "test").mkdir()

@@ -24,7 +24,7 @@ from torch import Tensor
 from coding import config, files
 from coding.codec import CONFIG_JSON, ExtraKind
 from coding.CompressAI.frozen import FrozenNets, freeze
-from coding.CompressAI.models import MODELS, Elic, Hyperprior, build_model
+from coding.CompressAI.models import MODELS, Model, build_model
 from coding.feature import FeatureFacts, load_facts
 from coding.transform.mapping import Mapping
 
@@ -47,7 +47,7 @@ class Kind:
 
 def save_checkpoint(
     folder: str | Path,
-    model: Hyperprior | Elic,
+    model: Model,
     codec: str,
     kinds: Sequence[Kind],
     made_by: dict[str, Any],
@@ -65,7 +65,7 @@ def save_checkpoint(
 
 def write_codec(
     folder: str | Path,
-    model: Hyperprior | Elic,
+    model: Model,
     codec: str,
     kinds: Sequence[Kind],
     made_by: dict[str, Any],
@@ -125,7 +125,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def load_model(folder: str | Path) -> tuple[Hyperprior | Elic, dict[str, Any]]:
+def load_model(folder: str | Path) -> tuple[Model, dict[str, Any]]:
     """The float32 model of a codec folder on the CPU in eval mode, and its ``config.json``.
 
     Raises:
@@ -147,9 +147,7 @@ def load_model(folder: str | Path) -> tuple[Hyperprior | Elic, dict[str, Any]]:
     return model.eval(), values
 
 
-def load_frozen(
-    folder: str | Path, model: Hyperprior | Elic
-) -> tuple[FrozenNets, dict[str, Tensor]]:
+def load_frozen(folder: str | Path, model: Model) -> tuple[FrozenNets, dict[str, Tensor]]:
     """The integers of a codec folder, ready to run, and as they are stored.
 
     Raises:
@@ -168,7 +166,7 @@ def load_frozen(
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_state(model: Hyperprior | Elic, state: dict[str, Tensor], where: str | Path) -> None:
+def load_state(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
     """Load a state dict into a model.
 
     Raises:

@@ -3,6 +3,8 @@
     encode:  x ─ mapping ─> u ─ pack ─> plane ─ pad ─> g_a, h_a ─> symbols ─ rANS ─> bitstream
     decode:  bitstream ─ rANS ─> symbols ─> y_hat ─ g_s ─> plane ─ unpad, unpack ─> u ─ mapping ─> x_hat
 
+A plane is (1, 1, P, Q). For the codec ``native`` it is (B, K, P, Q), the feature in its own layout.
+
 Two modes, told apart in the bitstream:
 
 * ours: the plane is padded below and to the right with the level of 0.0; latents that stand for
@@ -16,6 +18,7 @@ Two modes, told apart in the bitstream:
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -34,13 +37,16 @@ from coding.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pa
 from coding.codec import Codec, ExtraKind
 from coding.CompressAI.checkpoint import Kind, load_frozen, load_kinds, load_model
 from coding.CompressAI.frozen import FrozenNets
-from coding.CompressAI.models import LATENT_STRIDE, STRIDE, Elic, Hyperprior
+from coding.CompressAI.models import Elic, Model
 from coding.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
-from coding.devices import check_device, fast_bf16
+from coding.devices import check_device, fast_bf16, keep_memory
 from coding.feature import FeatureError, check_feature
+from coding.packing import Packing, Shape
 
 OURS, PUBLISHED = 0, 1
 """Payload modes of the bitstream."""
+GRAIN = 64
+"""Tiles are multiples of this."""
 TILE = 512
 """Planes longer or wider than this are coded in tiles, by default: less memory, and faster, because what
 the networks pass on stays nearer to the processor."""
@@ -48,7 +54,7 @@ Size = tuple[int, int]
 
 
 class LearnedCodec(Codec):
-    """Hyperprior or ELIC with the mappings of the kinds of features that it knows.
+    """A learned codec with the mappings of the kinds of features that it knows.
 
     Args:
         model: a model with its entropy tables.
@@ -64,16 +70,20 @@ class LearnedCodec(Codec):
 
     def __init__(
         self,
-        model: Hyperprior | Elic,
+        model: Model,
         frozen: FrozenNets,
         id: bytes,
         kinds: Sequence[Kind],
         device: str = "cpu",
         published: bool = False,
     ):
+        if published and model.native:
+            raise ValueError("published: native is no codec of the paper's")
         self.kinds = {kind.facts.kind: kind for kind in kinds}
         self.published = published
         self.device = check_device(device)
+        if self.device.type == "cpu":
+            keep_memory()
         self.tables = SymbolTables(model)
         self._id = id
         for module in model.modules():
@@ -106,8 +116,8 @@ class LearnedCodec(Codec):
         return files.digest(*parts)
 
     def at_tile(self, tile: int) -> Self:
-        if tile < 0 or tile % STRIDE:
-            raise ValueError(f"tile: expected 0 or a multiple of {STRIDE}, got {tile}")
+        if tile < 0 or tile % GRAIN:
+            raise ValueError(f"tile: expected 0 or a multiple of {GRAIN}, got {tile}")
         changed = copy.copy(self)
         changed.tile = tile
         return changed
@@ -116,9 +126,9 @@ class LearnedCodec(Codec):
     def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
         chosen = self._choose(check_feature(feature), kind)
         packing = chosen.facts.packing
-        if _padded_points(packing.plane(feature.shape)) > MAX_POINTS:
-            raise FeatureError(f"{feature.shape}: too large for one bitstream, split the feature")
-        plane = packing.pack(chosen.mapping.forward(feature))  # (P, Q) in [0, 1)
+        if misfit := self._misfit(self._size(packing, feature.shape)):
+            raise FeatureError(f"{feature.shape}: {misfit}")
+        plane = self._arrange(packing, chosen.mapping.forward(feature))  # (B, K, P, Q) in [0, 1)
         if self.published:
             parts = self._compress_published(plane)
         else:
@@ -136,13 +146,13 @@ class LearnedCodec(Codec):
         )
 
     def network_input(self, feature: np.ndarray, kind: str | None = None) -> Tensor:
-        """(N, C, H, W) -> the padded plane (1, 1, P, Q) that the networks see, whole.
+        """(N, C, H, W) -> the padded plane (B, K, P, Q) that the networks see, whole.
 
         Raises:
             FeatureError: as :meth:`encode`.
         """
         chosen = self._choose(check_feature(feature), kind)
-        plane = chosen.facts.packing.pack(chosen.mapping.forward(feature))
+        plane = self._arrange(chosen.facts.packing, chosen.mapping.forward(feature))
         return self._pad(plane, chosen.mapping.zero)
 
     @torch.inference_mode()
@@ -158,19 +168,38 @@ class LearnedCodec(Codec):
                 f"written with mapping {stream.mapping_id.hex()}, this codec has {known}"
             )
         stream.check_facts(kind.facts)
-        _check_size(stream)
-        size = stream.packing.plane(stream.shape)
+        size = self._size(stream.packing, stream.shape)
+        if misfit := self._misfit(size):
+            raise BitstreamError(f"inconsistent: {stream.shape}: {misfit}")
         try:
             if stream.mode == OURS:
                 plane = self._decompress(stream.parts, size)
-            elif stream.mode == PUBLISHED:
+            elif stream.mode == PUBLISHED and not self.model.native:
                 plane = self._decompress_published(stream.parts, size)
             else:
                 raise BitstreamError(f"inconsistent: payload mode {stream.mode} is not known")
         except rans.RansError as error:
             raise BitstreamError(f"corrupted: {error}") from error
-        feature = kind.mapping.inverse(stream.packing.unpack(plane, stream.shape))
-        return feature.astype(stream.dtype)
+        if self.model.native:
+            u = stream.packing.from_native(plane, stream.shape)
+        else:
+            u = stream.packing.unpack(plane[0, 0], stream.shape)
+        return kind.mapping.inverse(u).astype(stream.dtype)
+
+    def _arrange(self, packing: Packing, u: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) -> the plane (B, K, P, Q)."""
+        return packing.to_native(u) if self.model.native else packing.pack(u)[None, None]
+
+    def _size(self, packing: Packing, shape: Shape) -> Shape:
+        """(B, K, P, Q) of the plane of a feature."""
+        return packing.native_size(shape) if self.model.native else (1, 1, *packing.plane(shape))
+
+    def _misfit(self, size: Shape) -> str | None:
+        """Why a plane is not coded, or ``None``."""
+        if self.model.native and size[1] != self.model.arch.inputs:
+            return f"this codec takes {self.model.arch.inputs} channels, not {size[1]}"
+        points = math.prod((*size[:2], *_padded(size[2:], self.model)))
+        return "too large for one bitstream, split the feature" if points > MAX_POINTS else None
 
     def _choose(self, feature: np.ndarray, name: str | None) -> Kind:
         if name is not None:
@@ -190,67 +219,67 @@ class LearnedCodec(Codec):
 
     def _compress(self, plane: np.ndarray, zero: float) -> tuple[bytes, ...]:
         """One string; or, of a plane larger than a tile, the tiles' size and a string a tile."""
-        size = tile_size(plane.shape, self.tile)
-        places = list(tiles(plane.shape, size))
+        size = tile_size(plane.shape[2:], self.tile)
+        places = list(tiles(plane.shape[2:], size))
         parts = [_write_tile_size(size)] if len(places) > 1 else []
         # rANS codes one tile while the networks run on the next
         with ThreadPoolExecutor(1) as worker:
             coding: list[Future[bytes]] = []
             for rows, cols in places:
-                coding.append(worker.submit(self._analyse(plane[rows, cols], zero).finish))
+                coding.append(worker.submit(self._analyse(plane[..., rows, cols], zero).finish))
                 if len(coding) > 1:
                     parts.append(coding.pop(0).result())
             parts.append(coding.pop().result())
         return tuple(parts)
 
     def _analyse(self, plane: np.ndarray, zero: float) -> SymbolEncoder:
-        """(p, q) in [0, 1) -> its symbols."""
-        p, q = plane.shape
+        """(B, K, p, q) in [0, 1) -> its symbols."""
         y, z = self.model.analysis(self._pad(plane, zero))
         coder = SymbolEncoder(self.nets, self.tables)
-        self.model.walk(coder, y, z, _coded_mask(p, q, self.device))
+        self.model.walk(coder, y, z, _coded_mask(plane.shape[2:], self.model, self.device))
         return coder
 
     def _pad(self, plane: np.ndarray, zero: float) -> Tensor:
-        """(p, q) -> (1, 1, P, Q) on the device, P and Q multiples of 64."""
-        p, q = plane.shape
-        x = torch.from_numpy(np.ascontiguousarray(plane))[None, None].to(self.device)
-        x = F.pad(x, (0, -q % STRIDE, 0, -p % STRIDE), value=zero)
+        """(B, K, p, q) -> (B, K, P, Q) on the device, P and Q multiples of the model's stride."""
+        p, q = plane.shape[2:]
+        rows, cols = _padded((p, q), self.model)
+        x = torch.from_numpy(np.ascontiguousarray(plane)).to(self.device)
+        x = F.pad(x, (0, cols - q, 0, rows - p), value=zero)
         return x.contiguous(memory_format=torch.channels_last)
 
-    def _decompress(self, parts: tuple[bytes, ...], shape: Size) -> np.ndarray:
-        size = shape
+    def _decompress(self, parts: tuple[bytes, ...], shape: Shape) -> np.ndarray:
+        size = shape[2:]
         if len(parts) > 1:
             size, parts = _read_tile_size(parts[0]), parts[1:]
-        places = list(tiles(shape, size))
+        places = list(tiles(shape[2:], size))
         if len(parts) != len(places):
             raise BitstreamError(f"inconsistent: {len(parts)} strings, expected {len(places)}")
         plane = np.empty(shape, np.float32)
         for (rows, cols), string in zip(places, parts, strict=True):
             p, q = rows.stop - rows.start, cols.stop - cols.start
-            hyper = (1, self.nets.medians.numel(), -(-p // STRIDE), -(-q // STRIDE))
+            hyper = (shape[0], self.nets.medians.numel(), *_hyper_size((p, q), self.model))
             coder = SymbolDecoder(self.nets, self.tables, string, hyper)
-            y_hat = self.model.walk(coder, mask=_coded_mask(p, q, self.device))
+            y_hat = self.model.walk(coder, mask=_coded_mask((p, q), self.model, self.device))
             coder.finish()
-            plane[rows, cols] = self._synthesis(y_hat)[:p, :q]
+            plane[..., rows, cols] = self._synthesis(y_hat)[..., :p, :q]
         return plane
 
     def _synthesis(self, y_hat: Tensor) -> np.ndarray:
         x_hat = self.model.net(self.model.g_s, y_hat)
-        return x_hat[0, 0].clamp(0, 1).contiguous().cpu().numpy()
+        return x_hat.clamp(0, 1).contiguous().cpu().numpy()
 
     def _compress_published(self, plane: np.ndarray) -> tuple[bytes, ...]:
-        pad, _ = compute_padding(*plane.shape, min_div=STRIDE)
-        x = torch.from_numpy(plane)[None, None].to(self.device)
+        pad, _ = compute_padding(*plane.shape[2:], min_div=self.model.stride[0])
+        x = torch.from_numpy(plane).to(self.device)
         strings = self.model.compress(F.pad(x, pad))["strings"]
         return tuple(string for (string,) in strings)  # one feature: one string each
 
-    def _decompress_published(self, parts: tuple[bytes, ...], size: tuple[int, int]) -> np.ndarray:
-        pad, unpad = compute_padding(*size, min_div=STRIDE)
-        p, q = size[0] + pad[2] + pad[3], size[1] + pad[0] + pad[1]
-        hyper = torch.Size((p // STRIDE, q // STRIDE))
+    def _decompress_published(self, parts: tuple[bytes, ...], size: Shape) -> np.ndarray:
+        p, q = _padded(size[2:], self.model)
+        _, unpad = compute_padding(*size[2:], min_div=self.model.stride[0])
+        hyper = torch.Size(_hyper_size((p, q), self.model))
         if isinstance(self.model, Elic):
-            latent = (p // LATENT_STRIDE, q // LATENT_STRIDE)
+            latent = (p // self.model.latent_stride[0], q // self.model.latent_stride[1])
             shape = {"hyper": hyper, "y": [(count, *latent) for count in self.model.groups]}
             expected = 2 * len(self.model.groups) + 1
         else:
@@ -258,7 +287,7 @@ class LearnedCodec(Codec):
         if len(parts) != expected:
             raise BitstreamError(f"inconsistent: {len(parts)} parts, expected {expected}")
         x_hat = self.model.decompress([[part] for part in parts], shape)["x_hat"]
-        return F.pad(x_hat, unpad)[0, 0].contiguous().cpu().numpy()
+        return F.pad(x_hat, unpad).contiguous().cpu().numpy()
 
 
 class _CheckedCoder:
@@ -272,21 +301,27 @@ class _CheckedCoder:
         return rans.decode_compressai(string, np.array(indexes), tables).tolist()
 
 
-def _check_size(stream: Bitstream) -> None:
-    """Refuse a bitstream of a plane that encoding refuses."""
-    if _padded_points(stream.packing.plane(stream.shape)) > MAX_POINTS:
-        raise BitstreamError(f"inconsistent: the plane of {stream.shape} is too large")
+def _padded(size: Size, model: Model) -> Size:
+    """The multiples of the model's stride that hold a plane of ``size``."""
+    rows, cols = (
+        -(-length // step) * step for length, step in zip(size, model.stride, strict=True)
+    )
+    return rows, cols
 
 
-def _padded_points(size: tuple[int, int]) -> int:
-    return (-(-size[0] // STRIDE) * STRIDE) * (-(-size[1] // STRIDE) * STRIDE)
+def _hyper_size(size: Size, model: Model) -> Size:
+    """Rows and columns of z."""
+    p, q = _padded(size, model)
+    return p // model.stride[0], q // model.stride[1]
 
 
-def _coded_mask(p: int, q: int, device: torch.device) -> Tensor:
+def _coded_mask(size: Size, model: Model, device: torch.device) -> Tensor:
     """(1, 1, h, w) bool over the latents of the padded plane: True where they cover real values."""
-    h, w = (-(-size // STRIDE) * STRIDE // LATENT_STRIDE for size in (p, q))
+    steps = model.latent_stride
+    h, w = (length // step for length, step in zip(_padded(size, model), steps, strict=True))
+    rows, cols = (-(-length // step) for length, step in zip(size, steps, strict=True))
     mask = torch.zeros(1, 1, h, w, dtype=torch.bool, device=device)
-    mask[..., : -(-p // LATENT_STRIDE), : -(-q // LATENT_STRIDE)] = True
+    mask[..., :rows, :cols] = True
     return mask
 
 
@@ -295,7 +330,7 @@ def tile_size(plane: Size, tile: int) -> Size:
     (unless that is 0)."""
     counts = [-(-length // tile) if tile else 1 for length in plane]
     rows, cols = (
-        -(-length // (count * STRIDE)) * STRIDE for length, count in zip(plane, counts, strict=True)
+        -(-length // (count * GRAIN)) * GRAIN for length, count in zip(plane, counts, strict=True)
     )
     return rows, cols
 
@@ -309,17 +344,17 @@ def tiles(plane: Size, size: Size) -> Iterator[tuple[slice, slice]]:
 
 
 def _write_tile_size(size: Size) -> bytes:
-    return b"".join((length // STRIDE).to_bytes(2, "little") for length in size)
+    return b"".join((length // GRAIN).to_bytes(2, "little") for length in size)
 
 
 def _read_tile_size(part: bytes) -> Size:
-    size = tuple(int.from_bytes(part[i : i + 2], "little") * STRIDE for i in (0, 2))
+    size = tuple(int.from_bytes(part[i : i + 2], "little") * GRAIN for i in (0, 2))
     if len(part) != 4 or min(size) < 1:
         raise BitstreamError("inconsistent: no size of tiles")
     return size
 
 
-def _identify(model: Hyperprior | Elic, integers: dict[str, Tensor]) -> bytes:
+def _identify(model: Model, integers: dict[str, Tensor]) -> bytes:
     """SHA-256 over the architecture and every weight, table and integer; mappings have ids of their
     own."""
     hasher = hashlib.sha256(json.dumps([type(model).__name__, asdict(model.arch)]).encode())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from coding.CompressAI.exact import LARGEST, LARGEST_RESULT, ExactConv, ExactNet, conv_layers
-from coding.CompressAI.models import PARAMS, Elic, Hyperprior
+from coding.CompressAI.models import PARAMS, Model
 
 FINE = 12
 """Scales and means are multiples of 2^-FINE, up to 2^(24 - FINE)."""
@@ -35,7 +35,7 @@ class FrozenNets:
         ValueError: the integers do not fit the model, or their sums would not be exact.
     """
 
-    def __init__(self, model: Hyperprior | Elic, state: dict[str, Tensor]):
+    def __init__(self, model: Model, state: dict[str, Tensor]):
         nets = {name: ExactNet(net.module) for name, net in model.entropy_nets().items()}
         self.nets = nn.ModuleDict(nets)
         try:
@@ -73,7 +73,7 @@ class FloatNets:
     """The float networks in place of a :class:`FrozenNets`, to measure what freezing costs. What is
     coded with it decodes on the same machine at best."""
 
-    def __init__(self, model: Hyperprior | Elic):
+    def __init__(self, model: Model):
         self.medians = model.hyper_bottleneck._get_medians().detach().reshape(-1)
         self.edges = _scale_edges(model).to(self.medians.device)
 
@@ -84,9 +84,7 @@ class FloatNets:
 
 
 @torch.no_grad()
-def freeze(
-    model: Hyperprior | Elic, planes: Iterable[Tensor] = (), seed: int = 0
-) -> dict[str, Tensor]:
+def freeze(model: Model, planes: Iterable[Tensor] = (), seed: int = 0) -> dict[str, Tensor]:
     """The integers of a model that has its entropy tables.
 
     Args:
@@ -129,7 +127,7 @@ def freeze(
     return state
 
 
-def _scale_edges(model: Hyperprior | Elic) -> Tensor:
+def _scale_edges(model: Model) -> Tensor:
     """Where the nearest scale table changes, (tables - 1,) float32."""
     table = model.conditional.scale_table.double()
     return (table[:-1] * table[1:]).sqrt().float()
@@ -189,7 +187,7 @@ def _exponent(peak: float) -> int:
 class _Ranges:
     """Largest magnitudes of all signals and inner layers; a latent coder that draws or rounds."""
 
-    def __init__(self, model: Hyperprior | Elic, seed: int):
+    def __init__(self, model: Model, seed: int):
         self.model = model
         self.names = {id(net.module): name for name, net in model.entropy_nets().items()}
         self.signals = {

@@ -1,4 +1,5 @@
-"""The paper's two codecs, on the released CompressAI: same layers, one channel in and out.
+"""The learned codecs on the released CompressAI: the paper's two, same layers, one channel in and out,
+and ``Native``, which sees a feature in its own layout.
 
 ``Hyperprior`` is *bmshj2018-hyperprior* (Ballé et al., *Variational image compression with a scale
 hyperprior*, arXiv 1802.01436); ``Elic`` is *elic2022-official* (He et al., *ELIC*, arXiv 2203.10886,
@@ -11,29 +12,27 @@ Encoder and decoder thus run the very same code, and no pass is computed twice.
     x ─ g_a ─> y ─ h_a ─> z ─ coder.hyper ─> z_hat ─ h_s ─> scales, means
                └────────── coder.latent(y, scales, means) ─> y_hat ─ g_s ─> x_hat
 
-Shapes: x (B, 1, P, Q), P and Q multiples of 64; y (B, M, P/16, Q/16); z (B, N, P/64, Q/64).
+Shapes: x (B, 1, P, Q), P and Q multiples of 64; y (B, M, P/16, Q/16); z (B, N, P/64, Q/64). Native: x
+(B, inputs, P, Q), y (B, M, P, Q), z (B, N, P/4, Q/4).
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from compressai.models import Elic2022Official, ScaleHyperprior
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.models import CompressionModel, Elic2022Official, ScaleHyperprior
 from compressai.models.utils import conv, deconv
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
-
-STRIDE = 64
-"""Planes are padded to multiples of this: g_a divides by 16, h_a by 4."""
-LATENT_STRIDE = 16
 
 
 class LatentCoder(Protocol):
     """What is done to the latents on their way through the model."""
 
     def hyper(self, z: Tensor | None) -> Tensor:
-        """z (B, N, P/64, Q/64), or ``None`` when decoding -> z_hat."""
+        """z, or ``None`` when decoding -> z_hat."""
 
     def run(self, module: nn.Module, x: Tensor, bf16: bool = False) -> Tensor:
         """What a network that decides entropy parameters makes of x.
@@ -97,6 +96,24 @@ class ElicArch:
             raise ValueError("context: two widths for every group but the first")
 
 
+@dataclass(frozen=True)
+class NativeArch:
+    """Widths of the codec that sees a feature in its own layout."""
+
+    inputs: int = 0
+    """Channels of the feature (tokens: all values of a token); 0 takes those of the patches."""
+    kernel: list[int] = field(default_factory=lambda: [3, 3])
+    """Of all convolutions, rows and columns; [k, 1] for tokens, which then have no columns."""
+    N: int = 64
+    """Channels of the inner layers and of z."""
+    M: int = 0
+    """Channels of the latent y; 0 takes as many as there are inputs."""
+
+    def __post_init__(self):
+        if len(self.kernel) != 2 or any(k < 1 or k % 2 == 0 for k in self.kernel):
+            raise ValueError(f"kernel: two odd numbers, got {self.kernel}")
+
+
 class _Networks:
     """How a model runs its networks: in float32, or in bf16 where the hardware gains.
 
@@ -105,6 +122,12 @@ class _Networks:
     stride 2, 4 x 2 -> 2 x 1), as z of a narrow plane is.
     """
 
+    stride = (64, 64)
+    """Inputs are padded to multiples of this: g_a divides by 16, h_a by 4."""
+    latent_stride = (16, 16)
+    """Rows and columns of the input that a latent stands for."""
+    native = False
+    """Whether the input is the feature in its own layout, rather than packed into a plane."""
     amp = False
     """Run g_a, g_s and, in training, ELIC's contexts in bf16 autocast; never the entropy models."""
 
@@ -272,7 +295,132 @@ class Elic(_Networks, Elic2022Official):
         return _forward(self, x, "ste")
 
 
-MODELS: dict[str, type[Hyperprior] | type[Elic]] = {"hyperprior": Hyperprior, "elic": Elic}
+class LinearAndMore(nn.Module):
+    """A linear map over channels plus a small convolutional network, which begins at zero."""
+
+    def __init__(self, before: int, inner: int, after: int, kernel: tuple[int, int]):
+        super().__init__()
+        self.linear = nn.Conv2d(before, after, 1)
+        self.more = nn.Sequential(
+            _conv(before, inner, kernel), nn.GELU(), _conv(inner, inner, kernel), nn.GELU(),
+            _conv(inner, after, kernel),
+        )  # fmt: skip
+        nn.init.zeros_(self.more[-1].weight)
+        nn.init.zeros_(self.more[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.more(x)
+
+
+class Native(_Networks, CompressionModel):
+    """A mean-scale hyperprior (Minnen et al., *Joint autoregressive and hierarchical priors*, arXiv
+    1809.02736, without the autoregressive part) in the feature's own layout.
+
+    Maps come as (B, channels, H, W), tokens as (B, channels, tokens, 1): channels are inputs, which a
+    packed plane hides from its convolutions. No latent stands for more than one position: where that
+    pays, h_a and g_a find it. Training begins at the Karhunen-Loeve transform of the patches, see
+    :meth:`initialise`.
+    """
+
+    arch_class = NativeArch
+    native = True
+    latent_stride = (1, 1)
+
+    def __init__(self, arch: NativeArch):
+        super().__init__()
+        if arch.inputs < 1:
+            raise ValueError(f"inputs: expected 1 or more, got {arch.inputs}")
+        self.arch = arch = replace(arch, M=arch.M or arch.inputs)
+        kernel = tuple(arch.kernel)
+        wide = tuple(k + 2 if k > 1 else 1 for k in kernel)
+        half = tuple(2 if k > 1 else 1 for k in kernel)
+        self.stride = tuple(4 if k > 1 else 1 for k in kernel)
+        self.g_a = LinearAndMore(arch.inputs, arch.N, arch.M, kernel)
+        self.g_s = LinearAndMore(arch.M, arch.N, arch.inputs, kernel)
+        self.h_a = nn.Sequential(
+            _conv(arch.M, arch.N, kernel), nn.ReLU(), _conv(arch.N, arch.N, wide, half), nn.ReLU(),
+            _conv(arch.N, arch.N, wide, half),
+        )  # fmt: skip
+        self.h_s = nn.Sequential(
+            _deconv(arch.N, arch.N, wide, half), nn.ReLU(), _deconv(arch.N, arch.N, wide, half),
+            nn.ReLU(), _conv(arch.N, 2 * arch.M, kernel),
+        )  # fmt: skip
+        self.entropy_bottleneck = EntropyBottleneck(arch.N)
+        self.gaussian_conditional = GaussianConditional(None)
+
+    hyper_bottleneck = Hyperprior.hyper_bottleneck
+    conditional = Hyperprior.conditional
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, lambda_value: float) -> None:
+        """Begin at the linear codec that suits the inputs: g_a their Karhunen-Loeve transform, g_s its
+        inverse, and scales those of its components.
+
+        The step is what a Gaussian of high rate wants: D = step^2 / 12 = 1 / (2 ln 2 255^2 lambda).
+
+        Args:
+            x: (n, inputs, p, q) patches.
+            lambda_value: weight of the distortion.
+        """
+        flat = x.transpose(0, 1).flatten(1).double()  # (inputs, n p q)
+        mean = flat.mean(1)
+        power, basis = torch.linalg.eigh(torch.cov(flat))
+        # signs that do not depend on the library
+        basis = basis * torch.where(basis.sum(0) < 0, -1.0, 1.0)
+        basis = basis.flip(1)[:, : self.arch.M]  # (inputs, M), strongest first
+        gain = math.sqrt(2 * math.log(2) * 255**2 * lambda_value / 12)
+        shape = (*self.g_a.linear.weight.shape[:2],)
+        weight = torch.zeros(shape, dtype=torch.float64)
+        weight[: basis.size(1)] = gain * basis.T
+        self.g_a.linear.weight.copy_(weight[:, :, None, None])
+        self.g_a.linear.bias.copy_(-weight @ mean)
+        self.g_s.linear.weight.copy_((weight.T / gain**2)[:, :, None, None])
+        self.g_s.linear.bias.copy_(mean)
+        scales = torch.full((self.arch.M,), 0.11, dtype=torch.float64)
+        scales[: basis.size(1)] = gain * power.flip(0)[: basis.size(1)].clamp(min=0).sqrt()
+        self.h_s[-1].weight.mul_(0.1)
+        self.h_s[-1].bias.copy_(torch.cat((scales.clamp(min=0.11), torch.zeros_like(scales))))
+
+    def analysis(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x -> y, z."""
+        y = self.net(self.g_a, x)
+        return y, self.h_a(y)
+
+    def entropy_nets(self) -> dict[str, EntropyNet]:
+        """By name, in the order they run."""
+        return {"h_s": EntropyNet(self.h_s, "z", PARAMS)}
+
+    def walk(
+        self,
+        coder: LatentCoder,
+        y: Tensor | None = None,
+        z: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Take y and z through the coder -> y_hat (B, M, P, Q)."""
+        z_hat = coder.hyper(z)
+        scales, means = coder.run(self.h_s, z_hat).chunk(2, dim=1)
+        return coder.latent(y, scales, means, mask)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return _forward(self, x, "ste")
+
+
+def _conv(
+    before: int, after: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1)
+) -> nn.Conv2d:
+    return nn.Conv2d(before, after, kernel, stride, padding=[k // 2 for k in kernel])
+
+
+def _deconv(
+    before: int, after: int, kernel: tuple[int, int], stride: tuple[int, int]
+) -> nn.ConvTranspose2d:
+    padding, more = [k // 2 for k in kernel], [s - 1 for s in stride]
+    return nn.ConvTranspose2d(before, after, kernel, stride, padding, more)
+
+
+Model = Hyperprior | Elic | Native
+MODELS: dict[str, type[Model]] = {"hyperprior": Hyperprior, "elic": Elic, "native": Native}
 """Codec name -> model class."""
 
 PUBLISHED_NAMES = {"bmshj2018-hyperprior": "hyperprior", "elic2022-official": "elic"}
@@ -305,7 +453,7 @@ class LikelihoodCoder:
     (ELIC, section 3). In eval mode both round.
     """
 
-    def __init__(self, model: Hyperprior | Elic, quantizer: str):
+    def __init__(self, model: "Model", quantizer: str):
         self.model = model
         self.bottleneck, self.conditional = model.hyper_bottleneck, model.conditional
         self.ste = quantizer == "ste" and model.training
@@ -332,7 +480,7 @@ class LikelihoodCoder:
         return y_hat
 
 
-def _forward(model: Hyperprior | Elic, x: Tensor, quantizer: str) -> dict[str, Any]:
+def _forward(model: "Model", x: Tensor, quantizer: str) -> dict[str, Any]:
     """x -> ``x_hat`` (B, 1, P, Q) and ``bits``, the estimated total as a scalar."""
     y, z = model.analysis(x)
     coder = LikelihoodCoder(model, quantizer)
@@ -343,6 +491,6 @@ def _forward(model: Hyperprior | Elic, x: Tensor, quantizer: str) -> dict[str, A
     return {"x_hat": x_hat, "bits": bits}
 
 
-def build_model(codec: str, arch: HyperpriorArch | ElicArch) -> Hyperprior | Elic:
-    """A fresh model of the codec ``hyperprior`` or ``elic``, randomly initialised."""
+def build_model(codec: str, arch: HyperpriorArch | ElicArch | NativeArch) -> Model:
+    """A fresh model of a codec, by its name in :data:`MODELS`, randomly initialised."""
     return MODELS[codec](arch)

@@ -1,5 +1,6 @@
 """Folders of training patches, as ``coding/transform/generate_data.py`` writes them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ _CACHE_BYTES = 1 << 30  # patch sets up to this size are read once and kept
 
 
 class PatchDataset(Dataset):
-    """The patches of several folders, one after the other, as (1, h, w) float32 in [0, 1).
+    """The patches of several folders, one after the other, as (K, h, w) float32 in [0, 1); K is 1 but in
+    the native layout.
 
     Args:
         folders: patch folders; each has ``train`` and ``test``.
@@ -26,7 +28,7 @@ class PatchDataset(Dataset):
 
     Raises:
         FileNotFoundError: a folder has no such split or no patch in it.
-        ValueError: patches differ in size, or are no planes in [0, 1); the message names the file.
+        ValueError: patches differ in size, or are not in [0, 1); the message names the file.
     """
 
     def __init__(self, folders: Sequence[Path], split: str):
@@ -39,7 +41,7 @@ class PatchDataset(Dataset):
                 )
             self.paths += found
         self.size = _read_patch(self.paths[0]).shape
-        fits = len(self.paths) * self.size[0] * self.size[1] * 4 <= _CACHE_BYTES
+        fits = len(self.paths) * math.prod(self.size) * 4 <= _CACHE_BYTES
         self._cache = np.stack([self._read(path) for path in self.paths]) if fits else None
 
     def __len__(self) -> int:
@@ -47,7 +49,7 @@ class PatchDataset(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         patch = self._cache[index] if self._cache is not None else self._read(self.paths[index])
-        return torch.from_numpy(patch)[None]  # (1, h, w)
+        return torch.from_numpy(patch)
 
     def _read(self, path: Path) -> np.ndarray:
         patch = _read_patch(path)
@@ -61,9 +63,10 @@ def _read_patch(path: Path) -> np.ndarray:
         patch = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a readable .npy file ({error})") from error
-    if patch.ndim != 2 or patch.dtype.kind != "f" or not (0 <= patch.min() <= patch.max() < 1):
-        raise ValueError(f"{path}: expected a plane of floats in [0, 1)")
-    return patch.astype(np.float32)
+    sound = patch.ndim in (2, 3) and patch.size and patch.dtype.kind == "f"
+    if not sound or not (0 <= patch.min() <= patch.max() < 1):
+        raise ValueError(f"{path}: expected a plane, or several, of floats in [0, 1)")
+    return patch.astype(np.float32).reshape(-1, *patch.shape[-2:])
 
 
 def load_patch_kind(folder: Path) -> Kind:

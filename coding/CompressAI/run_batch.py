@@ -66,7 +66,8 @@ class BatchConfig:
     pipeline_config: Literal["train_test", "train", "test"] = "train_test"
     """Train and evaluate, or one of the two."""
     arch: str | None = None
-    """Only this codec: bmshj2018-hyperprior, elic2022-official, klt or another that is fitted."""
+    """Only this codec: bmshj2018-hyperprior, elic2022-official, native, klt or another that is
+    fitted."""
     train_model_type: str | None = None
     """Only codecs trained on this model's features: hybrid, llama3, dinov2, sd3, resnet50."""
     train_task: str | None = None
@@ -180,7 +181,8 @@ class Batch:
     def _patches(self, machine: str, run: Training) -> Path:
         facts = self.machines[machine]
         height, width = run.folded_size
-        return self.root.feature(facts.model, facts.task).patches(self.transform, height, width)
+        root = self.root.feature(facts.model, facts.task)
+        return root.patches(self.transform, height, width, run.layout)
 
     def folder(self, run: Training) -> Path:
         """The codec folder of a run."""
@@ -226,11 +228,13 @@ class Batch:
         )
 
     def codings(self) -> list[Coding]:
-        """All that is coded: every run on every machine, every fit on its own."""
+        """All that is coded: every run on every machine, every fit and native run on its own."""
         out = []
         for run in self.runs:
             for machine in self.machines:
                 known = machine in self._trained_on(run)
+                if run.layout == "native" and not known:
+                    continue  # other channels
                 cfg = EvaluateConfig(
                     codec=self.folder(run),
                     device=self.cfg.device or "cpu",
@@ -288,6 +292,7 @@ class Batch:
                     )
                 command = [sys.executable, str(GENERATE), "--machine", machine, *common]
                 command += ["--patch_size", size, "--patches_per_file", str(crops)]
+                command += ["--layout", run.layout]
                 job = Job(f"patches {facts.kind}", command, folder / "generate.log")
                 if job not in jobs and not self._has_patches(folder, size, crops):
                     jobs.append(job)

@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeVar
 
 from coding import config
 from coding.codec import FITS
-from coding.CompressAI.models import PUBLISHED_NAMES
+from coding.CompressAI.models import MODELS, PUBLISHED_NAMES
 from coding.feature import FeatureFacts, load_facts
 from coding.paths import CONFIGS
-from coding.transform.generate_data import folded_size, parse_patch_size
+from coding.transform.generate_data import Layout, folded_size, parse_patch_size
 
 HYBRID = "hybrid"
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class Row:
     """One codec trained on one set, over its lambdas."""
 
-    codec: Literal["hyperprior", "elic"]
+    codec: Literal["hyperprior", "elic", "native"]
     """Which codec."""
     train_task: str
     """Task of one of the suite's machines, or hybrid for all of them (but the unseen) together."""
@@ -38,7 +38,7 @@ class Row:
     """Batch size, one value or one a lambda."""
     patch_size: str | dict[str, str] = "256-256"
     """height-width of the crops; wide ones are folded. For a hybrid codec also one a task; they must
-    fold to the same size."""
+    fold to the same size. For native of maps, or tokens-1."""
     patches_per_file: int | dict[str, int] = 1
     """Crops of each training feature; for a hybrid codec also one a task."""
     learning_rate: float = 1e-4
@@ -55,6 +55,8 @@ class Row:
                 raise ValueError(
                     f"{name}: {len(value)} values for {len(self.lambda_value)} lambdas"
                 )
+        if self.codec == "native" and self.train_task == HYBRID:
+            raise ValueError("train_task: native takes one machine's channels, not hybrid")
         sizes = self.patch_size.values() if isinstance(self.patch_size, dict) else []
         if len({folded_size(parse_patch_size(size)) for size in sizes}) > 1:
             raise ValueError(f"patch_size: {self.patch_size} fold to different sizes")
@@ -112,6 +114,11 @@ class Training:
     arch: dict[str, Any]
 
     @property
+    def layout(self) -> Layout:
+        """Of the patches."""
+        return "native" if MODELS[self.codec].native else "plane"
+
+    @property
     def title(self) -> str:
         """What a person is told."""
         return f"{self.codec} on {self.train_task} lambda {self.lambda_value:g}"
@@ -138,7 +145,8 @@ class Training:
     def folded_size(self) -> tuple[int, int]:
         """Size of the training patches; the same for all tasks."""
         sizes = [self.patch_size] if isinstance(self.patch_size, str) else self.patch_size.values()
-        return folded_size(parse_patch_size(next(iter(sizes))))
+        size = parse_patch_size(next(iter(sizes)))
+        return size if self.layout == "native" else folded_size(size)
 
 
 @dataclass(frozen=True)
@@ -188,10 +196,10 @@ def codec_name(arch: str) -> str:
     Raises:
         ValueError: neither.
     """
-    if arch in PUBLISHED_NAMES.values() or arch in FITS:
+    if arch in MODELS or arch in FITS:
         return arch
     if arch not in PUBLISHED_NAMES:
-        names = [*PUBLISHED_NAMES, *PUBLISHED_NAMES.values(), *FITS]
+        names = [*PUBLISHED_NAMES, *MODELS, *FITS]
         raise ValueError(f"arch: {arch!r} is none of {names}")
     return PUBLISHED_NAMES[arch]
 

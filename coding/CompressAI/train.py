@@ -24,7 +24,7 @@ the same threads. A loss that is not finite stops the run and leaves the last st
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,13 +41,15 @@ from coding import config, files, records
 from coding.CompressAI.checkpoint import load_model, load_state, save_checkpoint
 from coding.CompressAI.curves import plot_curves
 from coding.CompressAI.import_published import read_published
-from coding.CompressAI.models import MODELS, STRIDE, Elic, Hyperprior, build_model
+from coding.CompressAI.models import MODELS, Model, Native, build_model
 from coding.CompressAI.patches import PatchDataset, load_patch_kind
-from coding.devices import check_device, fast_bf16
+from coding.devices import check_device, fast_bf16, keep_memory
 from coding.transform.generate_data import PATCHES_JSON
 
 STATE = "state.pt"
 LOG_CSV = "log.csv"
+INITIAL_PATCHES = 1000
+"""So many, at most, give the codec native the transform that it begins with."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class TrainConfig:
     """Patch folders (with train/ and test/); several make a hybrid codec."""
     output: Path
     """Folder of the codec."""
-    codec: Literal["hyperprior", "elic"] = "hyperprior"
-    """Which codec."""
+    codec: Literal["hyperprior", "elic", "native"] = "hyperprior"
+    """Which codec; native takes patches of the native layout."""
     arch: dict[str, Any] = field(default_factory=dict)
     """Widths that differ from the published ones: {N: 64, M: 96}."""
     lambda_value: float = 0.01
@@ -140,6 +142,8 @@ class Training:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.device = check_device(cfg.device) if cfg.device else self.accelerator.device
+        if self.device.type == "cpu":
+            keep_memory()
         self.processes = self.accelerator.num_processes
         if cfg.batch_size % self.processes:
             raise ValueError(f"batch_size: {cfg.batch_size} does not divide by {self.processes}")
@@ -149,18 +153,25 @@ class Training:
         self.kinds = [load_patch_kind(folder) for folder in cfg.patches]
         self.patches = [files.digest(folder / PATCHES_JSON) for folder in cfg.patches]
         self.data = {split: PatchDataset(cfg.patches, split) for split in ("train", "test")}
-        for data in self.data.values():
-            if any(size % STRIDE for size in data.size):
-                raise ValueError(f"patches: sizes must divide by {STRIDE}, not {data.size}")
         self._build()
 
     def _build(self) -> None:
         cfg = self.cfg
         torch.manual_seed(cfg.seed)
-        arch_class = MODELS[cfg.codec].arch_class
-        model = build_model(cfg.codec, config.build(arch_class, cfg.arch, "arch"))
+        channels = self.data["train"].size[0]
+        model_class = MODELS[cfg.codec]
+        arch = config.build(model_class.arch_class, cfg.arch, "arch")
+        if model_class.native and not arch.inputs:
+            arch = replace(arch, inputs=channels)
+        model = build_model(cfg.codec, arch)
+        for data in self.data.values():
+            _check_patches(cfg, data.size, model)
         if cfg.pretrained_model:
             _load_pretrained(model, cfg.pretrained_model)
+        elif isinstance(model, Native):
+            patches = self.data["train"]
+            some = range(0, len(patches), -(-len(patches) // INITIAL_PATCHES))
+            model.initialise(torch.stack([patches[i] for i in some]), cfg.lambda_value)
         auto = cfg.precision == "auto" and fast_bf16(self.device)
         model.amp = auto or cfg.precision == "bf16"
         self.model = model.to(self.device, memory_format=torch.channels_last)
@@ -246,7 +257,7 @@ class Training:
         return row
 
     def batches(self, split: str) -> Iterator[Tensor]:
-        """This process's share of the batches, (b, 1, h, w); training is shuffled by epoch."""
+        """This process's share of the batches, (b, K, h, w); training is shuffled by epoch."""
         data, world, rank = self.data[split], self.processes, self.accelerator.process_index
         if split == "train":
             generator = torch.Generator().manual_seed(_derive_seed(self.cfg.seed, self.epoch, 0))
@@ -382,7 +393,19 @@ def _derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _load_pretrained(model: Hyperprior | Elic, path: str) -> None:
+def _check_patches(cfg: TrainConfig, size: tuple[int, ...], model: Model) -> None:
+    """Refuse patches that the model does not take."""
+    inputs = model.arch.inputs if isinstance(model, Native) else 1
+    if size[0] != inputs:
+        raise ValueError(
+            f"patches: {cfg.codec} takes {inputs} channels, {cfg.patches[0]} has {size[0]}; "
+            f"generate_data.py --layout makes patches for hyperprior and elic (plane) or native"
+        )
+    if any(length % step for length, step in zip(size[1:], model.stride, strict=True)):
+        raise ValueError(f"patches: sizes must divide by {model.stride}, not {size[1:]}")
+
+
+def _load_pretrained(model: Model, path: str) -> None:
     folder = Path(path).is_dir()
     state = load_model(path)[0].state_dict() if folder else read_published(Path(path))
     load_state(model, state, path)

@@ -1,7 +1,8 @@
 """Training patches and transformed features: ``python generate_data.py --machine resnet50_tiny``.
 
 ``--kind patches`` writes random crops of the packed, transformed planes that learned codecs are
-trained on; ``transformed`` writes the features after the transform, ``inverse`` after both ways (the
+trained on; with ``--layout native`` they are crops of the features in their own layout, for the codec
+``native``. ``transformed`` writes the features after the transform, ``inverse`` after both ways (the
 loss of the transform alone). A killed run goes on where it ended.
 """
 
@@ -32,8 +33,11 @@ SPLITS = ("train", "test")
 MAPPING_JSON, PATCHES_JSON, STARTED_JSON = "mapping.json", "patches.json", "patches_started.json"
 PATCH_STEP, PATCH_LIMIT = 64, 256
 """The default patch is the plane, rounded up to multiples of 64, up to 256."""
+NATIVE_STEP, NATIVE_LIMIT = 4, 64
+"""The same in the native layout."""
 
 Size = tuple[int, int]
+Layout = Literal["plane", "native"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class GenerateConfig:
     """Machine preset or YAML file: the facts of the features."""
     kind: Literal["patches", "transformed", "inverse"] = "patches"
     """What is written."""
+    layout: Layout = "plane"
+    """patches: plane, of the packed feature; native, with channels as inputs, for the codec native."""
     features: Path | None = None
     """patches: a folder with train and test inside; else a folder of .npy features. null takes the
     machine's (feature_train, or feature_test), extracted if missing."""
@@ -61,7 +67,8 @@ class GenerateConfig:
     """Of the mapping: none, mean or scale, of each channel."""
     patch_size: str | None = None
     """height-width of a crop: 256-256. Wide ones whose width is height times a square fold into a
-    square: 64-1024 into 256-256. null: the plane, in steps of 64, up to 256."""
+    square: 64-1024 into 256-256. native: height-width of maps, tokens-1. null: the plane, in steps
+    of 64, up to 256."""
     patches_per_file: int = 1
     """Random crops of each feature."""
     seed: int = 0
@@ -118,15 +125,26 @@ def _blocks(size: Size) -> int:
 
 
 def crop(plane: np.ndarray, size: Size, fill: float, rng: np.random.Generator) -> np.ndarray:
-    """A random crop of ``size``; where the plane is smaller, ``fill`` is added below and right."""
-    missing = [max(0, want - got) for want, got in zip(size, plane.shape, strict=True)]
+    """A random crop of (..., P, Q); where that is smaller, ``fill`` is added below and right."""
+    missing = [max(0, want - got) for want, got in zip(size, plane.shape[-2:], strict=True)]
     if any(missing):
-        padding = [(0, missing[0]), (0, missing[1])]
+        padding = [(0, 0)] * (plane.ndim - 2) + [(0, missing[0]), (0, missing[1])]
         plane = np.pad(plane, padding, constant_values=np.float32(fill))
     top, left = (
-        int(rng.integers(got - want + 1)) for want, got in zip(size, plane.shape, strict=True)
+        int(rng.integers(got - want + 1)) for want, got in zip(size, plane.shape[-2:], strict=True)
     )
-    return plane[top : top + size[0], left : left + size[1]]
+    return plane[..., top : top + size[0], left : left + size[1]]
+
+
+def _patch(
+    facts: FeatureFacts, u: np.ndarray, cfg: GenerateConfig, size: Size, fill: float,
+    rng: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
+    """u (N, C, H, W) -> one training patch, (h, w) folded, or (K, h, w) in the native layout."""
+    if cfg.layout == "plane":
+        return fold(crop(facts.packing.pack(u), size, fill, rng))
+    native = facts.packing.to_native(u)
+    return crop(native[rng.integers(len(native))], size, fill, rng)
 
 
 def generate(cfg: GenerateConfig) -> Path:
@@ -176,14 +194,15 @@ def _write_patches(
     if cfg.patch_size is not None:
         size = parse_patch_size(cfg.patch_size)
     else:
-        size = _default_size(facts, paths["train"][0])
-    transform = _transform_name(cfg)
-    output = cfg.output or root.patches(transform, *folded_size(size))
+        size = _default_size(facts, paths["train"][0], cfg.layout)
+    folded = folded_size(size) if cfg.layout == "plane" else size
+    output = cfg.output or root.patches(_transform_name(cfg), *folded, cfg.layout)
     plan = {
         "facts": asdict(facts),
         "assignment": cfg.assignment,
+        "layout": cfg.layout,
         "patch_size": list(size),
-        "folded_size": list(folded_size(size)),
+        "folded_size": list(folded),
         "patches_per_file": cfg.patches_per_file,
         "seed": cfg.seed,
         "mapping_id": mapping.id.hex(),
@@ -200,11 +219,12 @@ def _write_patches(
         for path in tqdm(targets, desc=f"patches {split}", unit="feature", mininterval=1):
             if _is_fresh(path, targets[path]):
                 continue
-            plane = facts.packing.pack(mapping.forward(facts.read(path)))
+            u = mapping.forward(facts.read(path))
             for n, target in enumerate(targets[path]):
-                patch = crop(plane, size, mapping.zero, seeded_rng(cfg.seed, path.name, n))
+                rng = seeded_rng(cfg.seed, path.name, n)
+                patch = _patch(facts, u, cfg, size, mapping.zero, rng)
                 with files.write_atomic(target) as file:
-                    np.save(file, fold(patch).astype(dtype), allow_pickle=False)
+                    np.save(file, patch.astype(dtype), allow_pickle=False)
     files.write_json(output / PATCHES_JSON, plan)
     (output / STARTED_JSON).unlink()
     return output
@@ -254,9 +274,13 @@ def _patch_dtype(mapping: Mapping) -> type[np.floating]:
     return np.float16 if exact and float(np.float16(mapping.zero)) == mapping.zero else np.float32
 
 
-def _default_size(facts: FeatureFacts, path: Path) -> Size:
-    plane = facts.packing.plane(facts.read(path).shape)
-    height, width = (min(PATCH_LIMIT, -(-length // PATCH_STEP) * PATCH_STEP) for length in plane)
+def _default_size(facts: FeatureFacts, path: Path, layout: Layout) -> Size:
+    shape = facts.read(path).shape
+    if layout == "native":
+        size, step, limit = facts.packing.native_size(shape)[2:], NATIVE_STEP, NATIVE_LIMIT
+    else:
+        size, step, limit = facts.packing.plane(shape), PATCH_STEP, PATCH_LIMIT
+    height, width = (1 if length == 1 else min(limit, -(-length // step) * step) for length in size)
     return height, width
 
 
