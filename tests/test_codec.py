@@ -85,8 +85,8 @@ def test_decoded_latents_are_the_encoded_ones(untrained):
     with torch.inference_mode():
         y, z = codec.model.analysis(plane)
         encoder = SymbolEncoder(codec.nets, codec.tables)
-        y_hat = codec.model.walk(encoder, y, z, _coded_mask(128, 64, codec.device))
-        decoded = codec._decompress((encoder.finish(),), (128, 64))
+        y_hat = codec.model.walk(encoder, y, z, _coded_mask((128, 64), codec.model, codec.device))
+        decoded = codec._decompress((encoder.finish(),), (1, 1, 128, 64))
         expected = codec._synthesis(y_hat)
     assert np.array_equal(decoded, expected)
 
@@ -118,7 +118,7 @@ def test_estimate_is_the_rate(trained):
         estimator = LikelihoodCoder(codec.model, "noise")
         encoder = SymbolEncoder(codec.nets, codec.tables)
         codec.model.walk(estimator, y, z)
-        codec.model.walk(encoder, y, z, _coded_mask(*plane.shape, codec.device))
+        codec.model.walk(encoder, y, z, _coded_mask(plane.shape, codec.model, codec.device))
     found = estimator.likelihoods["z"] + estimator.likelihoods["y"]
     likelihoods = torch.cat([part.flatten() for part in found]).double().numpy()
     symbols = torch.cat(encoder.symbols).numpy().astype(np.int64)

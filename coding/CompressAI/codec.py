@@ -19,11 +19,11 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ TILE = 512
 """Planes longer or wider than this are coded in tiles, by default: less memory, and faster, because what
 the networks pass on stays nearer to the processor."""
 Size = tuple[int, int]
+Place = tuple[slice, slice]
+T = TypeVar("T")
 
 
 class LearnedCodec(Codec):
@@ -222,15 +224,26 @@ class LearnedCodec(Codec):
         size = tile_size(plane.shape[2:], self.tile)
         places = list(tiles(plane.shape[2:], size))
         parts = [_write_tile_size(size)] if len(places) > 1 else []
-        # rANS codes one tile while the networks run on the next
-        with ThreadPoolExecutor(1) as worker:
-            coding: list[Future[bytes]] = []
-            for rows, cols in places:
-                coding.append(worker.submit(self._analyse(plane[..., rows, cols], zero).finish))
-                if len(coding) > 1:
-                    parts.append(coding.pop(0).result())
-            parts.append(coding.pop().result())
-        return tuple(parts)
+
+        def code(place: Place) -> bytes:
+            return self._analyse(plane[..., *place], zero).finish()
+
+        return tuple(parts + self._each(code, places))
+
+    def _each(self, code: Callable[..., T], *tiles: Sequence) -> list[T]:
+        """``code`` of every tile, two at a time: the entropy coding of one overlaps the networks of the
+        other, and on a CPU two single threads get further than a team of two."""
+        threads = torch.get_num_threads()
+        if len(tiles[0]) < 2 or (threads < 2 and self.device.type == "cpu"):
+            return [code(*each) for each in zip(*tiles, strict=True)]
+        share = max(1, threads // 2)
+        try:
+            with ThreadPoolExecutor(
+                2, initializer=torch.set_num_threads, initargs=(share,)
+            ) as pool:
+                return list(pool.map(torch.inference_mode(code), *tiles))
+        finally:
+            torch.set_num_threads(threads)  # what is global of it
 
     def _analyse(self, plane: np.ndarray, zero: float) -> SymbolEncoder:
         """(B, K, p, q) in [0, 1) -> its symbols."""
@@ -255,13 +268,16 @@ class LearnedCodec(Codec):
         if len(parts) != len(places):
             raise BitstreamError(f"inconsistent: {len(parts)} strings, expected {len(places)}")
         plane = np.empty(shape, np.float32)
-        for (rows, cols), string in zip(places, parts, strict=True):
-            p, q = rows.stop - rows.start, cols.stop - cols.start
+
+        def code(place: Place, string: bytes) -> None:
+            p, q = (where.stop - where.start for where in place)
             hyper = (shape[0], self.nets.medians.numel(), *_hyper_size((p, q), self.model))
             coder = SymbolDecoder(self.nets, self.tables, string, hyper)
             y_hat = self.model.walk(coder, mask=_coded_mask((p, q), self.model, self.device))
             coder.finish()
-            plane[..., rows, cols] = self._synthesis(y_hat)[..., :p, :q]
+            plane[..., *place] = self._synthesis(y_hat)[..., :p, :q]
+
+        self._each(code, places, parts)
         return plane
 
     def _synthesis(self, y_hat: Tensor) -> np.ndarray:
@@ -335,7 +351,7 @@ def tile_size(plane: Size, tile: int) -> Size:
     return rows, cols
 
 
-def tiles(plane: Size, size: Size) -> Iterator[tuple[slice, slice]]:
+def tiles(plane: Size, size: Size) -> Iterator[Place]:
     """Rows and columns of each tile of a plane, row by row."""
     for top in range(0, plane[0], size[0]):
         for left in range(0, plane[1], size[1]):
