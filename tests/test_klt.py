@@ -124,7 +124,7 @@ def test_any_rate_from_one_model(token_codec):
     assert errors[-1] < 1e-5 * x.var()
 
 
-def test_symbols_do_not_depend_on_threads(token_codec):
+def test_symbols_do_not_depend_on_threads_or_device(token_codec):
     folder, features = token_codec
     codec = load_codec(folder)
     data = codec.encode(read_feature(next(features.iterdir())))
@@ -133,11 +133,14 @@ def test_symbols_do_not_depend_on_threads(token_codec):
     count = count_vectors(stream.shape, stream.packing, 1)
     results, before = [], torch.get_num_threads()
     try:
-        for threads, mkldnn in ((1, True), (2, True), (1, False)):
+        ways = [(1, True, "cpu"), (2, True, "cpu"), (1, False, "cpu")]
+        ways += [(1, True, "cuda")] if torch.cuda.is_available() else []
+        for threads, mkldnn, device in ways:
             torch.set_num_threads(threads)
             with torch.backends.mkldnn.flags(enabled=mkldnn):
-                symbols = load_codec(folder).read_symbols(stream.parts[1], grade, count)
-                results.append((*symbols, codec.decode(data)))
+                other = load_codec(folder, device=device)
+                symbols = other.read_symbols(stream.parts[1], grade, count)
+                results.append((*symbols, other.decode(data)))
     finally:
         torch.set_num_threads(before)
     for clusters, symbols, decoded in results[1:]:

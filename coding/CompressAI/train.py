@@ -402,7 +402,8 @@ def _check_patches(cfg: TrainConfig, size: tuple[int, ...], model: Model) -> Non
             f"generate_data.py --layout makes patches for hyperprior and elic (plane) or native"
         )
     if any(length % step for length, step in zip(size[1:], model.stride, strict=True)):
-        raise ValueError(f"patches: sizes must divide by {model.stride}, not {size[1:]}")
+        (p, q), (rows, cols) = size[1:], model.stride
+        raise ValueError(f"patches: {p} x {q} must divide by {rows} x {cols}")
 
 
 def _load_pretrained(model: Model, path: str) -> None:
