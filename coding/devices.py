@@ -29,7 +29,8 @@ def keep_memory() -> None:
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not
         if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+            # an older glibc takes no more than 32 MiB
+            mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 1 << 25)
             mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 

@@ -41,7 +41,7 @@ class BenchConfig:
 
     small: bool = False
     """Small widths and patches."""
-    steps: int = 5
+    steps: int = 15
     """Steps of each, after one that is not counted."""
     batch_size: int = 8
     """Patches a step."""
