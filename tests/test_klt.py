@@ -9,6 +9,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from coding import evaluate
 from coding.bitstream import Bitstream, BitstreamError, pack, unpack
@@ -19,11 +20,11 @@ from coding.klt import fit_klt
 from coding.klt.arrange import count_vectors, from_vectors, to_vectors
 from coding.klt.entropy import fit_bank
 from coding.klt.fit_klt import FitConfig
-from coding.klt.model import HIGHEST, LOWEST, PER_OCTAVE, RUNGS, rung
+from coding.klt.model import HIGHEST, LOWEST, PER_OCTAVE, RUNGS, WEIGHTS, rung
 from coding.packing import Packing
-from coding.paths import REPOSITORY
+from coding.paths import default_data_root
 
-MINILM = REPOSITORY.parent / "shared" / "real_features" / "minilm"
+MINILM = default_data_root() / "minilm" / "hidden"
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +162,10 @@ def test_outliers_cost_bits_and_never_break(token_codec, value):
     decoded = codec.decode(data)
     assert np.isfinite(decoded).all()
     assert decoded[0, 0, 3, 5] == pytest.approx(value, rel=0.05, abs=10)
-    others = np.arange(x.shape[2]) != 3
-    assert np.allclose(decoded[0, 0, others], clean[0, 0, others], atol=1e-4)
+    apart = np.abs(np.arange(x.shape[2]) - 3)
+    assert np.allclose(decoded[0, 0, apart > 1], clean[0, 0, apart > 1], atol=1e-4)
+    # the post-filter looks at the tokens beside one, though not at how far an outlier lies off
+    assert np.abs(decoded - clean)[0, 0, apart == 1].max() < 2 * x[0, 0, apart > 0].std()
     assert len(data) < len(plain) + 6 * x.shape[3]
 
 
@@ -256,16 +259,75 @@ def test_fit_names_what_is_wrong(tmp_path, toy, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not MINILM.is_dir(), reason="the features of a sentence transformer are not here"
+    not MINILM.is_dir(), reason="the features of a sentence transformer are not imported"
 )
 def test_bars_on_real_features(tmp_path):
     """Rate and distortion on hidden states of a sentence transformer, every byte counted."""
-    fit_klt.fit(FitConfig(MINILM / "train", tmp_path / "codec", "minilm", clusters=[8]))
+    fit_klt.fit(FitConfig(MINILM / "feature_train" / "train", tmp_path / "codec", "minilm", clusters=[8]))
     for nmse, bar in ((0.018, 2.40), (0.065, 1.25), (0.11, 0.90), (0.175, 0.50)):
         cfg = evaluate.EvaluateConfig(
-            codec=tmp_path / "codec", features=Path(MINILM / "test"), output=tmp_path / f"{nmse}",
+            codec=tmp_path / "codec", features=MINILM / "feature_test", output=tmp_path / f"{nmse}",
             target_nmse=nmse,
         )  # fmt: skip
         summary = evaluate.evaluate(cfg)
         assert summary["nmse_pooled"] <= nmse
         assert summary["bpfp_pooled"] <= bar
+
+
+def walk(seed: int) -> np.ndarray:
+    """(2, 1, 30, 8) float32: two sequences of tokens that change little from one to the next."""
+    rng = np.random.default_rng(seed)
+    x = np.cumsum(rng.standard_normal((2, 1, 30, 8)), axis=2) * np.geomspace(1, 4, 8)
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("clusters", [1, 2])
+def test_post_filter_lowers_the_error_at_the_same_bytes(tmp_path, clusters):
+    for i in range(30):
+        write_feature(tmp_path / "train" / f"{i:02d}.npy", walk(i))
+    codecs = []
+    for wanted in ("true", "false"):
+        output = tmp_path / wanted
+        fit_klt.main(
+            ["--features", str(tmp_path / "train"), "--output", str(output),
+             "--clusters", f"[{clusters}]", "--post_filter", wanted]
+        )  # fmt: skip
+        codecs.append(load_codec(output).at_quality(-1))
+    filtered, plain = codecs
+    assert filtered.model.post is not None and plain.model.post is None
+    rotations = filtered.model.transform.layout.clusters
+    assert (filtered.model.post.basis is None) == (rotations == 1)
+    x = walk(99)
+    parts = [unpack(codec.encode(x)).parts for codec in codecs]
+    assert parts[0] == parts[1]
+    errors = [np.mean((codec.decode(codec.encode(x)) - x) ** 2) for codec in codecs]
+    assert errors[0] < 0.9 * errors[1]
+    alone = filtered.decode(filtered.encode(x[:1]))  # sequences know nothing of each other
+    np.testing.assert_allclose(filtered.decode(filtered.encode(x))[:1], alone, atol=1e-4)
+
+
+def test_post_filter_where_tokens_tell_nothing_of_each_other(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        noise = rng.standard_normal((1, 1, 40, 8)).astype(np.float32)
+        write_feature(tmp_path / "train" / f"{i}.npy", noise)
+    fit_klt.main(
+        ["--features", str(tmp_path / "train"), "--output", str(tmp_path / "codec"),
+         "--clusters", "[1]"]
+    )  # fmt: skip
+    model = load_codec(tmp_path / "codec").model
+    if model.post is not None:
+        assert np.abs(model.post.taps[:, :, 1]).max() < 0.1
+
+
+def test_damaged_post_filter_is_named(tmp_path):
+    for i in range(10):
+        write_feature(tmp_path / "train" / f"{i}.npy", walk(i))
+    output = tmp_path / "codec"
+    fit_klt.main(
+        ["--features", str(tmp_path / "train"), "--output", str(output), "--clusters", "[2]"]
+    )
+    arrays = load_file(output / WEIGHTS)
+    save_file(arrays | {"post_taps": arrays["post_taps"][:, 1:]}, output / WEIGHTS)
+    with pytest.raises(ValueError, match=r"not a sound klt codec.*post filter of sizes"):
+        load_codec(output)

@@ -1,7 +1,7 @@
 """The codec without a network behind the common API.
 
     encode:  x ─ vectors ─ transform / step ─ choose symbols ─ rANS ─> bitstream
-    decode:  bitstream ─ rANS ─> symbols ─ * step, inverse transform ─ vectors ─> x_hat
+    decode:  bitstream ─ rANS ─> symbols ─ * step, inverse transform, post-filter ─ vectors ─> x_hat
 
 Parts of the bitstream: quality (2 bytes, signed, in 128ths); one rANS string of the clusters' indexes,
 where there are several, and the symbols, vector by vector; and, where there are any, the vectors that
@@ -90,7 +90,8 @@ class KltCodec(OneKindCodec):
         block = self.model.transform.layout.block
         count = count_vectors(shape, self.facts.packing, block)
         clusters, symbols = self.read_symbols(parts[1], grade, count)
-        vectors = self.model.restore(clusters, symbols, grade)
+        # tokens: a sequence has the feature's H rows
+        vectors = self.model.restore(clusters, symbols, grade, shape[2])
         if len(parts) == 3:
             _put_raw(parts[2], vectors)
         return from_vectors(vectors, shape, self.facts.packing, block)

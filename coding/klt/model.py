@@ -27,6 +27,7 @@ from coding import config, files, rans
 from coding.codec import CONFIG_JSON
 from coding.feature import FeatureFacts
 from coding.klt.entropy import Bank, choose, reconstruct
+from coding.klt.post_filter import PostFilter
 
 WEIGHTS = "model.safetensors"
 FORMAT = 1
@@ -152,6 +153,8 @@ class KltModel:
     """RUNGS entropy models, from the coarsest step to the finest."""
     weight: float
     """What a bit costs, in squared steps, when symbols are chosen."""
+    post: PostFilter | None = None
+    """Of tokens, where it was found to help."""
 
     def weight_at(self, grade: int) -> float:
         """What a bit costs at quality ``grade`` / 128."""
@@ -191,16 +194,30 @@ class KltModel:
         symbols[raw], clusters[raw] = 0, 0
         return clusters, symbols, bits, raw
 
-    def restore(self, clusters: np.ndarray, symbols: np.ndarray, grade: int) -> np.ndarray:
-        """Clusters (R,) and symbols (R, C * S) -> vectors (R, C, S) float32."""
-        model = self.rungs[rung(grade)]
+    def restore(
+        self, clusters: np.ndarray, symbols: np.ndarray, grade: int, length: int | None = None
+    ) -> np.ndarray:
+        """Clusters (R,) and symbols (R, C * S) -> vectors (R, C, S) float32.
+
+        Args:
+            length: rows of a sequence, over which the post-filter runs; None leaves it out.
+        """
+        at = rung(grade)
+        post = self.post if length else None
         out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
         step = np.float32(self.transform.step(grade))
         for cluster in np.unique(clusters):
             own = clusters == cluster
             y = np.empty((int(own.sum()), symbols.shape[1]), np.float32)
-            reconstruct(symbols[own], model.chosen[cluster], model.bank.centroid, y)
-            out[own] = self.transform.inverse(y * step, cluster)
+            reconstruct(
+                symbols[own], self.rungs[at].chosen[cluster], self.rungs[at].bank.centroid, y
+            )
+            y *= step
+            if post and post.basis is None:  # one basis: all rows are here, in its components
+                y += post.change(y, length, at)
+            out[own] = self.transform.inverse(y, cluster)
+        if post and post.basis is not None:
+            out[:, :, 0] = post.refine(out[:, :, 0], length, at)
         return out
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -218,7 +235,7 @@ class KltModel:
         }
         if self.transform.basis is not None:
             out["basis"] = self.transform.basis.astype(np.float16)
-        return out
+        return out | (self.post.arrays() if self.post else {})
 
     @cached_property
     def digest(self) -> bytes:
@@ -271,7 +288,8 @@ class KltModel:
             facts = config.build(FeatureFacts, values["facts"], "facts")
             basis = arrays["basis"].astype(np.float32) if layout.rotate else None
             transform = Transform(layout, arrays["mean"], basis, float(values["unit"]))
-            model = cls(facts, transform, _rungs(arrays), float(values["weight"]))
+            post = PostFilter.of_arrays(arrays, (RUNGS, transform.mean.shape[1]))
+            model = cls(facts, transform, _rungs(arrays), float(values["weight"]), post)
             if len(model.rungs) != RUNGS:
                 raise ValueError(f"{len(model.rungs)} steps, expected {RUNGS}")
             return model, float(values["quality"])
