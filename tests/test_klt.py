@@ -1,7 +1,6 @@
 """The codec without a network: exact symbols, any rate, sound bytes, layouts chosen by measurement."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,7 +262,9 @@ def test_fit_names_what_is_wrong(tmp_path, toy, capsys):
 )
 def test_bars_on_real_features(tmp_path):
     """Rate and distortion on hidden states of a sentence transformer, every byte counted."""
-    fit_klt.fit(FitConfig(MINILM / "feature_train" / "train", tmp_path / "codec", "minilm", clusters=[8]))
+    fit_klt.fit(
+        FitConfig(MINILM / "feature_train" / "train", tmp_path / "codec", "minilm", clusters=[8])
+    )
     for nmse, bar in ((0.018, 2.40), (0.065, 1.25), (0.11, 0.90), (0.175, 0.50)):
         cfg = evaluate.EvaluateConfig(
             codec=tmp_path / "codec", features=MINILM / "feature_test", output=tmp_path / f"{nmse}",
