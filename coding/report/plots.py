@@ -10,7 +10,7 @@ from coding.report.figures import one_point
 from coding.report.records import Curve, Machine, Run
 from coding.report.table import show
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D46", "#888888")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B3FB5", "#8A5A2B")
 MARKERS = (
     ("circle", "●○"), ("square", "■□"), ("diamond", "◆◇"), ("triangle-up", "▲△"),
     ("triangle-down", "▼▽"), ("star", "★☆"), ("hexagon", "⬢⬡"), ("pentagon", "⬟⬠"),
