@@ -350,6 +350,7 @@ class Native(_Networks, CompressionModel):
 
     hyper_bottleneck = Hyperprior.hyper_bottleneck
     conditional = Hyperprior.conditional
+    entropy_nets = Hyperprior.entropy_nets
 
     @torch.no_grad()
     def initialise(self, x: Tensor, lambda_value: float) -> None:
@@ -385,10 +386,6 @@ class Native(_Networks, CompressionModel):
         """x -> y, z."""
         y = self.net(self.g_a, x)
         return y, self.h_a(y)
-
-    def entropy_nets(self) -> dict[str, EntropyNet]:
-        """By name, in the order they run."""
-        return {"h_s": EntropyNet(self.h_s, "z", PARAMS)}
 
     def walk(
         self,
