@@ -23,6 +23,7 @@ Guarantees: :func:`unpack` returns exactly what :func:`pack` was given, or raise
 import zlib
 from dataclasses import dataclass
 
+from coding.errors import UserError
 from coding.feature import DTYPES, FeatureFacts, points
 from coding.packing import Packing, Shape
 
@@ -32,11 +33,11 @@ SUFFIX = ".ufc"
 VERSION = 1
 ID_BYTES = 4
 MAX_POINTS = 1 << 28
-"""Largest feature that a bitstream may announce: 1 GiB as float32."""
+"""Largest feature that a bitstream may hold: 1 GiB as float32. Receivers may set a lower limit."""
 _MAX_PARTS = 1 << 16
 
 
-class BitstreamError(ValueError):
+class BitstreamError(UserError):
     """The bytes are not a sound bitstream, or not one of this codec and mapping."""
 
 
@@ -77,6 +78,7 @@ def pack(stream: Bitstream) -> bytes:
     """The bytes of a bitstream.
 
     Raises:
+        UserError: the feature is too large.
         ValueError: a field has no place in the format.
     """
     if len(stream.codec_id) != ID_BYTES or len(stream.mapping_id) != ID_BYTES:
@@ -84,7 +86,7 @@ def pack(stream: Bitstream) -> bytes:
     if not 0 <= stream.mode < 16:
         raise ValueError("bitstream: the mode is 0 .. 15")
     if points(stream.shape) > MAX_POINTS:
-        raise ValueError(f"bitstream: more than {MAX_POINTS} points, split the feature")
+        raise UserError(f"bitstream: more than {MAX_POINTS} points, split the feature")
     stream.packing.plane(stream.shape)  # raises where the packing does not fit
     out = bytearray(MAGIC)
     out.append(VERSION)
@@ -104,8 +106,11 @@ def pack(stream: Bitstream) -> bytes:
     return bytes(out) + zlib.crc32(out).to_bytes(4, "little")
 
 
-def unpack(data: bytes) -> Bitstream:
+def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
     """Take a bitstream apart and check it.
+
+    Args:
+        max_points: largest N*C*H*W that is accepted.
 
     Raises:
         BitstreamError: foreign, of an unknown version, truncated, corrupted or inconsistent.
@@ -129,10 +134,12 @@ def unpack(data: bytes) -> Bitstream:
         raise BitstreamError(f"inconsistent: unknown dtype {dtype} or packing {layout}")
     if min(shape) < 1 or points(shape) > MAX_POINTS:
         raise BitstreamError(f"inconsistent: impossible shape {shape}")
+    if points(shape) > max_points:
+        raise BitstreamError(f"too large: {points(shape)} points, the limit is {max_points}")
     try:
         packing = Packing("tiles", reader.varint(), reader.varint()) if layout else Packing()
         packing.plane(shape)
-    except ValueError as error:
+    except UserError as error:
         raise BitstreamError(f"inconsistent: {error}") from error
     count = reader.varint()
     if count > _MAX_PARTS:

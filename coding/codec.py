@@ -18,7 +18,8 @@ from typing import Self
 import numpy as np
 
 from coding import files
-from coding.bitstream import ID_BYTES, Bitstream, BitstreamError, pack, unpack
+from coding.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
+from coding.errors import UserError
 from coding.feature import FeatureError, FeatureFacts, check_feature
 from coding.packing import Shape
 
@@ -86,9 +87,9 @@ class Codec(ABC):
         """The same codec at another rate, the higher the more bits; its own scale.
 
         Raises:
-            ValueError: the codec has one rate only, or none such.
+            UserError: the codec has one rate only, or none such.
         """
-        raise ValueError(
+        raise UserError(
             "quality: a learned codec has one rate; train one with another lambda_value"
         )
 
@@ -96,9 +97,9 @@ class Codec(ABC):
         """The same codec; planes longer or wider than ``tile`` are coded in tiles up to that; 0: never.
 
         Raises:
-            ValueError: the codec has no tiles, or none such.
+            UserError: the codec has no tiles, or none such.
         """
-        raise ValueError("tile: only learned codecs code in tiles")
+        raise UserError("tile: only learned codecs code in tiles")
 
     @abstractmethod
     def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
@@ -113,8 +114,13 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(self, data: bytes) -> np.ndarray:
+    def decode(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
         """The whole bitstream -> (N, C, H, W) in the source's dtype.
+
+        Memory grows with what the payload can hold, not with what the header announces.
+
+        Args:
+            max_points: largest N*C*H*W that is accepted; 2^28 (1 GiB as float32) by default.
 
         Raises:
             BitstreamError: the bytes are not sound, or belong to another codec or mapping.
@@ -158,15 +164,19 @@ class OneKindCodec(Codec):
             )
         )
 
-    def decode(self, data: bytes) -> np.ndarray:
-        stream = unpack(data)
+    def decode(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
+        stream = unpack(data, max_points)
         stream.check_codec(self.id)
         stream.check_facts(self.facts)
         if stream.mode != 0:
             raise BitstreamError(f"inconsistent: payload mode {stream.mode} is not known")
-        x = self.decode_parts(stream.parts, stream.shape)
-        largest = np.finfo(stream.dtype).max
-        return np.clip(x, -largest, largest).astype(stream.dtype, copy=False)
+        return to_dtype(self.decode_parts(stream.parts, stream.shape), stream.dtype)
+
+
+def to_dtype(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Decoded values in the source's dtype; what it cannot hold becomes its largest, never infinity."""
+    largest = np.finfo(dtype).max
+    return np.clip(x, -largest, largest).astype(dtype, copy=False)
 
 
 def load_codec(
@@ -185,7 +195,7 @@ def load_codec(
 
     Raises:
         FileNotFoundError: no folder, or no ``config.json`` in it.
-        ValueError: the folder is damaged or names a codec that is not registered.
+        UserError: the folder is damaged or names a codec that is not registered.
     """
     folder = Path(folder)
     path = folder / CONFIG_JSON
@@ -194,7 +204,7 @@ def load_codec(
     values = files.read_json(path)
     name = values.get("codec") if isinstance(values, dict) else None
     if not isinstance(name, str) or name not in CODECS:
-        raise ValueError(f"{path}: key 'codec' is {name!r}, expected one of {sorted(CODECS)}")
+        raise UserError(f"{path}: key 'codec' is {name!r}, expected one of {sorted(CODECS)}")
     module, class_name = CODECS[name].split(":")
     codec_class: type[Codec] = getattr(importlib.import_module(module), class_name)
     return codec_class.load(folder, device=device, published=published, kinds=kinds)

@@ -3,7 +3,7 @@
 A script declares a frozen dataclass with a docstring under each field and calls :func:`parse`. Every
 field becomes a flag with help, type and default; ``--config FILE.yaml`` sets many at once; flags win
 over the file. An unknown key, a wrong type or an impossible value (``__post_init__`` raising
-``ValueError``) ends the script with one line that names the key and what it takes.
+``UserError``) ends the script with one line that names the key and what it takes.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from coding.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -46,7 +48,7 @@ def parse(
     values = {key: value for key, value in vars(namespace).items() if not key.startswith("__")}
     try:
         return config_class(**values)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
 
 
@@ -94,12 +96,12 @@ def to_argv(config: Any) -> list[str]:
 def report_errors() -> Iterator[None]:
     """End the script with one line and status 1 for what the user can mend.
 
-    Bad input, a missing file or an impossible value raise ``ValueError`` or ``OSError`` with a text
-    that says what is expected; anything else is a fault of ours and keeps its traceback.
+    Bad input or an impossible value raise ``UserError``, a missing file or a full disk ``OSError``, with
+    a text that says what is expected; anything else is a fault of ours and keeps its traceback.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -108,7 +110,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML, or not a mapping at the top; the message names the file.
+        UserError: not YAML, or not a mapping at the top; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -116,9 +118,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({error})") from error
+        raise UserError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a mapping of keys to values")
+        raise UserError(f"{path}: expected a mapping of keys to values")
     return value
 
 
@@ -126,7 +128,7 @@ def build(config_class: type[T], values: dict[str, Any], where: str) -> T:
     """Make a (nested) dataclass from plain values with the same checks as the command line.
 
     Raises:
-        ValueError: an unknown key, a missing one or a wrong type; the message starts with ``where``.
+        UserError: an unknown key, a missing one or a wrong type; the message starts with ``where``.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=config_class)
@@ -134,4 +136,4 @@ def build(config_class: type[T], values: dict[str, Any], where: str) -> T:
         namespace = parser.parse_object({"value": values})
         return parser.instantiate_classes(namespace).value
     except Exception as error:  # jsonargparse wraps every cause; the text names the key
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error

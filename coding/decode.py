@@ -12,6 +12,7 @@ import numpy as np
 
 from coding import config
 from coding.bitstream import SUFFIX, BitstreamError
+from coding.errors import UserError
 from coding.feature import write_feature
 from coding.options import CodecOptions, progress
 from coding.overlap import check_coders, overlap
@@ -38,7 +39,7 @@ def list_bitstreams(path: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: the folder holds none.
+        UserError: the folder holds none.
     """
     if path.is_file():
         return [path]
@@ -46,7 +47,7 @@ def list_bitstreams(path: Path) -> list[Path]:
         raise FileNotFoundError(f"{path}: no such file or folder")
     found = sorted(p for p in path.glob(f"*{SUFFIX}") if not p.name.startswith("."))
     if not found:
-        raise ValueError(f"{path}: holds no *{SUFFIX} file")
+        raise UserError(f"{path}: holds no *{SUFFIX} file")
     return found
 
 

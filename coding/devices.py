@@ -5,6 +5,8 @@ import sys
 
 import torch
 
+from coding.errors import UserError
+
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 
 
@@ -38,11 +40,11 @@ def check_device(name: str) -> torch.device:
     """The device of this name.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name} is not to be had ({error})") from error
+        raise UserError(f"device: {name} is not to be had ({error})") from error
     return device

@@ -11,6 +11,7 @@ import numpy as np
 
 from coding import config, files
 from coding.bitstream import SUFFIX
+from coding.errors import UserError
 from coding.feature import list_features, points, read_feature
 from coding.options import RateOptions, progress
 from coding.overlap import check_coders, overlap
@@ -38,7 +39,7 @@ def encode(cfg: EncodeConfig) -> None:
     """Encode every feature.
 
     Raises:
-        FeatureError, FileNotFoundError, ValueError: as the codec API; the message names the file.
+        FeatureError, FileNotFoundError, UserError: as the codec API; the message names the file.
     """
     paths = list_features(cfg.input)
     codec = cfg.load_for(paths, cfg.kind)
@@ -47,7 +48,7 @@ def encode(cfg: EncodeConfig) -> None:
     def code(path: Path, feature: np.ndarray) -> tuple[bytes, int]:
         try:
             return codec.encode(feature, cfg.kind), points(feature.shape)
-        except ValueError as error:
+        except UserError as error:
             raise type(error)(f"{path}: {error}") from error
 
     coded = overlap(paths, read_feature, code, cfg.coders)

@@ -15,6 +15,7 @@ import numpy as np
 from coding import config, files, records
 from coding.bitstream import SUFFIX, unpack
 from coding.codec import Codec
+from coding.errors import UserError
 from coding.feature import Moments, list_features, points, read_feature, write_feature
 from coding.options import RateOptions, progress
 from coding.overlap import overlap
@@ -40,7 +41,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, float | int]:
     """Code every feature -> the summary, as in ``summary.json``.
 
     Raises:
-        FeatureError, FileNotFoundError, ValueError: as the codec API; the message names the file.
+        FeatureError, FileNotFoundError, UserError: as the codec API; the message names the file.
     """
     paths = list_features(cfg.features)
     codec = cfg.load_for(paths, cfg.kind, cfg.published)
@@ -84,7 +85,7 @@ def _code(
     start = time.perf_counter()
     try:
         data = codec.encode(feature, cfg.kind)
-    except ValueError as error:
+    except UserError as error:
         raise type(error)(f"{path}: {error}") from error
     encode_s = time.perf_counter() - start
     files.write_bytes(stream, data)

@@ -14,13 +14,14 @@ from typing import Literal, Self
 import numpy as np
 
 from coding import config, files
+from coding.errors import UserError
 from coding.packing import Packing
 from coding.paths import CONFIGS
 
 DTYPES = ("float16", "float32")
 
 
-class FeatureError(ValueError):
+class FeatureError(UserError):
     """A feature file, or an array given as one, is not what the contract says."""
 
 
@@ -48,12 +49,12 @@ class FeatureFacts:
 
     def __post_init__(self):
         if len(self.shape) != 4 or any(size is not None and size < 1 for size in self.shape):
-            raise ValueError(f"shape: expected four sizes or nulls, got {self.shape}")
+            raise UserError(f"shape: expected four sizes or nulls, got {self.shape}")
         if self.packing.layout == "tiles" and self.shape[1] not in (
             None,
             self.packing.rows * self.packing.cols,
         ):
-            raise ValueError(f"packing: {self.packing} does not hold {self.shape[1]} channels")
+            raise UserError(f"packing: {self.packing} does not hold {self.shape[1]} channels")
 
     @property
     def kind(self) -> str:
@@ -95,15 +96,13 @@ def load_facts(path: str | Path) -> FeatureFacts:
         path: a file, or the name of a preset in ``configs/machines`` (``resnet50_tiny``).
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or the block is missing or wrong.
+        FileNotFoundError, UserError: no such file, or the block is missing or wrong.
     """
     path = find_machine_config(path)
     values = config.read_yaml(path)
     unknown = set(values) - {"feature", "machine"}
     if unknown or "feature" not in values:
-        raise ValueError(
-            f"{path}: expected the key 'feature' (and 'machine'), got {sorted(values)}"
-        )
+        raise UserError(f"{path}: expected the key 'feature' (and 'machine'), got {sorted(values)}")
     return config.build(FeatureFacts, values["feature"], f"{path}: feature")
 
 

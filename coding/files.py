@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from coding.errors import UserError
+
 
 @contextlib.contextmanager
 def write_atomic(path: str | Path) -> Iterator[BinaryIO]:
@@ -51,21 +53,21 @@ def read_json(path: str | Path) -> Any:
     """Read JSON, naming the file when it is not.
 
     Raises:
-        ValueError: the file is not valid JSON.
+        UserError: the file is not valid JSON.
         FileNotFoundError: there is no such file.
     """
     data = Path(path).read_bytes()
     try:
         return json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        raise UserError(f"{path}: not valid JSON ({error})") from error
 
 
 def read_json_lines(path: str | Path) -> list[Any]:
     """Read a file of one JSON value a line, naming file and line that is not.
 
     Raises:
-        ValueError: a line is not valid JSON.
+        UserError: a line is not valid JSON.
         FileNotFoundError: there is no such file.
     """
     values = []
@@ -74,7 +76,7 @@ def read_json_lines(path: str | Path) -> list[Any]:
             try:
                 values.append(json.loads(line))
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+                raise UserError(f"{path}:{number}: not valid JSON ({error})") from error
     return values
 
 

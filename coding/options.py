@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from coding.codec import Codec, ExtraKind, load_codec
+from coding.errors import UserError
 from coding.feature import Moments, read_feature
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class CodecOptions:
 
     def __post_init__(self):
         if (self.mapping is None) != (self.machine is None):
-            raise ValueError("mapping: --mapping and --machine go together")
+            raise UserError("mapping: --mapping and --machine go together")
 
     def load(self, published: bool = False) -> Codec:
         extra = []
@@ -60,9 +61,9 @@ class RateOptions(CodecOptions):
         super().__post_init__()
         given = [self.quality, self.target_nmse, self.target_bpfp]
         if sum(value is not None for value in given) > 1:
-            raise ValueError("quality, target_nmse, target_bpfp: give one of them at most")
+            raise UserError("quality, target_nmse, target_bpfp: give one of them at most")
         if any(target is not None and target <= 0 for target in given[1:]):
-            raise ValueError("target_nmse, target_bpfp: expected more than 0")
+            raise UserError("target_nmse, target_bpfp: expected more than 0")
 
     def load_for(
         self, paths: Sequence[Path], kind: str | None = None, published: bool = False
@@ -73,7 +74,7 @@ class RateOptions(CodecOptions):
             paths: the features that a target is about.
 
         Raises:
-            ValueError: the codec has one rate only, or the target is out of its reach.
+            UserError: the codec has one rate only, or the target is out of its reach.
         """
         codec = self.load(published)
         if self.tile is not None:
@@ -97,7 +98,7 @@ def reach_target(
     qualities in steps of 1 / GRAIN, every trial coding all features.
 
     Raises:
-        ValueError: no quality within SPAN of 0 reaches the target.
+        UserError: no quality within SPAN of 0 reaches the target.
     """
     moments = Moments()
     for path in paths:
@@ -121,7 +122,7 @@ def reach_target(
     coarse, fine = -SPAN * GRAIN, SPAN * GRAIN
     if is_fine(coarse) or not is_fine(fine):
         what = f"target_bpfp: {bpfp:g}" if bpfp is not None else f"target_nmse: {nmse:g}"
-        raise ValueError(f"{what} is out of reach at qualities of {-SPAN} .. {SPAN}")
+        raise UserError(f"{what} is out of reach at qualities of {-SPAN} .. {SPAN}")
     while fine - coarse > 1:
         middle = (coarse + fine) // 2
         coarse, fine = (coarse, middle) if is_fine(middle) else (middle, fine)

@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from coding.errors import UserError
+
 Read = TypeVar("Read")
 Coded = TypeVar("Coded")
 
@@ -45,7 +47,7 @@ def overlap(
 def check_coders(coders: int) -> None:
     """Refuse a number of coders that is none."""
     if coders < 1:
-        raise ValueError(f"coders: expected 1 or more, got {coders}")
+        raise UserError(f"coders: expected 1 or more, got {coders}")
 
 
 def _code(code: Callable[[Path, Read], Coded], path: Path, data: "Future[Read]") -> Coded:

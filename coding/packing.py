@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from coding.errors import UserError
+
 Shape = tuple[int, int, int, int]
 
 
@@ -35,23 +37,23 @@ class Packing:
 
     def __post_init__(self):
         if self.layout == "tiles" and (self.rows < 1 or self.cols < 1):
-            raise ValueError("packing: layout tiles takes rows and cols of at least 1")
+            raise UserError("packing: layout tiles takes rows and cols of at least 1")
         if self.layout == "tokens" and (self.rows or self.cols):
-            raise ValueError("packing: rows and cols belong to layout tiles only")
+            raise UserError("packing: rows and cols belong to layout tiles only")
 
     def plane(self, shape: Shape) -> tuple[int, int]:
         """Size (P, Q) of the plane of a feature of this shape.
 
         Raises:
-            ValueError: the shape is not 4-D, is empty, or does not fill the grid.
+            UserError: the shape is not 4-D, is empty, or does not fill the grid.
         """
         if len(shape) != 4 or min(shape) < 1:
-            raise ValueError(f"packing: expected a non-empty (N, C, H, W), got {tuple(shape)}")
+            raise UserError(f"packing: expected a non-empty (N, C, H, W), got {tuple(shape)}")
         n, c, h, w = shape
         if self.layout == "tokens":
             return n * h, c * w
         if self.rows * self.cols != c:
-            raise ValueError(
+            raise UserError(
                 f"packing: a grid of {self.rows} x {self.cols} tiles takes "
                 f"{self.rows * self.cols} channels, the feature has {c}"
             )
@@ -94,10 +96,10 @@ class Packing:
         """(P, Q) -> (N, C, H, W) = ``shape``, any dtype, a C-contiguous copy.
 
         Raises:
-            ValueError: the plane is not the size that ``shape`` packs to.
+            UserError: the plane is not the size that ``shape`` packs to.
         """
         if plane.shape != self.plane(shape):
-            raise ValueError(
+            raise UserError(
                 f"packing: {tuple(shape)} packs to {self.plane(shape)}, the plane is {plane.shape}"
             )
         n, c, h, w = shape

@@ -16,12 +16,14 @@ decoder raises :class:`RansError` instead. Cost: the entropy of the tables plus 
 """
 
 import zlib
+from functools import cached_property
 
 import numpy as np
 from numba import njit
 
 PRECISION = 16
 _LOW = 1 << 31  # the state is kept in [2^31, 2^63), and begins as 2^31 + checksum
+_ROOM = 64  # bits by which rounding in the state may undercut the tables
 _MAX_GAMMA = 33  # bits of the longest escape: a distance below 2^32, plus one
 
 
@@ -57,6 +59,14 @@ class Tables:
             if used[0] != 0 or used[-1] != 1 << PRECISION or (np.diff(used) <= 0).any():
                 raise ValueError("tables: a row must increase from 0 to 2^16")
 
+    @cached_property
+    def least(self) -> np.ndarray:
+        """(tables,) float64: bits of each table's cheapest symbol, above 0."""
+        widest = [
+            np.diff(row[:size]).max() for row, size in zip(self.cdf, self.length, strict=True)
+        ]
+        return PRECISION - np.log2(np.array(widest, dtype=np.float64))
+
 
 def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables, check: int = 0) -> bytes:
     """Code symbols (n,) int32, each with the table of ``indexes`` (n,).
@@ -73,6 +83,19 @@ def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables, check: int 
     first = np.uint64(_first_state(_checksum(symbols, 0) ^ check))
     start = _encode(symbols, indexes, tables.cdf, tables.length, tables.offset, first, words)
     return words[start:].astype("<u4").tobytes()
+
+
+def check_room(data: bytes, bits: float) -> None:
+    """Refuse a string that is too short for what is announced, before memory is taken for it.
+
+    Args:
+        bits: the fewest that the announced symbols cost, by :attr:`Tables.least`.
+
+    Raises:
+        RansError: no string of this length holds so many symbols.
+    """
+    if bits > 8 * len(data) + _ROOM:
+        raise RansError("the coded symbols are truncated: fewer bytes than so many symbols take")
 
 
 class Decoder:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coding import files
+from coding.errors import UserError
 from coding.paths import REPOSITORY, RUN_JSON
 
 LIBRARIES = (
@@ -54,7 +55,7 @@ def read_rate(path: Path) -> list[RateRow]:
     """Read ``rate.csv``.
 
     Raises:
-        ValueError: a column is missing or no number; the message names the file.
+        UserError: a column is missing or no number; the message names the file.
     """
     with path.open(newline="") as file:
         try:
@@ -63,7 +64,7 @@ def read_rate(path: Path) -> list[RateRow]:
                 for row in csv.DictReader(file)
             ]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a rate table ({error})") from error
+            raise UserError(f"{path}: not a rate table ({error})") from error
 
 
 def summarise(rows: Sequence[RateRow], variance: float) -> dict[str, float | int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from coding import files
+from coding.errors import UserError
 from coding.paths import REPOSITORY
 from machines.options import ModelOptions
 
@@ -25,10 +26,10 @@ def find_checkpoint(options: ModelOptions, name: str | None, what: str) -> Path:
 
     Raises:
         FileNotFoundError: not there; the message says where to put what.
-        ValueError: no name given.
+        UserError: no name given.
     """
     if name is None:
-        raise ValueError(f"checkpoint: none is given. {what}")
+        raise UserError(f"checkpoint: none is given. {what}")
     places = [options.root.pretrained_head / name, REPOSITORY / name]
     for place in places:
         if place.exists():
@@ -43,13 +44,13 @@ def find_folder(options: ModelOptions, what: str, *patterns: str) -> Path:
         patterns: the files that are needed of a hub's model; none takes all.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`find_checkpoint`, or it is no folder.
+        FileNotFoundError, UserError: as :func:`find_checkpoint`, or it is no folder.
     """
     if options.hub is not None:
         return Path(snapshot_download(options.hub, allow_patterns=list(patterns) or None))
     folder = find_checkpoint(options, options.checkpoint, what)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder. {what}")
+        raise UserError(f"{folder}: expected a folder. {what}")
     return folder
 
 
@@ -80,7 +81,7 @@ def open_weights(path: Path) -> Mapping[str, Tensor]:
             it is or under the key ``state_dict``.
 
     Raises:
-        ValueError: not such a file; the message names it.
+        UserError: not such a file; the message names it.
     """
     try:
         if path.is_dir():
@@ -90,10 +91,10 @@ def open_weights(path: Path) -> Mapping[str, Tensor]:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = stored.get("state_dict", stored)
         if not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("it holds other things than tensors")
+            raise UserError("it holds other things than tensors")
     except (SafetensorError, RuntimeError, ValueError, OSError, AttributeError, EOFError,
             pickle.UnpicklingError) as error:  # fmt: skip
-        raise ValueError(f"{path}: not a readable checkpoint ({error})") from error
+        raise UserError(f"{path}: not a readable checkpoint ({error})") from error
     return state
 
 

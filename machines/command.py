@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from coding import config, files, records
+from coding.errors import UserError
 from coding.feature import (
     FeatureError,
     FeatureFacts,
@@ -47,7 +48,7 @@ def parse_options(
     """Read the preset that ``--machine`` names, then the flags over it.
 
     Raises:
-        FileNotFoundError, ValueError: the preset is missing or its block is wrong.
+        FileNotFoundError, UserError: the preset is missing or its block is wrong.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     name = preset
@@ -60,11 +61,11 @@ def parse_options(
     block = config.read_yaml(path).get("machine") or {}
     known = options_class.__dataclass_fields__.keys() - MachineOptions.__dataclass_fields__.keys()
     if not isinstance(block, dict) or block.keys() - known:
-        raise ValueError(f"{path}: machine: expected keys of {sorted(known)}, got {list(block)}")
+        raise UserError(f"{path}: machine: expected keys of {sorted(known)}, got {list(block)}")
     config.build(options_class, {"machine": str(name), **block}, f"{path}: machine")
     options = config.parse(options_class, given, doc, machine=str(name), **block)
     if options.machine != str(name):  # its block was not the one that was read
-        raise ValueError(f"machine: name {options.machine} by --machine, after no --config")
+        raise UserError(f"machine: name {options.machine} by --machine, after no --config")
     return options
 
 
@@ -73,7 +74,7 @@ def run(machine: Machine, options: MachineOptions) -> dict[str, float]:
 
     Raises:
         FeatureError: an evaluated feature is missing, damaged or of the wrong kind.
-        FileNotFoundError, ValueError: the machine's inputs or weights are missing.
+        FileNotFoundError, UserError: the machine's inputs or weights are missing.
     """
     _check_origin(machine, options)
     if options.mode in ("extract", "both"):

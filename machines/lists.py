@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from coding.errors import UserError
+
 
 def read_lines(path: Path, holds: str, script: str) -> list[tuple[int, str]]:
     """The lines of a list that are not empty, each with its number.
@@ -12,14 +14,14 @@ def read_lines(path: Path, holds: str, script: str) -> list[tuple[int, str]]:
 
     Raises:
         FileNotFoundError: no such list; the message says what it holds and what makes it.
-        ValueError: it is empty.
+        UserError: it is empty.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing. It lists {holds}; scripts/{script} writes it")
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
     found = [(number, line.strip()) for number, line in lines if line.strip()]
     if not found:
-        raise ValueError(f"{path}: the list is empty")
+        raise UserError(f"{path}: the list is empty")
     return found
 
 
@@ -27,11 +29,11 @@ def read_names(path: Path, holds: str, script: str) -> list[str]:
     """A list of names, one a line, each once.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_lines`, or a name comes twice.
+        FileNotFoundError, UserError: as :func:`read_lines`, or a name comes twice.
     """
     names: list[str] = []
     for number, name in read_lines(path, holds, script):
         if name in names:
-            raise ValueError(f"{path}:{number}: {name} is there twice")
+            raise UserError(f"{path}:{number}: {name} is there twice")
         names.append(name)
     return names

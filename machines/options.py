@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from coding.devices import check_device
+from coding.errors import UserError
 from coding.feature import FeatureFacts, load_facts
 from coding.paths import DataRoot, FeatureRoot, default_data_root
 from machines.machine import Split
@@ -57,16 +58,16 @@ class ModelOptions(MachineOptions):
     def __post_init__(self):
         known = get_args(Split)
         if self.counts.keys() - set(known) or min(self.counts.values(), default=1) < 1:
-            raise ValueError(f"counts: expected at least 1 for some of {known}, got {self.counts}")
+            raise UserError(f"counts: expected at least 1 for some of {known}, got {self.counts}")
 
     def count(self, split: Split) -> int:
         """Samples of a split of the world.
 
         Raises:
-            ValueError: not given.
+            UserError: not given.
         """
         if split not in self.counts:
-            raise ValueError(f"counts: the world needs the number of {split} samples")
+            raise UserError(f"counts: the world needs the number of {split} samples")
         return self.counts[split]
 
     @property
@@ -84,8 +85,8 @@ def find_layer(layer: int, count: int) -> int:
     """The last layer of a front half, 0 .. count - 1; a negative one counts from the end.
 
     Raises:
-        ValueError: the model has no such layer.
+        UserError: the model has no such layer.
     """
     if not -count <= layer < count:
-        raise ValueError(f"layer: {layer} is none of the model's {count} layers")
+        raise UserError(f"layer: {layer} is none of the model's {count} layers")
     return layer % count

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coding import config, files
+from coding.errors import UserError
 from coding.report.table import Table
 from coding.report.tables import cross, shared_rate
 
@@ -30,7 +31,7 @@ def cross_table(cfg: CrossConfig) -> Table:
     """The table, its numbers as the batch's table has them.
 
     Raises:
-        ValueError: the batch's table has no row of this codec and lambda.
+        UserError: the batch's table has no row of this codec and lambda.
     """
     with cfg.table.open(newline="") as file:
         found = [row for row in csv.DictReader(file) if row["codec"] == cfg.codec]
@@ -40,7 +41,7 @@ def cross_table(cfg: CrossConfig) -> Table:
     if rows and cfg.lambda_value is None:
         chosen = shared_rate((row["lambda_value"], row["trained_on"]) for row in rows)
     if chosen is None:
-        raise ValueError(
+        raise UserError(
             f"{cfg.table}: codec {cfg.codec} has no such lambda_value, it has {sorted(have)}"
         )
     columns, lines = cross({

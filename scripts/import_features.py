@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from coding import config
+from coding.errors import UserError
 from coding.feature import FeatureError, list_features, load_facts, read_feature
 from coding.paths import DataRoot, default_data_root
 
@@ -44,7 +45,7 @@ def import_features(cfg: ImportConfig) -> Path:
     root = DataRoot(cfg.data_root).feature(facts.model, facts.task)
     train, test = list_features(cfg.train), list_features(cfg.test)
     if not 0 < cfg.validation < len(train):
-        raise ValueError(f"validation: {cfg.validation} of {len(train)} training features")
+        raise UserError(f"validation: {cfg.validation} of {len(train)} training features")
     for path in tqdm(train + test, desc="check", unit="feature"):
         mismatch = facts.mismatch(read_feature(path))
         if mismatch:
@@ -53,7 +54,7 @@ def import_features(cfg: ImportConfig) -> Path:
     places = (root.feature_train / "train", root.feature_train / "test", root.feature_test)
     for source in (cfg.train, cfg.test):
         if source.resolve() in [place.resolve() for place in places]:
-            raise ValueError(f"{source}: is the data root's own folder")
+            raise UserError(f"{source}: is the data root's own folder")
     _place(train[:split], root.feature_train / "train")
     _place(train[split:], root.feature_train / "test")
     _place(test, root.feature_test)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from coding import config, files
+from coding.errors import UserError
 from coding.feature import load_facts
 from coding.paths import DataRoot, default_data_root
 
@@ -55,9 +56,9 @@ class ArcConfig:
 
     def __post_init__(self):
         if min(self.test_count, self.train_count, self.validation_count) < 0:
-            raise ValueError("test_count, train_count, validation_count: expected 0 or more")
+            raise UserError("test_count, train_count, validation_count: expected 0 or more")
         if self.choices is not None and self.choices not in LISTED:
-            raise ValueError(f"choices: expected one of {list(LISTED)} or null, got {self.choices}")
+            raise UserError(f"choices: expected one of {list(LISTED)} or null, got {self.choices}")
 
     def count(self, split: str) -> int:
         return getattr(self, f"{split}_count")
@@ -70,7 +71,7 @@ def prepare_arc(cfg: ArcConfig) -> tuple[dict[str, int], Path]:
 
     Raises:
         FileNotFoundError: a file is missing, or the folder lacks a split.
-        ValueError: a file is not what its release holds, or has too few questions.
+        UserError: a file is not what its release holds, or has too few questions.
     """
     facts = load_facts(cfg.machine)
     source = DataRoot(cfg.data_root).feature(facts.model, facts.task).source
@@ -89,7 +90,7 @@ def find_splits(paths: Sequence[Path]) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: a path or a split's file is not there.
-        ValueError: a file has another name, or two files are of one split.
+        UserError: a file has another name, or two files are of one split.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -99,7 +100,7 @@ def find_splits(paths: Sequence[Path]) -> dict[str, Path]:
             candidates = {s: [path] for s, names in RELEASES.items() if path.name in names}
             if not candidates:
                 names = ", ".join(name for pair in RELEASES.values() for name in pair)
-                raise ValueError(f"{path}: expected a file of ARC-Challenge named one of {names}")
+                raise UserError(f"{path}: expected a file of ARC-Challenge named one of {names}")
         else:
             raise FileNotFoundError(f"{path}: no such file or folder of ARC-Challenge")
         for split, hits in candidates.items():
@@ -109,7 +110,7 @@ def find_splits(paths: Sequence[Path]) -> dict[str, Path]:
                 )
             if len(hits) > 1 or split in found:
                 others = ", ".join(str(hit) for hit in [found.get(split), *hits] if hit)
-                raise ValueError(f"{others}: expected one file of the {split} split")
+                raise UserError(f"{others}: expected one file of the {split} split")
             found[split] = hits[0]
     return found
 
@@ -124,14 +125,14 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
     ``id``, ``question`` of ``stem`` and ``choices`` (each ``text`` and ``label``), ``answerKey``.
 
     Raises:
-        ValueError: a question is not sound or an id comes twice; the message names the file.
+        UserError: a question is not sound or an id comes twice; the message names the file.
     """
     rows = _read_parquet(path) if path.suffix == ".parquet" else files.read_json_lines(path)
     questions: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, start=1):
         question = _check(row, f"{path}: question {number}")
         if question["id"] in questions:
-            raise ValueError(f"{path}: question {number}: {question['id']} is there twice")
+            raise UserError(f"{path}: question {number}: {question['id']} is there twice")
         questions[question["id"]] = question
     return list(questions.values())
 
@@ -146,10 +147,10 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         with ParquetFile(path) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
-                raise ValueError(f"{path}: expected the columns {columns}, {missing} are missing")
+                raise UserError(f"{path}: expected the columns {columns}, {missing} are missing")
             rows = file.read(columns).to_pylist()
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file ({error})") from error
+        raise UserError(f"{path}: not a parquet file ({error})") from error
     return [row | {"question": _nest(row["question"], row["choices"], path)} for row in rows]
 
 
@@ -157,7 +158,7 @@ def _nest(stem: str, choices: Any, path: Path) -> dict[str, Any]:
     try:
         pairs = list(zip(choices["text"], choices["label"], strict=True))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected choices of as many text as label, got {choices}"
         ) from error
     return {"stem": stem, "choices": [{"text": text, "label": label} for text, label in pairs]}
@@ -174,16 +175,16 @@ def _check(row: Any, where: str) -> dict[str, Any]:
             "answerKey": row["answerKey"],
         }
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected id, question.stem, question.choices of text and label, answerKey "
             f"({error!r})"
         ) from error
     labels = [choice["label"] for choice in choices]
     texts = [question["id"], stem, *labels, *(choice["text"] for choice in choices)]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{where}: expected texts for id, stem, choices and labels")
+        raise UserError(f"{where}: expected texts for id, stem, choices and labels")
     if question["answerKey"] not in labels:
-        raise ValueError(f"{where}: answerKey {question['answerKey']!r} is none of {labels}")
+        raise UserError(f"{where}: answerKey {question['answerKey']!r} is none of {labels}")
     return question
 
 
@@ -202,13 +203,13 @@ def choose(rows: Sequence[dict[str, Any]], cfg: ArcConfig, split: str, path: Pat
     earlier), of the others the first.
 
     Raises:
-        ValueError: there are too few.
+        UserError: there are too few.
     """
     wanted = LISTED if cfg.choices is None else [cfg.choices]
     rows = [row for row in rows if len(row["question"]["choices"]) in wanted]
     count = cfg.count(split) or len(rows)
     if not 0 < count <= len(rows):
-        raise ValueError(
+        raise UserError(
             f"{split}_count: {count} of {len(rows)} questions with {list(wanted)} choices in {path}"
         )
     order = range(len(rows))

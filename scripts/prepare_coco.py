@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coding import config, files
+from coding.errors import UserError
 from coding.feature import load_facts
 from coding.paths import DataRoot, default_data_root
 
@@ -39,9 +40,9 @@ class CocoConfig:
 
     def __post_init__(self):
         if not self.given:
-            raise ValueError("train, validation, test: expected at least one captions file")
+            raise UserError("train, validation, test: expected at least one captions file")
         if self.counts.keys() - set(SPLITS) or min(self.counts.values(), default=0) < 0:
-            raise ValueError(f"counts: expected 0 or more for some of {SPLITS}, got {self.counts}")
+            raise UserError(f"counts: expected 0 or more for some of {SPLITS}, got {self.counts}")
 
     @property
     def given(self) -> dict[str, Path]:
@@ -57,7 +58,7 @@ def prepare_coco(cfg: CocoConfig) -> tuple[dict[str, int], Path]:
 
     Raises:
         FileNotFoundError: a captions file is missing.
-        ValueError: it is no captions file, has too few images, or a list of an earlier call holds an
+        UserError: it is no captions file, has too few images, or a list of an earlier call holds an
             image of the new ones.
     """
     facts = load_facts(cfg.machine)
@@ -70,7 +71,7 @@ def prepare_coco(cfg: CocoConfig) -> tuple[dict[str, int], Path]:
             left[path] = longest_captions(path)
         count = cfg.counts.get(split) or len(left[path])
         if not 0 < count <= len(left[path]):
-            raise ValueError(f"{split}: {count} of the {len(left[path])} images left in {path}")
+            raise UserError(f"{split}: {count} of the {len(left[path])} images left in {path}")
         drawn[split] = {image: left[path].pop(image) for image in list(left[path])[:count]}
     _check_earlier_lists(source, drawn)
     for split, captions in drawn.items():
@@ -87,7 +88,7 @@ def longest_captions(path: Path) -> dict[int, str]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not COCO's form; the message names the file.
+        UserError: not COCO's form; the message names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such captions file of COCO")
@@ -96,14 +97,14 @@ def longest_captions(path: Path) -> dict[int, str]:
         images = {row["id"] for row in values["images"]}
         notes = [(row["image_id"], row["id"], row["caption"]) for row in values["annotations"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected images of id and annotations of image_id, id and caption ({error!r})"
         ) from error
     best: dict[int, tuple[int, int, str]] = {}  # image -> (-length, id of the caption, caption)
     for image, note, caption in notes:
         sound = isinstance(image, int) and isinstance(note, int) and isinstance(caption, str)
         if not sound or image not in images:
-            raise ValueError(
+            raise UserError(
                 f"{path}: annotation {note!r}: expected numbers as ids, of itself and of one of the "
                 f"images, and a text, got image {image!r} and {caption!r}"
             )
@@ -122,7 +123,7 @@ def _check_earlier_lists(source: Path, drawn: dict[str, Iterable[int]]) -> None:
             lines = path.read_text(encoding="utf-8").splitlines()
             common = sorted(new & {line.partition(" ")[0] for line in lines})
             if common:
-                raise ValueError(
+                raise UserError(
                     f"{path}: holds {len(common)} of the new images, {common[0]} is the first; "
                     "name all splits of one captions file in one call"
                 )

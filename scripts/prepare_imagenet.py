@@ -23,6 +23,7 @@ from pathlib import Path
 from prepare_voc import place
 
 from coding import config, files
+from coding.errors import UserError
 from coding.feature import load_facts
 from coding.paths import DataRoot, default_data_root
 
@@ -54,7 +55,7 @@ class ImagenetConfig:
     def __post_init__(self):
         for key in ("test_count", "train_count", "validation_count", "classes"):
             if getattr(self, key) < 1:
-                raise ValueError(f"{key}: expected at least 1, got {getattr(self, key)}")
+                raise UserError(f"{key}: expected at least 1, got {getattr(self, key)}")
 
 
 def prepare_imagenet(cfg: ImagenetConfig) -> tuple[dict[str, int], Path]:
@@ -62,14 +63,14 @@ def prepare_imagenet(cfg: ImagenetConfig) -> tuple[dict[str, int], Path]:
 
     Raises:
         FileNotFoundError: val/, val.txt or a listed picture is missing.
-        ValueError: val.txt is not sound, classes are missing, or there are too few pictures.
+        UserError: val.txt is not sound, classes are missing, or there are too few pictures.
     """
     facts = load_facts(cfg.machine)
     source = DataRoot(cfg.data_root).feature(facts.model, facts.task).source
     pictures = deal(find_pictures(cfg.imagenet, cfg.classes), cfg.seed)
     wanted = {split: getattr(cfg, f"{split}_count") for split in SPLITS}
     if sum(wanted.values()) > len(pictures):
-        raise ValueError(
+        raise UserError(
             f"test_count, train_count, validation_count: {sum(wanted.values())} of the "
             f"{len(pictures)} pictures in {cfg.imagenet}"
         )
@@ -89,7 +90,7 @@ def find_pictures(imagenet: Path, classes: int) -> dict[str, int]:
 
     Raises:
         FileNotFoundError: neither layout is there.
-        ValueError: the number of classes is another, or val.txt is not sound.
+        UserError: the number of classes is another, or val.txt is not sound.
     """
     if not (imagenet / "val").is_dir():
         raise FileNotFoundError(f"{imagenet / 'val'}: no such folder; --imagenet DIR holds val/")
@@ -97,7 +98,7 @@ def find_pictures(imagenet: Path, classes: int) -> dict[str, int]:
     if not folders:
         return _read_labels(imagenet / "val.txt", classes)
     if len(folders) != classes:
-        raise ValueError(
+        raise UserError(
             f"{imagenet / 'val'}: expected {classes} folders of classes, got {len(folders)}"
         )
     return {
@@ -120,7 +121,7 @@ def _read_labels(path: Path, classes: int) -> dict[str, int]:
             continue
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdecimal() or int(label) >= classes or f"val/{name}" in labels:
-            raise ValueError(
+            raise UserError(
                 f"{path}:{number}: expected the name of another picture and a label of "
                 f"0..{classes - 1}, got {line!r}"
             )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coding import config, files
+from coding.errors import UserError
 from coding.feature import load_facts
 from coding.paths import DataRoot, default_data_root
 
@@ -42,9 +43,9 @@ class VocConfig:
 
     def __post_init__(self):
         if min(self.test_count, self.validation_count) < 0:
-            raise ValueError("test_count, validation_count: expected 0 or more")
+            raise UserError("test_count, validation_count: expected 0 or more")
         if self.train_count < 1:
-            raise ValueError(f"train_count: expected at least 1, got {self.train_count}")
+            raise UserError(f"train_count: expected at least 1, got {self.train_count}")
 
 
 def prepare_voc(cfg: VocConfig) -> tuple[dict[str, int], Path]:
@@ -54,7 +55,7 @@ def prepare_voc(cfg: VocConfig) -> tuple[dict[str, int], Path]:
 
     Raises:
         FileNotFoundError: a list, a picture or a mask is missing.
-        ValueError: there are too few pictures.
+        UserError: there are too few pictures.
     """
     facts = load_facts(cfg.machine)
     source = DataRoot(cfg.data_root).feature(facts.model, facts.task).source
@@ -91,7 +92,7 @@ def read_set(voc: Path, name: str) -> list[str]:
 def _range(names: list[str], first: int, count: int, key: str, voc: Path) -> list[str]:
     chosen = names[first : first + count] if count else names[first:]
     if not chosen or len(chosen) < count:
-        raise ValueError(f"{key}: {count} of {max(len(names) - first, 0)} pictures left in {voc}")
+        raise UserError(f"{key}: {count} of {max(len(names) - first, 0)} pictures left in {voc}")
     return chosen
 
 

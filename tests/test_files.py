@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coding import config, files
+from coding.errors import UserError
 from coding.feature import (
     FeatureError,
     find_machine_config,
@@ -156,7 +157,7 @@ class _Config:
 
     def __post_init__(self):
         if self.count < 0:
-            raise ValueError("count: must not be negative")
+            raise UserError("count: must not be negative")
 
 
 def test_config_flags_over_yaml(tmp_path, capsys):

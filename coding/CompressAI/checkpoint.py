@@ -25,6 +25,7 @@ from coding import config, files
 from coding.codec import CONFIG_JSON, ExtraKind
 from coding.CompressAI.frozen import FrozenNets, freeze
 from coding.CompressAI.models import MODELS, Model, build_model
+from coding.errors import UserError
 from coding.feature import FeatureFacts, load_facts
 from coding.transform.mapping import Mapping
 
@@ -79,12 +80,12 @@ def write_codec(
         planes: (B, 1, P, Q) inputs to find the ranges of the integers on, see frozen.py.
 
     Raises:
-        ValueError: two kinds have the same name.
+        UserError: two kinds have the same name.
     """
     folder = Path(folder)
     names = [kind.facts.kind for kind in kinds]
     if len(set(names)) < len(names):
-        raise ValueError(f"kinds: {names} name one kind of feature twice")
+        raise UserError(f"kinds: {names} name one kind of feature twice")
     exact = freeze(model, planes)
     write_weights(folder / WEIGHTS, model.state_dict())
     write_weights(folder / EXACT, exact)
@@ -115,21 +116,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        ValueError: missing or damaged; the message names the file.
+        UserError: missing or damaged; the message names the file.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: missing from the codec folder")
+        raise UserError(f"{path}: missing from the codec folder")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def load_model(folder: str | Path) -> tuple[Model, dict[str, Any]]:
     """The float32 model of a codec folder on the CPU in eval mode, and its ``config.json``.
 
     Raises:
-        ValueError: a file is missing or damaged, or the weights do not fit the widths.
+        UserError: a file is missing or damaged, or the weights do not fit the widths.
     """
     folder = Path(folder)
     where = folder / CONFIG_JSON
@@ -138,9 +139,9 @@ def load_model(folder: str | Path) -> tuple[Model, dict[str, Any]]:
         codec, arch_values, version = values["codec"], values["arch"], values["format"]
         model_class = MODELS[codec]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{where}: missing or unknown {error}") from error
+        raise UserError(f"{where}: missing or unknown {error}") from error
     if version != FORMAT:
-        raise ValueError(f"{where}: format {version}, this code reads format {FORMAT}")
+        raise UserError(f"{where}: format {version}, this code reads format {FORMAT}")
     arch = config.build(model_class.arch_class, arch_values, f"{where}: arch")
     model = build_model(codec, arch)
     load_state(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
@@ -151,44 +152,44 @@ def load_frozen(folder: str | Path, model: Model) -> tuple[FrozenNets, dict[str,
     """The integers of a codec folder, ready to run, and as they are stored.
 
     Raises:
-        ValueError: the file is missing or damaged, or does not fit the model.
+        UserError: the file is missing or damaged, or does not fit the model.
     """
     path = Path(folder) / EXACT
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: missing; python coding/CompressAI/freeze.py --checkpoint {folder} --output NEW "
             "makes a codec folder with it"
         )
     state = read_weights(path)
     try:
         return FrozenNets(model, state), state
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def load_state(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
     """Load a state dict into a model.
 
     Raises:
-        ValueError: names or sizes differ; the message names the file.
+        UserError: names or sizes differ; the message names the file.
     """
     try:
         model.load_state_dict(state)
     except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{where}: the weights do not fit the architecture: {error}") from error
+        raise UserError(f"{where}: the weights do not fit the architecture: {error}") from error
 
 
 def load_kinds(folder: Path, values: dict[str, Any]) -> list[Kind]:
     """The kinds that a codec folder knows.
 
     Raises:
-        ValueError: a mapping is missing or damaged, or the facts are wrong.
+        UserError: a mapping is missing or damaged, or the facts are wrong.
     """
     kinds = []
     where = folder / CONFIG_JSON
     for name, entry in values.get("kinds", {}).items():
         if not isinstance(entry, dict) or not {"facts", "assignment"} <= entry.keys():
-            raise ValueError(f"{where}: kinds.{name}: expected the keys facts and assignment")
+            raise UserError(f"{where}: kinds.{name}: expected the keys facts and assignment")
         facts = config.build(FeatureFacts, entry["facts"], f"{where}: kinds.{name}")
         mapping = Mapping.load(folder / "mappings" / f"{name}.json", entry["assignment"])
         kinds.append(Kind(facts, mapping))

@@ -34,12 +34,13 @@ from torch.nn import functional as F
 
 from coding import files, rans
 from coding.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
-from coding.codec import Codec, ExtraKind
+from coding.codec import Codec, ExtraKind, to_dtype
 from coding.CompressAI.checkpoint import Kind, load_frozen, load_kinds, load_model
 from coding.CompressAI.frozen import FrozenNets
 from coding.CompressAI.models import Elic, Model
 from coding.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
 from coding.devices import check_device, fast_bf16, keep_memory
+from coding.errors import UserError
 from coding.feature import FeatureError, check_feature
 from coding.packing import Packing, Shape
 
@@ -80,7 +81,7 @@ class LearnedCodec(Codec):
         published: bool = False,
     ):
         if published and model.native:
-            raise ValueError("published: native is no codec of the paper's")
+            raise UserError("published: native is no codec of the paper's")
         self.kinds = {kind.facts.kind: kind for kind in kinds}
         self.published = published
         self.device = check_device(device)
@@ -119,7 +120,7 @@ class LearnedCodec(Codec):
 
     def at_tile(self, tile: int) -> Self:
         if tile < 0 or tile % GRAIN:
-            raise ValueError(f"tile: expected 0 or a multiple of {GRAIN}, got {tile}")
+            raise UserError(f"tile: expected 0 or a multiple of {GRAIN}, got {tile}")
         changed = copy.copy(self)
         changed.tile = tile
         return changed
@@ -158,8 +159,8 @@ class LearnedCodec(Codec):
         return self._pad(plane, chosen.mapping.zero)
 
     @torch.inference_mode()
-    def decode(self, data: bytes) -> np.ndarray:
-        stream = unpack(data)
+    def decode(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
+        stream = unpack(data, max_points)
         stream.check_codec(self.id)
         for kind in self.kinds.values():
             if kind.mapping.id[:ID_BYTES] == stream.mapping_id:
@@ -186,7 +187,7 @@ class LearnedCodec(Codec):
             u = stream.packing.from_native(plane, stream.shape)
         else:
             u = stream.packing.unpack(plane[0, 0], stream.shape)
-        return kind.mapping.inverse(u).astype(stream.dtype)
+        return to_dtype(kind.mapping.inverse(u), stream.dtype)
 
     def _arrange(self, packing: Packing, u: np.ndarray) -> np.ndarray:
         """(N, C, H, W) -> the plane (B, K, P, Q)."""

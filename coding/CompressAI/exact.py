@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coding.devices import fast_int8
+from coding.errors import UserError
 
 LARGEST = 127 * 256 + 127
 """Largest magnitude of an activation and of a weight: two limbs of -128 .. 127."""
@@ -52,7 +53,7 @@ class ExactConv(nn.Module):
         super().__init__()
         kernel = layer.kernel_size
         if layer.groups != 1 or layer.dilation != (1, 1):
-            raise ValueError(f"exact: no groups and no dilation, got {layer}")
+            raise UserError(f"exact: no groups and no dilation, got {layer}")
         if isinstance(layer, nn.ConvTranspose2d):
             self.up, self.stride = layer.stride, (1, 1)
             before = [k - 1 - p for k, p in zip(kernel, layer.padding, strict=True)]
@@ -74,15 +75,15 @@ class ExactConv(nn.Module):
             limit: largest magnitude of what comes out.
 
         Raises:
-            ValueError: the weights allow sums that float64 or the limbs' 32 bits do not hold.
+            UserError: the weights allow sums that float64 or the limbs' 32 bits do not hold.
         """
         if not ((self.shift >= 1) & (self.shift <= 52)).all():
-            raise ValueError("exact: a shift is not 1 .. 52")
+            raise UserError("exact: a shift is not 1 .. 52")
         if (self.weight.int().abs() > LARGEST).any():
-            raise ValueError(f"exact: a weight is above {LARGEST}")
+            raise UserError(f"exact: a weight is above {LARGEST}")
         sums, limbs = self.bounds()
         if (sums >= 1 << 53).any() or (limbs >= 1 << 31).any() or limit > LARGEST_RESULT:
-            raise ValueError("exact: the weights allow sums that are not exact")
+            raise UserError("exact: the weights allow sums that are not exact")
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Per output channel, (O,) float64: an upper bound of |sum w a + b + 2^(s-1)|, and of every
@@ -186,7 +187,7 @@ class ExactNet(nn.Module):
         net: the float network, one layer or an ``nn.Sequential``.
 
     Raises:
-        ValueError: a layer that has no exact form.
+        UserError: a layer that has no exact form.
     """
 
     def __init__(self, net: nn.Module):
@@ -200,10 +201,10 @@ class ExactNet(nn.Module):
         """Prove that every sum is exact, whatever comes in.
 
         Raises:
-            ValueError: it is not; or the grids are out of range.
+            UserError: it is not; or the grids are out of range.
         """
         if abs(self.exponent_in) > 30 or abs(self.exponent_out) > 30:
-            raise ValueError("exact: an exponent is not within -30 .. 30")
+            raise UserError("exact: an exponent is not within -30 .. 30")
         for layer in self.layers:
             layer.check(int(self.limit))
 
@@ -228,7 +229,7 @@ def conv_layers(net: nn.Module) -> list[tuple[nn.Module, float | None]]:
     """The convolutions of a network in order, each with the slope of the ReLU behind it.
 
     Raises:
-        ValueError: a layer that has no exact form.
+        UserError: a layer that has no exact form.
     """
     found: list[tuple[nn.Module, float | None]] = []
     for layer in net if isinstance(net, nn.Sequential) else [net]:
@@ -237,7 +238,7 @@ def conv_layers(net: nn.Module) -> list[tuple[nn.Module, float | None]]:
         elif isinstance(layer, (nn.ReLU, nn.LeakyReLU)) and found and found[-1][1] is None:
             found[-1] = (found[-1][0], getattr(layer, "negative_slope", 0.0))
         else:
-            raise ValueError(f"exact: {type(layer).__name__} has no exact form")
+            raise UserError(f"exact: {type(layer).__name__} has no exact form")
     return found
 
 

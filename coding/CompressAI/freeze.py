@@ -20,6 +20,7 @@ from coding.codec import load_codec
 from coding.CompressAI.checkpoint import load_kinds, load_model, write_codec
 from coding.CompressAI.codec import LearnedCodec
 from coding.CompressAI.frozen import FloatNets
+from coding.errors import UserError
 from coding.feature import list_features, read_feature
 from coding.options import progress
 
@@ -39,14 +40,14 @@ class FreezeConfig:
 
     def __post_init__(self):
         if self.output.resolve() == self.checkpoint.resolve():
-            raise ValueError("output: another folder than the checkpoint's")
+            raise UserError("output: another folder than the checkpoint's")
 
 
 def freeze_codec(cfg: FreezeConfig) -> dict[str, float]:
     """Write the frozen folder -> what :func:`cost` says; nothing where no features are given.
 
     Raises:
-        FileNotFoundError, ValueError: checkpoint or features are not sound; the message names the file.
+        FileNotFoundError, UserError: checkpoint or features are not sound; the message names the file.
     """
     model, values = load_model(cfg.checkpoint)
     kinds = load_kinds(cfg.checkpoint, values)

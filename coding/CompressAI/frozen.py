@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from coding.CompressAI.exact import LARGEST, LARGEST_RESULT, ExactConv, ExactNet, conv_layers
 from coding.CompressAI.models import PARAMS, Model
+from coding.errors import UserError
 
 FINE = 12
 """Scales and means are multiples of 2^-FINE, up to 2^(24 - FINE)."""
@@ -32,7 +33,7 @@ class FrozenNets:
         state: as :func:`freeze` makes it.
 
     Raises:
-        ValueError: the integers do not fit the model, or their sums would not be exact.
+        UserError: the integers do not fit the model, or their sums would not be exact.
     """
 
     def __init__(self, model: Model, state: dict[str, Tensor]):
@@ -44,7 +45,7 @@ class FrozenNets:
                 {key[5:]: value for key, value in state.items() if key.startswith("nets.")}
             )
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"the integers do not fit the model: {error}") from error
+            raise UserError(f"the integers do not fit the model: {error}") from error
         for net in nets.values():
             net.check()
         self._by_module = {id(net.module): nets[name] for name, net in model.entropy_nets().items()}
@@ -96,10 +97,10 @@ def freeze(model: Model, planes: Iterable[Tensor] = (), seed: int = 0) -> dict[s
         What ``exact.safetensors`` holds.
 
     Raises:
-        ValueError: a layer has no exact form, or weights are not finite.
+        UserError: a layer has no exact form, or weights are not finite.
     """
     if any(not torch.isfinite(value).all() for value in model.parameters()):
-        raise ValueError("freeze: the model holds weights that are not finite")
+        raise UserError("freeze: the model holds weights that are not finite")
     nets = model.entropy_nets()
     ranges = _Ranges(model, seed)
     was_training = model.training
@@ -167,7 +168,7 @@ def _set_layer(
         grid = torch.minimum(grid, torch.full_like(grid, 52 + after - before))
         shift = before + grid - after
         if (shift < 1).any():
-            raise ValueError("freeze: weights too large for the grid of their outputs")
+            raise UserError("freeze: weights too large for the grid of their outputs")
         steps = torch.exp2(grid)
         exact.weight.copy_((weight * steps[:, None, None, None]).round().clamp(-LARGEST, LARGEST))
         exact.bias.copy_((bias.double() * steps * 2.0**before).round())

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from coding.errors import UserError
+
 _TAIL_LINES = 20
 
 
@@ -35,7 +37,7 @@ class Job:
         return " ".join(f"'{part}'" if set(part) & set(' []{}"') else part for part in self.command)
 
 
-class JobError(ValueError):
+class JobError(UserError):
     """A command failed; the text ends with the tail of its log."""
 
 

@@ -27,6 +27,8 @@ from compressai.models.utils import conv, deconv
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
+from coding.errors import UserError
+
 
 class LatentCoder(Protocol):
     """What is done to the latents on their way through the model."""
@@ -91,9 +93,9 @@ class ElicArch:
 
     def __post_init__(self):
         if sum(self.groups) != self.M or min(self.groups) < 1:
-            raise ValueError(f"groups: {self.groups} must be positive and sum to M = {self.M}")
+            raise UserError(f"groups: {self.groups} must be positive and sum to M = {self.M}")
         if len(self.context) != len(self.groups) - 1 or any(len(w) != 2 for w in self.context):
-            raise ValueError("context: two widths for every group but the first")
+            raise UserError("context: two widths for every group but the first")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class NativeArch:
 
     def __post_init__(self):
         if len(self.kernel) != 2 or any(k < 1 or k % 2 == 0 for k in self.kernel):
-            raise ValueError(f"kernel: two odd numbers, got {self.kernel}")
+            raise UserError(f"kernel: two odd numbers, got {self.kernel}")
 
 
 class _Networks:
@@ -329,7 +331,7 @@ class Native(_Networks, CompressionModel):
     def __init__(self, arch: NativeArch):
         super().__init__()
         if arch.inputs < 1:
-            raise ValueError(f"inputs: expected 1 or more, got {arch.inputs}")
+            raise UserError(f"inputs: expected 1 or more, got {arch.inputs}")
         self.arch = arch = replace(arch, M=arch.M or arch.inputs)
         kernel = tuple(arch.kernel)
         wide = tuple(k + 2 if k > 1 else 1 for k in kernel)

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from coding import config, files
 from coding.CompressAI.checkpoint import Kind
+from coding.errors import UserError
 from coding.feature import FeatureFacts
 from coding.transform.generate_data import MAPPING_JSON, PATCHES_JSON
 from coding.transform.mapping import Mapping
@@ -28,7 +29,7 @@ class PatchDataset(Dataset):
 
     Raises:
         FileNotFoundError: a folder has no such split or no patch in it.
-        ValueError: patches differ in size, or are not in [0, 1); the message names the file.
+        UserError: patches differ in size, or are not in [0, 1); the message names the file.
     """
 
     def __init__(self, folders: Sequence[Path], split: str):
@@ -54,7 +55,7 @@ class PatchDataset(Dataset):
     def _read(self, path: Path) -> np.ndarray:
         patch = _read_patch(path)
         if patch.shape != self.size:
-            raise ValueError(f"{path}: size {patch.shape}, but {self.paths[0]} has {self.size}")
+            raise UserError(f"{path}: size {patch.shape}, but {self.paths[0]} has {self.size}")
         return patch
 
 
@@ -62,10 +63,10 @@ def _read_patch(path: Path) -> np.ndarray:
     try:
         patch = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a readable .npy file ({error})") from error
+        raise UserError(f"{path}: not a readable .npy file ({error})") from error
     sound = patch.ndim in (2, 3) and patch.size and patch.dtype.kind == "f"
     if not sound or not (0 <= patch.min() <= patch.max() < 1):
-        raise ValueError(f"{path}: expected a plane, or several, of floats in [0, 1)")
+        raise UserError(f"{path}: expected a plane, or several, of floats in [0, 1)")
     return patch.astype(np.float32).reshape(-1, *patch.shape[-2:])
 
 
@@ -73,7 +74,7 @@ def load_patch_kind(folder: Path) -> Kind:
     """The kind of feature that a patch folder was made from, by its ``patches.json``.
 
     Raises:
-        FileNotFoundError, ValueError: the folder's records are missing or damaged.
+        FileNotFoundError, UserError: the folder's records are missing or damaged.
     """
     path = folder / PATCHES_JSON
     if not path.is_file():
@@ -83,4 +84,4 @@ def load_patch_kind(folder: Path) -> Kind:
         facts = config.build(FeatureFacts, values["facts"], f"{path}: facts")
         return Kind(facts, Mapping.load(folder / MAPPING_JSON, values["assignment"]))
     except KeyError as error:
-        raise ValueError(f"{path}: the key {error} is missing") from error
+        raise UserError(f"{path}: the key {error} is missing") from error

@@ -32,6 +32,7 @@ from coding.CompressAI.suite import (
     select_fitted,
 )
 from coding.CompressAI.train import LOG_CSV, TrainConfig
+from coding.errors import UserError
 from coding.evaluate import EvaluateConfig
 from coding.feature import FeatureFacts, find_machine_config
 from coding.paths import (
@@ -111,7 +112,7 @@ class BatchConfig:
 
     def __post_init__(self):
         if self.jobs < 1:
-            raise ValueError(f"jobs: must be at least 1, got {self.jobs}")
+            raise UserError(f"jobs: must be at least 1, got {self.jobs}")
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,9 @@ class Batch:
         tasks = [facts.task for facts in self.machines.values() if facts.model == model]
         tasks = [HYBRID] if model == HYBRID else tasks
         if not tasks:
-            raise ValueError(f"train_model_type: the suite has no machine of the model {model!r}")
+            raise UserError(f"train_model_type: the suite has no machine of the model {model!r}")
         if task not in (None, *tasks):
-            raise ValueError(f"train_task: {task!r} is no task of {model!r}, it has {tasks}")
+            raise UserError(f"train_task: {task!r} is no task of {model!r}, it has {tasks}")
         return task or tasks[0]
 
     def _trained_on(self, run: Training) -> list[str]:
@@ -169,7 +170,7 @@ class Batch:
             return [name for name in self.machines if name not in self.suite.unseen]
         found = [name for name, facts in self.machines.items() if facts.task == run.train_task]
         if not found:
-            raise ValueError(f"train_task: no machine of the suite has the task {run.train_task!r}")
+            raise UserError(f"train_task: no machine of the suite has the task {run.train_task!r}")
         return found
 
     def _mapping(self, machine: str) -> Path:
@@ -286,7 +287,7 @@ class Batch:
                 folder, facts = self._patches(machine, run), self.machines[machine]
                 size, crops = run.crop(facts.task), run.crops(facts.task)
                 if wanted.setdefault(folder, (size, crops)) != (size, crops):
-                    raise ValueError(
+                    raise UserError(
                         f"patch_size, patches_per_file: the runs want {wanted[folder]} and "
                         f"{(size, crops)} in one folder, {folder}"
                     )
@@ -426,7 +427,7 @@ def run_batch(cfg: BatchConfig) -> list[TableRow]:
 
     Raises:
         JobError: a command failed; the text ends with the tail of its log.
-        ValueError: the flags fit nothing in the suite.
+        UserError: the flags fit nothing in the suite.
     """
     batch = Batch(cfg)
     if not cfg.dry_run:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from coding import config
 from coding.codec import FITS
 from coding.CompressAI.models import MODELS, PUBLISHED_NAMES
+from coding.errors import UserError
 from coding.feature import FeatureFacts, load_facts
 from coding.paths import CONFIGS
 from coding.transform.generate_data import Layout, folded_size, parse_patch_size
@@ -52,14 +53,12 @@ class Row:
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != len(self.lambda_value):
-                raise ValueError(
-                    f"{name}: {len(value)} values for {len(self.lambda_value)} lambdas"
-                )
+                raise UserError(f"{name}: {len(value)} values for {len(self.lambda_value)} lambdas")
         if self.codec == "native" and self.train_task == HYBRID:
-            raise ValueError("train_task: native takes one machine's channels, not hybrid")
+            raise UserError("train_task: native takes one machine's channels, not hybrid")
         sizes = self.patch_size.values() if isinstance(self.patch_size, dict) else []
         if len({folded_size(parse_patch_size(size)) for size in sizes}) > 1:
-            raise ValueError(f"patch_size: {self.patch_size} fold to different sizes")
+            raise UserError(f"patch_size: {self.patch_size} fold to different sizes")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class FittedRow:
 
     def __post_init__(self):
         if self.codec not in FITS:
-            raise ValueError(f"codec: {self.codec!r} is not fitted; these are: {[*FITS]}")
+            raise UserError(f"codec: {self.codec!r} is not fitted; these are: {[*FITS]}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Suite:
 
     def __post_init__(self):
         if unknown := set(self.unseen) - set(self.machines):
-            raise ValueError(f"unseen: {sorted(unknown)} are none of the suite's machines")
+            raise UserError(f"unseen: {sorted(unknown)} are none of the suite's machines")
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def load_suite(name: str | Path) -> Suite:
     """Read a suite by file, or by name in ``configs/codecs``.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or a key is unknown, missing or wrong.
+        FileNotFoundError, UserError: no such file, or a key is unknown, missing or wrong.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
@@ -194,13 +193,13 @@ def codec_name(arch: str) -> str:
     """``bmshj2018-hyperprior`` -> ``hyperprior``; a codec's own name stays.
 
     Raises:
-        ValueError: neither.
+        UserError: neither.
     """
     if arch in MODELS or arch in FITS:
         return arch
     if arch not in PUBLISHED_NAMES:
         names = [*PUBLISHED_NAMES, *MODELS, *FITS]
-        raise ValueError(f"arch: {arch!r} is none of {names}")
+        raise UserError(f"arch: {arch!r} is none of {names}")
     return PUBLISHED_NAMES[arch]
 
 
@@ -216,7 +215,7 @@ def select(
             else stands in for the first run of each row.
 
     Raises:
-        ValueError: no row is left, trained or fitted.
+        UserError: no row is left, trained or fitted.
     """
     codec = codec_name(arch) if arch else None
     rows = [
@@ -227,7 +226,7 @@ def select(
     if not rows and not _fitted(suite, arch, train_task):
         every = [(row.codec, row.train_task or "each task") for row in [*suite.rows, *suite.fitted]]
         have = sorted({f"{codec} on {task}" for codec, task in every})
-        raise ValueError(f"arch, train_task: the suite has no such row; it has {', '.join(have)}")
+        raise UserError(f"arch, train_task: the suite has no such row; it has {', '.join(have)}")
     given = {key: value for key, value in overrides.items() if value is not None}
     chosen: list[Training] = []
     for row in rows:
@@ -261,7 +260,7 @@ def select_fitted(
     """The fits that the driver's flags ask for, one a codec and machine.
 
     Raises:
-        ValueError: two rows are about one codec and machine, or a row about no machine.
+        UserError: two rows are about one codec and machine, or a row about no machine.
     """
     chosen: dict[tuple[str, str], Fitting] = {}
     for row in _fitted(suite, arch, train_task):
@@ -269,10 +268,10 @@ def select_fitted(
         tasks = {name: facts.task for name, facts in machines.items()}
         about = [name for name, task in tasks.items() if wanted <= {task}]
         if row.train_task is not None and row.train_task not in tasks.values():
-            raise ValueError(f"train_task: no machine of the suite has {row.train_task!r}")
+            raise UserError(f"train_task: no machine of the suite has {row.train_task!r}")
         for machine in about:
             if (row.codec, machine) in chosen:
-                raise ValueError(f"fitted: two rows for {row.codec} on {machine}")
+                raise UserError(f"fitted: two rows for {row.codec} on {machine}")
             chosen[row.codec, machine] = Fitting(row.codec, machine, row.quality, row.flags)
     return list(chosen.values())
 
@@ -281,7 +280,7 @@ def _of_task(value: T | dict[str, T], task: str, key: str) -> T:
     if not isinstance(value, dict):
         return value
     if task not in value:
-        raise ValueError(f"{key}: none for the task {task!r} in {value}")
+        raise UserError(f"{key}: none for the task {task!r} in {value}")
     return value[task]
 
 

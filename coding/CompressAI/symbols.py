@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coding import rans
+from coding.errors import UserError
 
 
 class EntropyNets(Protocol):
@@ -31,13 +32,13 @@ class SymbolTables:
     """The tables of z (one a channel) followed by those of y (one a scale).
 
     Raises:
-        ValueError: the model has none.
+        UserError: the model has none.
     """
 
     def __init__(self, model: nn.Module):
         z, y = model.hyper_bottleneck, model.conditional
         if not z._quantized_cdf.numel() or not y._quantized_cdf.numel():
-            raise ValueError("the model has no entropy tables: save it with save_checkpoint")
+            raise UserError("the model has no entropy tables: save it with save_checkpoint")
         rows = [table._quantized_cdf.cpu() for table in (z, y)]
         self.latent = len(rows[0])  # y's first table
         cdf = torch.zeros(sum(map(len, rows)), max(row.size(1) for row in rows), dtype=torch.int32)

@@ -44,6 +44,7 @@ from coding.CompressAI.import_published import read_published
 from coding.CompressAI.models import MODELS, Model, Native, build_model
 from coding.CompressAI.patches import PatchDataset, load_patch_kind
 from coding.devices import check_device, fast_bf16, keep_memory
+from coding.errors import UserError
 from coding.transform.generate_data import PATCHES_JSON
 
 STATE = "state.pt"
@@ -100,15 +101,15 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("lambda_value", "learning_rate", "aux_learning_rate"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
+                raise UserError(f"{name}: must be above 0, got {getattr(self, name)}")
         for name in ("epochs", "batch_size", "patience", "save_period"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if not self.patches:
-            raise ValueError("patches: at least one folder")
+            raise UserError("patches: at least one folder")
         for name in ("clip_max_norm", "early_stop", "num_workers", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must not be negative, got {getattr(self, name)}")
+                raise UserError(f"{name}: must not be negative, got {getattr(self, name)}")
 
     @property
     def science(self) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class TrainConfig:
         return {k: v for k, v in records.jsonable(asdict(self)).items() if k not in skip}
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """Training cannot go on; the last good state is on the disk."""
 
 
@@ -125,7 +126,7 @@ def train(cfg: TrainConfig) -> dict[str, float]:
     """Train, or resume, to the end -> losses of the best epoch.
 
     Raises:
-        FileNotFoundError, ValueError: patches, checkpoint or settings that do not fit.
+        FileNotFoundError, UserError: patches, checkpoint or settings that do not fit.
         TrainingError: the loss became NaN or infinite.
     """
     return Training(cfg).run()
@@ -146,10 +147,10 @@ class Training:
             keep_memory()
         self.processes = self.accelerator.num_processes
         if cfg.batch_size % self.processes:
-            raise ValueError(f"batch_size: {cfg.batch_size} does not divide by {self.processes}")
+            raise UserError(f"batch_size: {cfg.batch_size} does not divide by {self.processes}")
         self.main = self.accelerator.is_main_process
         if self.main and not cfg.resume and (cfg.output / STATE).exists():
-            raise ValueError(f"output: {cfg.output} holds a run; pass --resume or another folder")
+            raise UserError(f"output: {cfg.output} holds a run; pass --resume or another folder")
         self.kinds = [load_patch_kind(folder) for folder in cfg.patches]
         self.patches = [files.digest(folder / PATCHES_JSON) for folder in cfg.patches]
         self.data = {split: PatchDataset(cfg.patches, split) for split in ("train", "test")}
@@ -345,7 +346,7 @@ class Training:
             if self.cfg.science.get(key) != old
         }
         if differ or state["patches"] != self.patches:
-            raise ValueError(f"resume: {path} was made with other settings: {differ or 'patches'}")
+            raise UserError(f"resume: {path} was made with other settings: {differ or 'patches'}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.aux_optimizer.load_state_dict(state["aux_optimizer"])
@@ -397,13 +398,13 @@ def _check_patches(cfg: TrainConfig, size: tuple[int, ...], model: Model) -> Non
     """Refuse patches that the model does not take."""
     inputs = model.arch.inputs if isinstance(model, Native) else 1
     if size[0] != inputs:
-        raise ValueError(
+        raise UserError(
             f"patches: {cfg.codec} takes {inputs} channels, {cfg.patches[0]} has {size[0]}; "
             f"generate_data.py --layout makes patches for hyperprior and elic (plane) or native"
         )
     if any(length % step for length, step in zip(size[1:], model.stride, strict=True)):
         (p, q), (rows, cols) = size[1:], model.stride
-        raise ValueError(f"patches: {p} x {q} must divide by {rows} x {cols}")
+        raise UserError(f"patches: {p} x {q} must divide by {rows} x {cols}")
 
 
 def _load_pretrained(model: Model, path: str) -> None:

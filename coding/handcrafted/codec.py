@@ -27,6 +27,7 @@ from safetensors.numpy import load, save
 from coding import config, files
 from coding.bitstream import BitstreamError
 from coding.codec import CONFIG_JSON, ExtraKind, OneKindCodec
+from coding.errors import UserError
 from coding.feature import FeatureError, FeatureFacts
 from coding.packing import Packing, Shape
 
@@ -55,9 +56,9 @@ class HandcraftedCodec(OneKindCodec):
 
     def __init__(self, facts: FeatureFacts, arrays: dict[str, np.ndarray], quality: float):
         if not np.isfinite(quality):
-            raise ValueError(f"quality: expected a number, got {quality}")
+            raise UserError(f"quality: expected a number, got {quality}")
         if arrays.keys() != self.arrays_of:
-            raise ValueError(f"arrays {sorted(arrays)}, expected {sorted(self.arrays_of)}")
+            raise UserError(f"arrays {sorted(arrays)}, expected {sorted(self.arrays_of)}")
         self.facts, self.arrays = facts, arrays
         self.setting = self.rounded(quality)
 
@@ -71,18 +72,18 @@ class HandcraftedCodec(OneKindCodec):
         cls, folder: Path, *, device: str, published: bool, kinds: Sequence[ExtraKind]
     ) -> Self:
         if published or kinds:
-            raise ValueError(f"{folder}: a {cls.name} codec has no published mode and no mappings")
+            raise UserError(f"{folder}: a {cls.name} codec has no published mode and no mappings")
         values = files.read_json(folder / CONFIG_JSON)
         try:
             if values["format"] != FORMAT:
-                raise ValueError(f"format {values['format']}, not {FORMAT}")
+                raise UserError(f"format {values['format']}, not {FORMAT}")
             facts = config.build(FeatureFacts, values["facts"], "facts")
             arrays = load((folder / WEIGHTS).read_bytes()) if cls.arrays_of else {}
             return cls(facts, arrays, float(values["quality"]))
         except FileNotFoundError as error:
-            raise ValueError(f"{folder / WEIGHTS}: missing from the codec folder") from error
+            raise UserError(f"{folder / WEIGHTS}: missing from the codec folder") from error
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"{folder}: not a sound {cls.name} codec ({error})") from error
+            raise UserError(f"{folder}: not a sound {cls.name} codec ({error})") from error
 
     def save(self, folder: Path, quality: float, made_by: dict[str, Any]) -> None:
         """Write the codec folder, ``config.json`` last."""

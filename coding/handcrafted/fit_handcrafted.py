@@ -48,7 +48,7 @@ def fit(cfg: FitConfig) -> HandcraftedCodec:
     """Fit and write the codec folder.
 
     Raises:
-        FeatureError, FileNotFoundError, ValueError: no features, or unsound ones, or of another kind
+        FeatureError, FileNotFoundError, UserError: no features, or unsound ones, or of another kind
             than the facts say; the message names the file.
     """
     paths = list_features(cfg.features)

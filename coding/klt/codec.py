@@ -20,6 +20,7 @@ import numpy as np
 from coding import files, rans
 from coding.bitstream import BitstreamError
 from coding.codec import ExtraKind, OneKindCodec
+from coding.errors import UserError
 from coding.klt.arrange import count_vectors, from_vectors, to_vectors
 from coding.klt.model import PER_OCTAVE, KltModel, rung
 from coding.packing import Shape
@@ -43,7 +44,7 @@ class KltCodec(OneKindCodec):
         cls, folder: Path, *, device: str, published: bool, kinds: Sequence[ExtraKind]
     ) -> Self:
         if published or kinds:
-            raise ValueError(f"{folder}: a klt codec has no published mode and no mappings")
+            raise UserError(f"{folder}: a klt codec has no published mode and no mappings")
         return cls(*KltModel.load(folder))
 
     @property
@@ -121,11 +122,11 @@ def grade_of(quality: float) -> int:
     """A quality in 128ths.
 
     Raises:
-        ValueError: not finite, or too far off.
+        UserError: not finite, or too far off.
     """
     if not abs(quality) <= MAX_GRADE / PER_OCTAVE:
         limit = MAX_GRADE // PER_OCTAVE
-        raise ValueError(f"quality: expected {-limit} .. {limit}, got {quality}")
+        raise UserError(f"quality: expected {-limit} .. {limit}, got {quality}")
     return round(PER_OCTAVE * quality)
 
 

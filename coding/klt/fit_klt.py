@@ -18,6 +18,7 @@ from scipy.cluster.vq import kmeans2
 from tqdm import tqdm
 
 from coding import config, rans, records
+from coding.errors import UserError
 from coding.feature import FeatureFacts, list_features, load_facts
 from coding.klt.arrange import is_map, to_vectors
 from coding.klt.entropy import CENTROIDS, REACH, choose, count, fit_bank, to_frequencies
@@ -70,11 +71,9 @@ class FitConfig:
 
     def __post_init__(self):
         if self.clusters is not None and (not self.clusters or min(self.clusters) < 1):
-            raise ValueError(f"clusters: expected numbers of at least 1, got {self.clusters}")
+            raise UserError(f"clusters: expected numbers of at least 1, got {self.clusters}")
         if len(set(self.compared_at)) < 2:
-            raise ValueError(
-                f"compared_at: expected two qualities at least, got {self.compared_at}"
-            )
+            raise UserError(f"compared_at: expected two qualities at least, got {self.compared_at}")
 
 
 @dataclass(frozen=True)
@@ -441,15 +440,15 @@ def fit(cfg: FitConfig) -> KltModel:
     """Fit and write the codec folder.
 
     Raises:
-        FeatureError, FileNotFoundError, ValueError: no features, or unsound ones, or of another kind
+        FeatureError, FileNotFoundError, UserError: no features, or unsound ones, or of another kind
             than the facts say; the message names the file.
     """
     paths = list_features(cfg.features)
     facts = load_facts(cfg.machine) if cfg.machine else FeatureFacts.of_tokens(paths[0])
     if not is_map(facts.packing) and None in (facts.shape[1], facts.shape[3]):
-        raise ValueError("shape: a klt codec of token features takes a fixed C and W")
+        raise UserError("shape: a klt codec of token features takes a fixed C and W")
     if is_map(facts.packing) and facts.shape[1] is None:
-        raise ValueError("shape: a klt codec of maps takes a fixed C")
+        raise UserError("shape: a klt codec of maps takes a fixed C")
     run = records.Run(cfg.output, cfg)
     best, known, tried = search(paths, facts, cfg)
     transform = fit_transform(known, best, cfg.seed)

@@ -25,6 +25,7 @@ from scipy.fft import dct
 
 from coding import config, files, rans
 from coding.codec import CONFIG_JSON
+from coding.errors import UserError
 from coding.feature import FeatureFacts
 from coding.klt.entropy import Bank, choose, reconstruct
 from coding.klt.post_filter import PostFilter
@@ -271,18 +272,18 @@ class KltModel:
         """The model of a codec folder and its quality.
 
         Raises:
-            ValueError: a file is missing, damaged or of another format; the message names it.
+            UserError: a file is missing, damaged or of another format; the message names it.
         """
         path = folder / WEIGHTS
         values = files.read_json(folder / CONFIG_JSON)
         if values.get("format") != FORMAT:
-            raise ValueError(f"{folder / CONFIG_JSON}: format {values.get('format')}, not {FORMAT}")
+            raise UserError(f"{folder / CONFIG_JSON}: format {values.get('format')}, not {FORMAT}")
         try:
             arrays = load(path.read_bytes())
         except FileNotFoundError as error:
-            raise ValueError(f"{path}: missing from the codec folder") from error
+            raise UserError(f"{path}: missing from the codec folder") from error
         except SafetensorError as error:
-            raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+            raise UserError(f"{path}: not a readable safetensors file ({error})") from error
         try:
             layout = config.build(Layout, values["layout"], "layout")
             facts = config.build(FeatureFacts, values["facts"], "facts")
@@ -291,10 +292,10 @@ class KltModel:
             post = PostFilter.of_arrays(arrays, (RUNGS, transform.mean.shape[1]))
             model = cls(facts, transform, _rungs(arrays), float(values["weight"]), post)
             if len(model.rungs) != RUNGS:
-                raise ValueError(f"{len(model.rungs)} steps, expected {RUNGS}")
+                raise UserError(f"{len(model.rungs)} steps, expected {RUNGS}")
             return model, float(values["quality"])
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder}: not a sound klt codec ({error!r})") from error
+            raise UserError(f"{folder}: not a sound klt codec ({error!r})") from error
 
 
 def _rungs(arrays: dict[str, np.ndarray]) -> tuple[Rung, ...]:

@@ -12,6 +12,8 @@ from typing import Self
 
 import numpy as np
 
+from coding.errors import UserError
+
 
 @dataclass(frozen=True)
 class PostFilter:
@@ -57,7 +59,7 @@ class PostFilter:
             shape: rungs and C.
 
         Raises:
-            KeyError, ValueError: the arrays are not sound.
+            KeyError, UserError: the arrays are not sound.
         """
         if "post_taps" not in arrays:
             return None
@@ -66,9 +68,9 @@ class PostFilter:
         channels = shape[1:]
         sizes = (taps.shape, limit.shape, mean.shape)
         if sizes != ((*shape, 2), channels, channels):
-            raise ValueError(f"post filter of sizes {sizes}")
+            raise UserError(f"post filter of sizes {sizes}")
         if basis is not None and basis.shape != channels * 2:
-            raise ValueError(f"post filter with a basis of size {basis.shape}")
+            raise UserError(f"post filter with a basis of size {basis.shape}")
         return cls(taps, limit, mean, None if basis is None else basis.astype(np.float32))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import entropy, kurtosis
 
+from coding.errors import UserError
 from coding.feature import read_feature
 from coding.report.records import Machine
 from coding.report.table import Table
@@ -36,7 +37,7 @@ def read_distributions(machine: Machine) -> list[Distribution]:
     """The same bounded sample of test features through each mapping of the machine.
 
     Raises:
-        ValueError: a feature or a mapping is damaged, or they do not fit; the message names the file.
+        UserError: a feature or a mapping is damaged, or they do not fit; the message names the file.
     """
     features = machine.features[:: math.ceil(len(machine.features) / SAMPLE_FILES) or 1]
     found = machine.root.transform.glob("transform_mapping_*.json") if features else []
@@ -52,8 +53,8 @@ def _sample(features: Sequence[Path], path: Path) -> tuple[np.ndarray, np.ndarra
         chosen = slice(None) if x.size <= SAMPLE_VALUES else rng.integers(0, x.size, SAMPLE_VALUES)
         try:
             after.append(mapping.forward(x).ravel()[chosen])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         before.append(x.ravel()[chosen])
     return np.concatenate(before).astype(np.float64), np.concatenate(after).astype(np.float64)
 

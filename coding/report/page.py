@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from coding import files
 from coding.codec import CONFIG_JSON
+from coding.errors import UserError
 from coding.report import distributions, tables
 from coding.report.figures import BD_POINTS, PUBLISHED, find_anchor
 from coding.report.plots import COLOURS, Look, choose_looks, curve_plots, histogram_plot
@@ -108,13 +109,13 @@ def write_report(root: Path, output: Path, anchor: str | None = None) -> Path:
 
     Raises:
         FileNotFoundError: the data root holds no finished run.
-        ValueError: a record is damaged, or nothing is called as ``anchor`` says.
+        UserError: a record is damaged, or nothing is called as ``anchor`` says.
     """
     runs, unfinished = read_runs(root)
     machines = [read_machine(root, kind, runs) for kind in sorted({run.kind for run in runs})]
     if anchor and not any(find_anchor(machine, anchor) for machine in machines):
         have = sorted({curve.name for machine in machines for curve in machine.curves})
-        raise ValueError(f"anchor: no curve is called {anchor!r}, there are {', '.join(have)}")
+        raise UserError(f"anchor: no curve is called {anchor!r}, there are {', '.join(have)}")
     page = Page()
     _add_head(page, runs, machines, unfinished)
     _add_headline(page, machines)

@@ -9,6 +9,7 @@ from typing import Any
 
 from coding import files, paths
 from coding.codec import CONFIG_JSON
+from coding.errors import UserError
 from coding.feature import read_feature
 from coding.paths import DataRoot, FeatureRoot
 
@@ -62,7 +63,7 @@ def read_runs(root: Path) -> tuple[list[Run], list[str]]:
 
     Raises:
         FileNotFoundError: there is no finished run.
-        ValueError: a record is damaged; the message names it.
+        UserError: a record is damaged; the message names it.
     """
     runs, unfinished = [], []
     for folder in sorted(root.glob(str(DataRoot(Path()).coded(*["*"] * 6)))):
@@ -87,7 +88,7 @@ def _read_run(folder: Path) -> Run | None:
         return None
     summary = read_record(summary_json, bpfp_pooled=float, nmse_pooled=float)
     if summary["bpfp_pooled"] <= 0:
-        raise ValueError(f"{summary_json}: bpfp_pooled is {summary['bpfp_pooled']}")
+        raise UserError(f"{summary_json}: bpfp_pooled is {summary['bpfp_pooled']}")
     accuracy = _read_accuracy(folder / paths.ACCURACY_JSON)
     codec, trained, *names = folder.parts[-5:]
     return Run(
@@ -104,14 +105,14 @@ def read_record(path: Path, **keys: type) -> dict[str, Any]:
     """Read a JSON record.
 
     Raises:
-        ValueError: one of these keys has no value of its type; the message names file and key.
+        UserError: one of these keys has no value of its type; the message names file and key.
     """
     values = files.read_json(path)
     for key, kind in keys.items():
         value = values.get(key) if isinstance(values, dict) else None
         fits = isinstance(value, kind) or (kind is float and type(value) is int)
         if not fits or (kind is float and not math.isfinite(value)):
-            raise ValueError(f"{path}: not a sound record, {key!r} is {value!r}")
+            raise UserError(f"{path}: not a sound record, {key!r} is {value!r}")
     return values
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from coding.errors import UserError
 from coding.feature import FeatureError
 from coding.transform.histogram import MAX_REFINED, Histogram, Points, bin_ends, distinct
 from coding.transform.kmeans import optimal_centres, squared_error
@@ -78,12 +79,12 @@ def fit_mapping(
 
     Raises:
         FeatureError, FileNotFoundError: a file is no sound feature; the message names it.
-        ValueError: an option is impossible; the message names it.
+        UserError: an option is impossible; the message names it.
     """
     if transform_type not in TRANSFORM_TYPES:
-        raise ValueError(f"transform_type: expected one of {TRANSFORM_TYPES}, got {transform_type}")
+        raise UserError(f"transform_type: expected one of {TRANSFORM_TYPES}, got {transform_type}")
     if not 1 <= bit_depth <= MAX_BIT_DEPTH:
-        raise ValueError(f"bit_depth: expected 1 .. {MAX_BIT_DEPTH}, got {bit_depth}")
+        raise UserError(f"bit_depth: expected 1 .. {MAX_BIT_DEPTH}, got {bit_depth}")
     start = time.perf_counter()
     samples = Samples(paths, rows, seed, trun_low, trun_high)
     if normalise != "none":

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from coding import config, files
+from coding.errors import UserError
 from coding.feature import (
     FeatureFacts,
     list_features,
@@ -80,11 +81,11 @@ class GenerateConfig:
 
     def __post_init__(self):
         if self.patches_per_file < 1:
-            raise ValueError(f"patches_per_file: expected 1 or more, got {self.patches_per_file}")
+            raise UserError(f"patches_per_file: expected 1 or more, got {self.patches_per_file}")
         if not 1 <= self.bit_depth <= MAX_BIT_DEPTH:
-            raise ValueError(f"bit_depth: expected 1 .. {MAX_BIT_DEPTH}, got {self.bit_depth}")
+            raise UserError(f"bit_depth: expected 1 .. {MAX_BIT_DEPTH}, got {self.bit_depth}")
         if self.samples < 0:
-            raise ValueError(f"samples: expected 0 or more, got {self.samples}")
+            raise UserError(f"samples: expected 0 or more, got {self.samples}")
         if self.patch_size is not None:
             parse_patch_size(self.patch_size)
 
@@ -93,11 +94,11 @@ def parse_patch_size(text: str) -> Size:
     """``"height-width"`` -> (height, width).
 
     Raises:
-        ValueError: anything else than two positive integers.
+        UserError: anything else than two positive integers.
     """
     parts = text.split("-")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"patch_size: expected height-width, for example 256-256, got {text!r}")
+        raise UserError(f"patch_size: expected height-width, for example 256-256, got {text!r}")
     return int(parts[0]), int(parts[1])
 
 
@@ -151,7 +152,7 @@ def generate(cfg: GenerateConfig) -> Path:
     """Write what ``cfg.kind`` says -> its folder.
 
     Raises:
-        FeatureError, FileNotFoundError, ValueError: a feature, the mapping or an option is not sound;
+        FeatureError, FileNotFoundError, UserError: a feature, the mapping or an option is not sound;
             the message names it.
     """
     facts = load_facts(cfg.machine)
@@ -238,7 +239,7 @@ def _write_features(
     output = cfg.output or root.transform / f"{cfg.kind}_{transform}"
     paths = list_features(source)
     if output.resolve() == paths[0].parent.resolve():
-        raise ValueError(f"output: {output} holds the features themselves")
+        raise UserError(f"output: {output} holds the features themselves")
     plan = {"kind": cfg.kind, "assignment": cfg.assignment, "mapping_id": mapping.id.hex()}
     record = output / f"{cfg.kind}.json"
     if not record.is_file() or files.read_json(record) != plan:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 import numpy as np
 
 from coding import files
+from coding.errors import UserError
 from coding.transform import lookup
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Mapping:
         offset, scale: (C, 1, W) or (C, 1, 1), finite, the scale above 0; both or neither.
 
     Raises:
-        ValueError: a codebook, the assignment, offset or scale is not as above.
+        UserError: a codebook, the assignment, offset or scale is not as above.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Mapping:
         self.codebooks = check_codebooks(codebooks)
         self.codebooks.flags.writeable = False
         if assignment not in ASSIGNMENTS:
-            raise ValueError(f"assignment: expected one of {ASSIGNMENTS}, got {assignment!r}")
+            raise UserError(f"assignment: expected one of {ASSIGNMENTS}, got {assignment!r}")
         self.assignment = assignment
         self.offset, self.scale = check_normalisation(offset, scale)
 
@@ -133,7 +134,7 @@ class Mapping:
             float32, same shape, library and device, in [0, 1).
 
         Raises:
-            ValueError: another dtype, or a channel count that is not the codebooks'.
+            UserError: another dtype, or a channel count that is not the codebooks'.
         """
         return self._apply(x, self._forward_array, self._forward_device)
 
@@ -142,7 +143,7 @@ class Mapping:
         or any number a decoder makes of it.
 
         Raises:
-            ValueError: another dtype, or a channel count that is not the codebooks'.
+            UserError: another dtype, or a channel count that is not the codebooks'.
         """
         return self._apply(u, self._inverse_array, self._inverse_device)
 
@@ -155,7 +156,7 @@ class Mapping:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is no sound mapping; the message names it.
+            UserError: the file is no sound mapping; the message names it.
         """
         if not isinstance(path, (str, Path)):
             return cls(_stack_channels(path), assignment)
@@ -163,7 +164,7 @@ class Mapping:
         extra = {}
         if isinstance(value, dict):
             if value.keys() != {"centres", "offset", "scale"}:
-                raise ValueError(
+                raise UserError(
                     f"{path}: a mapping is a list, or holds the keys centres, offset and scale; "
                     f"got {sorted(value)}"
                 )
@@ -171,8 +172,8 @@ class Mapping:
             value = value["centres"]
         try:
             return cls(value, assignment, **extra)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the bare JSON list that published code reads too (an object, which it does not, where
@@ -190,7 +191,7 @@ class Mapping:
         """Run on numpy memory where there is some (an array, a CPU tensor), else on the device."""
         if isinstance(values, np.ndarray):
             if values.dtype.name not in ("float16", "float32"):
-                raise ValueError(f"mapping: expected float16 or float32, got {values.dtype}")
+                raise UserError(f"mapping: expected float16 or float32, got {values.dtype}")
             self._check_channels(values.shape)
             return on_array(values)
         import torch  # here, so that codecs without a network need not load it
@@ -201,7 +202,7 @@ class Mapping:
             torch.float32,
         ):
             kind = getattr(values, "dtype", type(values).__name__)
-            raise ValueError(f"mapping: expected a float16 or float32 array, got {kind}")
+            raise UserError(f"mapping: expected a float16 or float32 array, got {kind}")
         self._check_channels(values.shape)
         values = values.detach().float()
         if values.device.type == "cpu":
@@ -210,14 +211,14 @@ class Mapping:
 
     def _check_channels(self, shape: Sequence[int]) -> None:
         if self.per_channel and (len(shape) < 2 or shape[1] != self.codebooks.shape[0]):
-            raise ValueError(
+            raise UserError(
                 f"mapping: {self.codebooks.shape[0]} codebooks, one a channel (axis 1), "
                 f"do not fit the shape {tuple(shape)}"
             )
         if self.normalised:
             channels, _, width = self.offset.shape
             if len(shape) != 4 or shape[1] != channels or width not in (1, shape[3]):
-                raise ValueError(
+                raise UserError(
                     f"mapping: normalised for (N, {channels}, H, {width if width > 1 else 'W'}), "
                     f"got {tuple(shape)}"
                 )
@@ -356,27 +357,27 @@ def check_codebooks(codebooks: np.ndarray | Sequence) -> np.ndarray:
     """A sound codebook (L,) or (C, L), copied to contiguous float64.
 
     Raises:
-        ValueError: not numbers, ragged, not a power of two long, not finite in float32, or not
+        UserError: not numbers, ragged, not a power of two long, not finite in float32, or not
             strictly increasing.
     """
     if not isinstance(codebooks, (list, tuple, np.ndarray)):
-        raise ValueError(f"a mapping is a list of numbers, got {type(codebooks).__name__}")
+        raise UserError(f"a mapping is a list of numbers, got {type(codebooks).__name__}")
     try:
         raw = np.asarray(codebooks)
     except ValueError as error:
-        raise ValueError("a mapping is a list of numbers, or lists of equal length") from error
+        raise UserError("a mapping is a list of numbers, or lists of equal length") from error
     if raw.dtype.kind not in "fiu":
-        raise ValueError("a mapping is a list of numbers, or lists of equal length")
+        raise UserError("a mapping is a list of numbers, or lists of equal length")
     values = np.array(raw, dtype=np.float64, order="C")
     if values.ndim not in (1, 2) or values.size == 0:
-        raise ValueError(f"a mapping has shape (L,) or (C, L), got {values.shape}")
+        raise UserError(f"a mapping has shape (L,) or (C, L), got {values.shape}")
     levels = values.shape[-1]
     if levels < 2 or levels > 1 << MAX_BIT_DEPTH or levels & (levels - 1):
-        raise ValueError(f"a mapping has 2^b centres, b = 1 .. {MAX_BIT_DEPTH}, got {levels}")
+        raise UserError(f"a mapping has 2^b centres, b = 1 .. {MAX_BIT_DEPTH}, got {levels}")
     if not (np.abs(values) <= np.finfo(np.float32).max).all():
-        raise ValueError("a mapping's centres are finite float32 numbers")
+        raise UserError("a mapping's centres are finite float32 numbers")
     if not (np.diff(values) > 0).all():
-        raise ValueError("a mapping's centres increase strictly")
+        raise UserError("a mapping's centres increase strictly")
     return values
 
 
@@ -386,21 +387,21 @@ def check_normalisation(
     """Sound float32 copies of an offset and a scale, (C, 1, W) or (C, 1, 1).
 
     Raises:
-        ValueError: only one of them is given, their shapes differ, a value is not finite, or a scale
+        UserError: only one of them is given, their shapes differ, a value is not finite, or a scale
             is not above 0.
     """
     if offset is None and scale is None:
         return None, None
     if offset is None or scale is None:
-        raise ValueError("a mapping has an offset and a scale, or neither")
+        raise UserError("a mapping has an offset and a scale, or neither")
     try:
         offset, scale = (np.array(value, dtype=np.float32) for value in (offset, scale))
     except (TypeError, ValueError) as error:
-        raise ValueError("offset, scale: lists of numbers of the shape (C, 1, W)") from error
+        raise UserError("offset, scale: lists of numbers of the shape (C, 1, W)") from error
     if offset.ndim != 3 or offset.shape[1] != 1 or offset.shape != scale.shape or not offset.size:
-        raise ValueError(f"offset, scale: expected (C, 1, W), got {offset.shape}, {scale.shape}")
+        raise UserError(f"offset, scale: expected (C, 1, W), got {offset.shape}, {scale.shape}")
     if not (np.isfinite(offset).all() and np.isfinite(scale).all() and (scale > 0).all()):
-        raise ValueError("offset, scale: finite numbers, the scale above 0")
+        raise UserError("offset, scale: finite numbers, the scale above 0")
     return offset, scale
 
 
@@ -409,10 +410,10 @@ def _stack_channels(paths: Sequence[str | Path]) -> list[np.ndarray]:
     rows = [Mapping.load(path) for path in paths]
     for path, row in zip(paths, rows, strict=True):
         if row.normalised or row.codebooks.shape != (rows[0].levels,):
-            raise ValueError(
+            raise UserError(
                 f"{path}: one list of {rows[0].levels} centres expected, "
                 f"got shape {row.codebooks.shape}"
             )
     if not rows:
-        raise ValueError("mapping: no file given")
+        raise UserError("mapping: no file given")
     return np.stack([row.codebooks for row in rows])

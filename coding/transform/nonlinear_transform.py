@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coding import config, files
+from coding.errors import UserError
 from coding.feature import FeatureFacts, list_features, load_facts
 from coding.paths import DataRoot, default_data_root
 from coding.prepare import ensure_features
@@ -56,13 +57,13 @@ class FitConfig:
 
     def __post_init__(self):
         if not 1 <= self.bit_depth <= MAX_BIT_DEPTH:
-            raise ValueError(f"bit_depth: expected 1 .. {MAX_BIT_DEPTH}, got {self.bit_depth}")
+            raise UserError(f"bit_depth: expected 1 .. {MAX_BIT_DEPTH}, got {self.bit_depth}")
         if self.samples < 0:
-            raise ValueError(f"samples: expected 0 or more, got {self.samples}")
+            raise UserError(f"samples: expected 0 or more, got {self.samples}")
         if self.rows is not None and self.rows < 0:
-            raise ValueError(f"rows: expected 0 or more, got {self.rows}")
+            raise UserError(f"rows: expected 0 or more, got {self.rows}")
         if self.output is not None and self.output.suffix != ".json":
-            raise ValueError(f"output: expected a .json file, got {self.output}")
+            raise UserError(f"output: expected a .json file, got {self.output}")
 
     @property
     def mapping_path(self) -> Path:
@@ -93,7 +94,7 @@ def fit(cfg: FitConfig) -> tuple[Mapping, dict[str, Any]]:
     """Fit the mapping and write it, its record and its plots -> the mapping and the record.
 
     Raises:
-        FeatureError, FileNotFoundError, ValueError: as :func:`coding.transform.fit.fit_mapping`.
+        FeatureError, FileNotFoundError, UserError: as :func:`coding.transform.fit.fit_mapping`.
     """
     facts = load_facts(cfg.machine)
     if cfg.features is None:

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from coding import files
+from coding.errors import UserError
 from coding.feature import FeatureError, read_feature
 from coding.transform.mapping import Normalise
 
@@ -39,12 +40,12 @@ class Samples:
 
     def __post_init__(self):
         if not self.paths:
-            raise ValueError("samples: no feature file to fit on")
+            raise UserError("samples: no feature file to fit on")
         if self.rows < 0:
-            raise ValueError(f"rows: expected 0 or more, got {self.rows}")
+            raise UserError(f"rows: expected 0 or more, got {self.rows}")
         low, high = np.asarray(self.trun_low, float), np.asarray(self.trun_high, float)
         if self.trun_low is not None and self.trun_high is not None and not (low < high).all():
-            raise ValueError(f"trun_low: {self.trun_low} is not below trun_high {self.trun_high}")
+            raise UserError(f"trun_low: {self.trun_low} is not below trun_high {self.trun_high}")
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """One (N, C, H', W) float32 array a file.

@@ -24,6 +24,7 @@ from transformers import Dinov2Config, Dinov2Model
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from coding import config
+from coding.errors import UserError
 from machines.checkpoints import find_checkpoint, find_folder, open_weights, quiet, weights_digest
 from machines.command import parse_options, run
 from machines.lists import read_names
@@ -80,11 +81,11 @@ class DinoOptions(ModelOptions):
     def __post_init__(self):
         super().__post_init__()
         if len(self.resize) != 2 or min(*self.resize, self.crop, self.stride) < 1:
-            raise ValueError("resize, crop and stride: expected at least 1 pixel, resize two sides")
+            raise UserError("resize, crop and stride: expected at least 1 pixel, resize two sides")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError("mean and std: expected three values each, std above 0")
+            raise UserError("mean and std: expected three values each, std above 0")
         if len(self.classes) < 2:
-            raise ValueError("classes: expected at least two names")
+            raise UserError("classes: expected at least two names")
 
 
 class MetaEmbeddings(Dinov2Embeddings):
@@ -104,7 +105,7 @@ class MetaEmbeddings(Dinov2Embeddings):
         scale = tuple((size + 0.1) / side for size in grid)
         table = nn.functional.interpolate(table, scale_factor=scale, mode="bicubic")
         if table.shape[2:] != grid:
-            raise ValueError(f"positions resized to {tuple(table.shape[2:])}, not {grid}")
+            raise UserError(f"positions resized to {tuple(table.shape[2:])}, not {grid}")
         table = table.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)  # (1, h * w, D)
         return torch.cat([positions[:, :1], table], dim=1)
 
@@ -227,7 +228,7 @@ class DinoMachine(Machine):
             raise FileNotFoundError(f"{path}: missing; {VOC_HELP}")
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
-                raise ValueError(f"{path}: expected one value a pixel, got mode {image.mode}")
+                raise UserError(f"{path}: expected one value a pixel, got mode {image.mode}")
             return np.asarray(image)
 
     def prepare(self, picture: np.ndarray) -> Tensor:
@@ -255,7 +256,7 @@ class DinoMachine(Machine):
         width, height = mmcv.rescale_size(original[::-1], tuple(options.resize))
         boxes = list(sliding_boxes(height, width, options.crop, options.stride))
         if len(boxes) != len(feature):
-            raise ValueError(f"{sample.name}: {len(feature)} crops, the picture has {len(boxes)}")
+            raise UserError(f"{sample.name}: {len(feature)} crops, the picture has {len(boxes)}")
         device, dtype = options.torch_device, options.torch_dtype
         total = torch.zeros(1, len(options.classes), height, width, device=device)
         count = torch.zeros(height, width, device=device)
@@ -264,7 +265,7 @@ class DinoMachine(Machine):
             grid = tuple(math.ceil(length / PATCH) for length in size)
             x = torch.from_numpy(tokens).to(device, dtype)  # (1, tokens, D)
             if x.shape[1] != 1 + grid[0] * grid[1]:
-                raise ValueError(f"{sample.name}: {x.shape[1]} tokens a crop, expected 1 + {grid}")
+                raise UserError(f"{sample.name}: {x.shape[1]} tokens a crop, expected 1 + {grid}")
             logits = nn.functional.interpolate(self.back(x, grid).float(), size, mode="bilinear")
             total[:, :, top:bottom, left:right] += logits
             count[top:bottom, left:right] += 1
@@ -313,14 +314,12 @@ def confusion(
     """Pixels by true and predicted class, (classes, classes) int64, without those to ignore.
 
     Raises:
-        ValueError: the mask holds a class that is not known; the message starts with ``name``.
+        UserError: the mask holds a class that is not known; the message starts with ``name``.
     """
     kept = mask != ignore
     true, guess = mask[kept].astype(np.int64), prediction[kept].astype(np.int64)
     if true.size and true.max() >= classes:
-        raise ValueError(
-            f"{name}: class {true.max()} in the mask, the preset has {classes} classes"
-        )
+        raise UserError(f"{name}: class {true.max()} in the mask, the preset has {classes} classes")
     return np.bincount(true * classes + guess, minlength=classes**2).reshape(classes, classes)
 
 
@@ -341,11 +340,11 @@ def read_config(weights: Mapping[str, Tensor], path: Path) -> Dinov2Config:
     """The architecture of Meta's checkpoint, from the shapes of its weights.
 
     Raises:
-        ValueError: it is none of a DINOv2 without registers.
+        UserError: it is none of a DINOv2 without registers.
     """
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     if not depth or "pos_embed" not in weights or "register_tokens" in weights:
-        raise ValueError(f"{path}: not Meta's weights of a DINOv2 without registers")
+        raise UserError(f"{path}: not Meta's weights of a DINOv2 without registers")
     positions, width = weights["pos_embed"].shape[1:]
     return Dinov2Config(
         hidden_size=width,
@@ -365,7 +364,7 @@ def load_backbone(path: Path, known: Dinov2Config, blocks: range) -> Dinov2Model
     block 0 is not among them, and the norm where the last one is.
 
     Raises:
-        ValueError: the file lacks a weight.
+        UserError: the file lacks a weight.
     """
     if path.is_dir():
         with quiet():
@@ -381,7 +380,7 @@ def load_backbone(path: Path, known: Dinov2Config, blocks: range) -> Dinov2Model
     try:
         state = {name: from_meta(stored, name) for name in names}
     except KeyError as error:
-        raise ValueError(f"{path}: lacks the weight {error}") from error
+        raise UserError(f"{path}: lacks the weight {error}") from error
     model.load_state_dict(state, strict=False, assign=True)
     return model
 
@@ -417,16 +416,14 @@ def load_head(head: LinearHead, path: Path) -> None:
     """Read a head: Meta's file (``decode_head.*`` of a segmenter) or the same names without prefix.
 
     Raises:
-        ValueError: names or shapes differ.
+        UserError: names or shapes differ.
     """
     stored = open_weights(path)
     state = {name.removeprefix("decode_head."): value for name, value in stored.items()}
     try:
         head.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(
-            f"{path}: not a linear head of this width and classes ({error})"
-        ) from error
+        raise UserError(f"{path}: not a linear head of this width and classes ({error})") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

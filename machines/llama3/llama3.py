@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from coding import config, files
+from coding.errors import UserError
 from machines.checkpoints import find_folder, open_weights, quiet, weights_digest
 from machines.command import parse_options, run
 from machines.lists import read_names
@@ -158,7 +159,7 @@ def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:
     """The model from layer ``first`` on; only those weights are read.
 
     Raises:
-        ValueError: the checkpoint lacks a weight; the message names it.
+        UserError: the checkpoint lacks a weight; the message names it.
     """
     known = AutoConfig.from_pretrained(folder, local_files_only=True)
     with init_empty_weights(), quiet():
@@ -176,7 +177,7 @@ def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:
     stored = open_weights(folder)
     missing = sorted(wanted.keys() - stored.keys())
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder}: its *.safetensors lack {missing[0]} and {len(missing) - 1} more"
         )
     state = {ours: stored[theirs].to(dtype) for theirs, ours in wanted.items()}
@@ -203,7 +204,7 @@ def read_questions(options: LlamaOptions, split: Split) -> list[Question]:
 
     Raises:
         FileNotFoundError: a file is missing; the message says where it comes from.
-        ValueError: a listed question is not there or not sound; the message names file and id.
+        UserError: a listed question is not there or not sound; the message names file and id.
     """
     source = options.root.source
     holds = "ids of questions of ARC-Challenge (https://allenai.org/data/arc), one a line"
@@ -218,7 +219,7 @@ def read_questions(options: LlamaOptions, split: Split) -> list[Question]:
 
 def _parse(row: dict | None, where: str) -> Question:
     if row is None:
-        raise ValueError(f"{where}: not in the file")
+        raise UserError(f"{where}: not in the file")
     try:
         choices = row["question"]["choices"]
         labels = [choice["label"] for choice in choices]
@@ -226,12 +227,12 @@ def _parse(row: dict | None, where: str) -> Question:
         answer = labels.index(row["answerKey"])  # labels are letters or 1..4: the place counts
         question = Question(row["id"], row["question"]["stem"], texts, answer)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected id, question.stem, question.choices of text and label, and an "
             f"answerKey that is a label ({error!r})"
         ) from error
     if not 2 <= len(texts) <= len(LETTERS):
-        raise ValueError(f"{where}: expected 2 to {len(LETTERS)} choices, got {len(texts)}")
+        raise UserError(f"{where}: expected 2 to {len(LETTERS)} choices, got {len(texts)}")
     return question
 
 

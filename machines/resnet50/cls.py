@@ -21,6 +21,7 @@ from torchvision.transforms import functional as vision
 from transformers import ResNetForImageClassification
 
 from coding import config
+from coding.errors import UserError
 from machines.checkpoints import find_checkpoint, find_folder, quiet, weights_digest
 from machines.command import parse_options, run
 from machines.lists import read_lines
@@ -61,9 +62,9 @@ class ResNetOptions(ModelOptions):
     def __post_init__(self):
         super().__post_init__()
         if min(self.resize, self.crop) < 1:
-            raise ValueError("resize and crop: expected at least 1 pixel")
+            raise UserError("resize and crop: expected at least 1 pixel")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError("mean and std: expected three values each, std above 0")
+            raise UserError("mean and std: expected three values each, std above 0")
 
 
 class ResNetMachine(Machine):
@@ -86,7 +87,7 @@ class ResNetMachine(Machine):
         all_stages = stages(load_network(self.options))
         names = [name for name, _ in all_stages]
         if self.options.split not in names[:-1]:
-            raise ValueError(f"split: {self.options.split!r} is none of {names[:-1]}")
+            raise UserError(f"split: {self.options.split!r} is none of {names[:-1]}")
         at = names.index(self.options.split) + 1
         chosen = all_stages[:at] if front else all_stages[at:]
         half = nn.Sequential(*(module for _, module in chosen)).eval()
@@ -129,7 +130,7 @@ class ResNetMachine(Machine):
         x = torch.from_numpy(feature).to(self.options.torch_device, self.options.torch_dtype)
         logits = self.back(x)  # (1, classes)
         if sample.label >= logits.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"{sample.name}: label {sample.label}, the network knows 0..{logits.shape[1] - 1}"
             )
         return int(logits.argmax())
@@ -165,7 +166,7 @@ def load_network(options: ResNetOptions) -> nn.Module:
 
     Raises:
         FileNotFoundError: the checkpoint is not there; the message says where it is looked for.
-        ValueError: it is no checkpoint of this network.
+        UserError: it is no checkpoint of this network.
     """
     if options.library == "transformers":
         folder = find_folder(options, TRANSFORMERS_HELP)
@@ -185,7 +186,7 @@ def load_network(options: ResNetOptions) -> nn.Module:
             state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
     except Exception as error:  # torch, pickle and safetensors each raise their own
-        raise ValueError(f"{path}: not a state dict of torchvision's resnet50 ({error})") from error
+        raise UserError(f"{path}: not a state dict of torchvision's resnet50 ({error})") from error
     return network.eval()
 
 
@@ -203,7 +204,7 @@ def read_list(options: ResNetOptions, split: Split) -> list[Sample]:
 
     Raises:
         FileNotFoundError: the list is not there; the message says what goes where.
-        ValueError: a line is not as above, or two pictures would share a feature file.
+        UserError: a line is not as above, or two pictures would share a feature file.
     """
     path = options.root.source / f"{split}.txt"
     holds = (
@@ -214,10 +215,10 @@ def read_list(options: ResNetOptions, split: Split) -> list[Sample]:
     for number, line in read_lines(path, holds, "prepare_imagenet.py"):
         name, _, label = line.rpartition(" ")
         if not name or not label.isdecimal():
-            raise ValueError(f"{path}:{number}: expected 'path label', got {line!r}")
+            raise UserError(f"{path}:{number}: expected 'path label', got {line!r}")
         stem = Path(name).stem
         if stem in samples:
-            raise ValueError(f"{path}:{number}: a second picture named {stem}; names must differ")
+            raise UserError(f"{path}:{number}: a second picture named {stem}; names must differ")
         samples[stem] = Sample(stem, path.parent / name, int(label))
     return list(samples.values())[: options.counts.get(split)]
 

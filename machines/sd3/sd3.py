@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from diffusers.image_processor import VaeImageProcessor
 
 from coding import config
+from coding.errors import UserError
 from coding.feature import FeatureError, read_feature
 from machines.checkpoints import find_folder, weights_digest
 from machines.command import parse_options, run
@@ -69,7 +70,7 @@ class DiffusionOptions(ModelOptions):
     def __post_init__(self):
         super().__post_init__()
         if min(self.side, self.steps, self.batch, self.t5_tokens) < 1 or self.noise_seed < 0:
-            raise ValueError(
+            raise UserError(
                 "side, steps, batch, t5_tokens: expected at least 1, noise_seed at least 0"
             )
 
@@ -227,7 +228,7 @@ def read_captions(options: DiffusionOptions, split: Split) -> list[Sample]:
     """The captions of ``source/<split>.txt``: lines of an image's id, a space and a caption.
 
     Raises:
-        FileNotFoundError, ValueError: the list is missing or a line is not as above.
+        FileNotFoundError, UserError: the list is missing or a line is not as above.
     """
     path = options.root.source / f"{split}.txt"
     samples: list[Sample] = []
@@ -237,7 +238,7 @@ def read_captions(options: DiffusionOptions, split: Split) -> list[Sample]:
     for number, line in lines:
         name, _, caption = line.partition(" ")
         if not name.isalnum() or not caption.strip() or name in known:
-            raise ValueError(f"{path}:{number}: expected 'id caption', each id once, got {line!r}")
+            raise UserError(f"{path}:{number}: expected 'id caption', each id once, got {line!r}")
         known.add(name)
         samples.append(Sample(name, (caption.strip(), len(samples)), caption.strip()))
     return samples[: options.counts.get(split)]

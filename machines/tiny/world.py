@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageDraw
 
+from coding.errors import UserError
+
 SPLITS = ("network", "train", "validation", "test")
 """network: what the embedded machines are trained on. The others: what features are made of."""
 
@@ -183,12 +185,12 @@ def scene(seed: int, index: int, split: str) -> Scene:
     """The ``index``-th scene of a split.
 
     Raises:
-        ValueError: ``split`` is none of SPLITS, or a number is negative.
+        UserError: ``split`` is none of SPLITS, or a number is negative.
     """
     if split not in SPLITS:
-        raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
+        raise UserError(f"split: expected one of {SPLITS}, got {split!r}")
     if seed < 0 or index < 0:
-        raise ValueError(f"seed and index: expected at least 0, got {seed} and {index}")
+        raise UserError(f"seed and index: expected at least 0, got {seed} and {index}")
     key = np.random.SeedSequence(entropy=seed, spawn_key=(SPLITS.index(split), index))
     rng = np.random.default_rng(key)
 

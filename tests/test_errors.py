@@ -1,0 +1,21 @@
+"""What a user can mend is told in one line; a fault of the code keeps its traceback."""
+
+import pytest
+
+from coding import config
+from coding.bitstream import BitstreamError
+from coding.errors import UserError
+from coding.feature import FeatureError
+from coding.rans import RansError
+
+
+@pytest.mark.parametrize("kind", [UserError, FeatureError, BitstreamError, FileNotFoundError])
+def test_user_errors_end_in_one_line(kind):
+    with pytest.raises(SystemExit, match=r"^error: x\.npy: what is wrong$"), config.report_errors():
+        raise kind("x.npy: what is wrong")
+
+
+@pytest.mark.parametrize("kind", [ValueError, RansError, KeyError, TypeError])
+def test_faults_keep_their_traceback(kind):
+    with pytest.raises(kind), config.report_errors():
+        raise kind("a fault")
