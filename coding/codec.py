@@ -1,14 +1,13 @@
-"""The codec API and the registry: one line here is all that a new codec needs.
+"""The codec API: what every codec does, and how one is loaded.
 
     from coding.codec import load_codec
     codec = load_codec(folder)       # a checkpoint folder: says itself which codec it is
     data = codec.encode(feature)     # (N, C, H, W) array -> bytes, the whole bitstream
     feature = codec.decode(data)     # bytes -> array of the same shape and dtype
 
-Codecs are found by name and imported only when asked for, so that none needs another's libraries.
+Which codecs there are is in :mod:`coding.registry`.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,33 +21,13 @@ from coding.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pa
 from coding.errors import UserError
 from coding.feature import FeatureError, FeatureFacts, check_feature
 from coding.packing import Shape
+from coding.paths import CONFIG_JSON
+from coding.registry import CodecEntry, find_codec
+from coding.stamps import digest_file
 
-__all__ = ["CODECS", "BitstreamError", "Codec", "ExtraKind", "OneKindCodec", "load_codec"]
-
-CODECS = {
-    "hyperprior": "coding.CompressAI.codec:LearnedCodec",
-    "elic": "coding.CompressAI.codec:LearnedCodec",
-    "native": "coding.CompressAI.codec:LearnedCodec",
-    "klt": "coding.klt.codec:KltCodec",
-    "int": "coding.handcrafted.codec:IntegerCodec",
-    "cast": "coding.handcrafted.codec:CastCodec",
-    "jpegxl": "coding.handcrafted.codec:JpegXlCodec",
-    "hevc": "coding.handcrafted.codec:HevcCodec",
-}
-"""Name in a checkpoint's ``config.json`` -> ``module:class``."""
-
-HANDCRAFTED = "coding/handcrafted/fit_handcrafted.py"
-FITS = {
-    "klt": ("coding/klt/fit_klt.py",),
-    "int": (HANDCRAFTED, "--codec", "int"),
-    "cast": (HANDCRAFTED, "--codec", "cast"),
-    "jpegxl": (HANDCRAFTED, "--codec", "jpegxl"),
-    "hevc": (HANDCRAFTED, "--codec", "hevc"),
-}
-"""Codecs that are fitted to one kind of feature and then have any rate -> the script that fits them
-and its first flags; it also takes ``--machine``, ``--features`` and ``--output``."""
-
-CONFIG_JSON = "config.json"
+__all__ = [
+    "CONFIG_JSON", "BitstreamError", "Codec", "ExtraKind", "OneKindCodec", "codec_digest", "load_codec",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,6 +152,28 @@ class OneKindCodec(Codec):
         return to_dtype(self.decode_parts(stream.parts, stream.shape), stream.dtype)
 
 
+def codec_digest(folder: Path) -> str:
+    """Hex SHA-256 over the content of a codec folder: what its codec reads, not the records beside it.
+
+    Raises:
+        FileNotFoundError, UserError: as :func:`load_codec`.
+    """
+    entry = _read_entry(folder)
+    found = sorted({path for pattern in entry.files for path in folder.glob(pattern)})
+    parts = [f"{path.relative_to(folder)} {digest_file(path)}" for path in found]
+    return files.digest(*parts)
+
+
+def _read_entry(folder: Path) -> CodecEntry:
+    """The registry's entry of the codec in a folder."""
+    path = folder / CONFIG_JSON
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: a codec folder holds a config.json; is the path right?")
+    values = files.read_json(path)
+    name = values.get("codec") if isinstance(values, dict) else None
+    return find_codec(name, f"{path}: key 'codec'")
+
+
 def to_dtype(x: np.ndarray, dtype: str) -> np.ndarray:
     """Decoded values in the source's dtype; what it cannot hold becomes its largest, never infinity."""
     largest = np.finfo(dtype).max
@@ -198,13 +199,5 @@ def load_codec(
         UserError: the folder is damaged or names a codec that is not registered.
     """
     folder = Path(folder)
-    path = folder / CONFIG_JSON
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: a codec folder holds a config.json; is the path right?")
-    values = files.read_json(path)
-    name = values.get("codec") if isinstance(values, dict) else None
-    if not isinstance(name, str) or name not in CODECS:
-        raise UserError(f"{path}: key 'codec' is {name!r}, expected one of {sorted(CODECS)}")
-    module, class_name = CODECS[name].split(":")
-    codec_class: type[Codec] = getattr(importlib.import_module(module), class_name)
+    codec_class = _read_entry(folder).load_class()
     return codec_class.load(folder, device=device, published=published, kinds=kinds)

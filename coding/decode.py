@@ -1,7 +1,8 @@
 """Decode bitstreams: ``python decode.py --codec DIR --input FILE_OR_DIR --output DIR``.
 
-Writes one feature ``<name>.npy`` a bitstream ``<name>.ufc``, in the source's shape and dtype. Nothing
-but the bitstream and the codec folder is read.
+Writes one feature ``<name>.npy`` per bitstream ``<name>.ufc``, in the source's shape and dtype. Nothing
+but the bitstream and the codec folder is read. Beside the features lies ``decoded.json``, which names
+what they were decoded from. Features that decode.py did not write are never replaced.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from coding import config
+from coding import config, files, locks
 from coding.bitstream import SUFFIX, BitstreamError
+from coding.codec import codec_digest
 from coding.errors import UserError
 from coding.feature import write_feature
 from coding.options import CodecOptions, progress
 from coding.overlap import check_coders, overlap
+from coding.paths import DECODED_JSON
+from coding.stamps import Stamp, digest_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ def decode(cfg: DecodeConfig) -> None:
 
     Raises:
         BitstreamError: a file is not sound or not of this codec; the message names it.
+        UserError: the output holds features of these names that decode.py did not write.
     """
     codec = cfg.load()
     paths = list_bitstreams(cfg.input)
@@ -66,9 +71,16 @@ def decode(cfg: DecodeConfig) -> None:
         except BitstreamError as error:
             raise BitstreamError(f"{path}: {error}") from error
 
-    decoded = overlap(paths, Path.read_bytes, code, cfg.coders)
-    for path, feature in progress(decoded, "decode", len(paths)):
-        write_feature(cfg.output / f"{path.stem}.npy", feature)
+    targets = [cfg.output / f"{path.stem}.npy" for path in paths]
+    record = cfg.output / DECODED_JSON
+    if not record.is_file() and (there := [target for target in targets if target.exists()]):
+        raise UserError(f"output: {there[0]} is there, and decode.py did not write it")
+    with locks.hold(cfg.output):
+        inputs = {"codec": codec_digest(cfg.codec), **digest_files(paths)}
+        files.write_json(record, Stamp({}, inputs).record())
+        decoded = overlap(paths, Path.read_bytes, code, cfg.coders)
+        for path, feature in progress(decoded, "decode", len(paths)):
+            write_feature(cfg.output / f"{path.stem}.npy", feature)
     print(f"{len(paths)} features -> {cfg.output}")
 
 

@@ -1,6 +1,6 @@
 """Encode features: ``python encode.py --codec DIR --input FILE_OR_DIR --output DIR``.
 
-Writes one bitstream ``<name>.ufc`` a feature ``<name>.npy``. What is already there is made again.
+Writes one bitstream ``<name>.ufc`` per feature ``<name>.npy``. What is already there is made again.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coding import config, files
+from coding import config, files, locks
 from coding.bitstream import SUFFIX
 from coding.errors import UserError
 from coding.feature import list_features, points, read_feature
@@ -51,10 +51,11 @@ def encode(cfg: EncodeConfig) -> None:
         except UserError as error:
             raise type(error)(f"{path}: {error}") from error
 
-    coded = overlap(paths, read_feature, code, cfg.coders)
-    for path, (data, count) in progress(coded, "encode", len(paths)):
-        files.write_bytes(cfg.output / f"{path.stem}{SUFFIX}", data)
-        total_bytes, total_points = total_bytes + len(data), total_points + count
+    with locks.hold(cfg.output):
+        coded = overlap(paths, read_feature, code, cfg.coders)
+        for path, (data, count) in progress(coded, "encode", len(paths)):
+            files.write_bytes(cfg.output / f"{path.stem}{SUFFIX}", data)
+            total_bytes, total_points = total_bytes + len(data), total_points + count
     print(f"{total_bytes} bytes, {8 * total_bytes / total_points:.4f} bpfp -> {cfg.output}")
 
 

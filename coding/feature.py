@@ -7,9 +7,9 @@ kind of feature (shape, dtype, range, packing) are data: the ``feature:`` block 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -60,6 +60,11 @@ class FeatureFacts:
     def kind(self) -> str:
         """The name of this kind of feature: ``<model>_<task>``."""
         return f"{self.model}_{self.task}"
+
+    def decides(self) -> dict[str, Any]:
+        """What of the facts decides the products made of such features, for stamps, as JSON values."""
+        idle = ("range", "rows", "script")
+        return {k: v for k, v in files.jsonable(asdict(self)).items() if k not in idle}
 
     def mismatch(self, x: np.ndarray) -> str | None:
         """Why ``x`` is not a feature of this kind, or ``None`` if it is."""

@@ -5,37 +5,52 @@ to the disk, and renamed over it, so that a run killed at any moment leaves only
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from coding.errors import UserError
 
+PART = ".part"
+"""Ending of files that are not whole yet; their names begin with a dot. A kill leaves them behind, and
+the next holder of the folder's lock removes them, see :mod:`coding.locks`."""
+
 
 @contextlib.contextmanager
 def write_atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a binary file that replaces ``path`` only when the block ends without an error."""
+    """Open a binary file that replaces ``path`` only when the block ends without an error.
+
+    Raises:
+        OSError: it cannot be written whole, for example since the disk is full; the message names it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = (
+        path.parent / f".{secrets.token_hex(8)}{PART}"
+    )  # short: a name may have all of its 255 bytes
     try:
-        with os.fdopen(fd, "wb") as file:
+        with part.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.filename not in (None, str(part), str(path)):
+            raise  # another file's, opened inside the block
+        reason = error.strerror or f"{error}; is the disk full?"
+        raise OSError(error.errno or errno.EIO, f"not written: {reason}", str(path)) from error
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        part.unlink(missing_ok=True)
         raise
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     with write_atomic(path) as file:
         file.write(data)
 
@@ -47,6 +62,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON; NaN and infinity are refused, they are not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def dump_json(value: Any) -> str:
+    """``value`` as JSON with its keys sorted, the same text for the same value."""
+    return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
 def read_json(path: str | Path) -> Any:
@@ -92,7 +112,10 @@ def digest(*parts: bytes | str | Path) -> str:
     return hasher.hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def jsonable(value: Any) -> Any:
+    """Paths to strings and tuples to lists, all the way down."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -32,23 +32,6 @@ def default_data_root() -> Path:
     return Path(os.environ.get("DTUFC_DATA") or REPOSITORY / "Data_example")
 
 
-def transform_name(
-    transform_type: str,
-    samples: int,
-    bit_depth: int,
-    assignment: str = "nearest",
-    normalise: str = "none",
-) -> str:
-    """The published folder name of a transform, for example ``kmeans10_bitdepth8``.
-
-    Another assignment than ``nearest`` is named behind it, and a normalisation:
-    ``kmeans10_bitdepth8_left_mean``.
-    """
-    suffix = "" if assignment == "nearest" else f"_{assignment}"
-    suffix += "" if normalise == "none" else f"_{normalise}"
-    return f"{transform_type}{samples}_bitdepth{bit_depth}{suffix}"
-
-
 @dataclass(frozen=True)
 class FeatureRoot:
     """The folder of one machine and task: ``<data root>/<model>/<task>``."""
@@ -79,16 +62,12 @@ class FeatureRoot:
     def transform(self) -> Path:
         return self.folder / "transform"
 
-    def mapping(
-        self,
-        task: str,
-        transform_type: str,
-        samples: int,
-        bit_depth: int,
-        normalise: str = "none",
-    ) -> Path:
-        """The mapping's file, named as published."""
-        name = transform_name(transform_type, samples, bit_depth, normalise=normalise)
+    def mapping(self, task: str, name: str) -> Path:
+        """The mapping's file, named as published.
+
+        Args:
+            name: :attr:`coding.transform.options.TransformOptions.mapping_name`.
+        """
         return self.transform / f"transform_mapping_{task}_{name}.json"
 
     def patches(self, transform: str, height: int, width: int, layout: str = "plane") -> Path:
@@ -117,7 +96,9 @@ class DataRoot:
 
 
 NO_TRANSFORM, FIT_RUN = "none", "fit"
+MAPPING_JSON, PATCHES_JSON, STARTED_JSON = "mapping.json", "patches.json", "patches_started.json"
 BITSTREAMS, DECODED = "bitstreams", "decoded"
 RATE_CSV, SUMMARY_JSON, RUN_JSON = "rate.csv", "summary.json", "run.json"
+CONFIG_JSON, DECODED_JSON, LOG_CSV = "config.json", "decoded.json", "log.csv"
 ORIGIN_JSON, EXTRACTED_JSON = "origin.json", "extracted.json"
 ACCURACY_JSON, ACCURACY_CSV = "accuracy.json", "accuracy.csv"

@@ -4,12 +4,24 @@ The coding half knows nothing of models. Where a machine's YAML names a ``script
 are one command away, and that command is run; where it names none, the error says what to put where.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
+from coding import locks
 from coding.feature import FeatureError, find_machine_config, load_facts
 from coding.paths import EXTRACTED_JSON, ORIGIN_JSON, REPOSITORY, DataRoot, FeatureRoot
+
+
+def script_path(machine: str | Path) -> Path:
+    """The machine's script that makes and judges its features.
+
+    Raises:
+        FeatureError: its YAML names none.
+    """
+    facts = load_facts(machine)
+    if facts.script is None:
+        raise FeatureError(f"{find_machine_config(machine)}: names no script")
+    return REPOSITORY / facts.script
 
 
 def ensure_features(machine: str | Path, data_root: Path) -> FeatureRoot:
@@ -31,10 +43,10 @@ def ensure_features(machine: str | Path, data_root: Path) -> FeatureRoot:
     where = ", ".join(str(folder) for folder in missing or needed)
     if facts.script is None:
         raise FeatureError(f"no features in {where}: put the .npy files of {facts.kind} there")
-    command = [sys.executable, str(REPOSITORY / facts.script), "--mode", "extract"]
+    command = [sys.executable, str(script_path(machine)), "--mode", "extract"]
     command += ["--machine", str(find_machine_config(machine)), "--data_root", str(data_root)]
     print(f"features are missing in {where}; running: {' '.join(command)}", flush=True)
-    status = subprocess.run(command, check=False).returncode
+    status = locks.run(command)
     if status != 0:
         raise FeatureError(f"{facts.script} ended with status {status} and left no features")
     return root

@@ -12,7 +12,6 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from coding import config, files, records
+from coding import accuracy, config, files, locks, provenance
 from coding.errors import UserError
 from coding.feature import (
     FeatureError,
@@ -36,10 +35,13 @@ from coding.paths import (
     EXTRACTED_JSON,
     ORIGIN_JSON,
 )
+from coding.stamps import Stamp
 from machines.machine import Machine, Sample, Score
 from machines.options import MachineOptions
 
 Options = TypeVar("Options", bound=MachineOptions)
+IDLE = ("machine", "mode", "features", "save_predictions", "data_root", "device")
+"""Options that do not decide predictions."""
 
 
 def parse_options(
@@ -58,7 +60,7 @@ def parse_options(
         elif flag.startswith("--machine="):
             name = flag.removeprefix("--machine=")
     path = find_machine_config(name)
-    block = config.read_yaml(path).get("machine") or {}
+    block = accuracy.preset_block(path)
     known = options_class.__dataclass_fields__.keys() - MachineOptions.__dataclass_fields__.keys()
     if not isinstance(block, dict) or block.keys() - known:
         raise UserError(f"{path}: machine: expected keys of {sorted(known)}, got {list(block)}")
@@ -78,7 +80,8 @@ def run(machine: Machine, options: MachineOptions) -> dict[str, float]:
     """
     _check_origin(machine, options)
     if options.mode in ("extract", "both"):
-        extract(machine, options)
+        with locks.hold(options.root.folder):
+            extract(machine, options)
     if options.mode == "extract":
         return {}
     folders = options.features or [options.root.feature_test]
@@ -165,6 +168,9 @@ def evaluate(machine: Machine, options: MachineOptions, folder: Path) -> Score:
             f"{folder}: {len(missing)} of {len(samples)} test features are missing, "
             f"the first is {missing[0]}.npy"
         )
+    preset = find_machine_config(options.machine)
+    paths = [folder / f"{sample.name}.npy" for sample in samples]
+    stamp = accuracy.accuracy_stamp(preset, _flags(options, preset), paths, machine.inputs())
     bar = tqdm(total=len(samples), desc=f"evaluate {facts.kind}", unit="feature")
     target = _results(options, folder)
     predictions = _predict(machine, facts, samples, folder, bar)
@@ -172,7 +178,7 @@ def evaluate(machine: Machine, options: MachineOptions, folder: Path) -> Score:
         predictions = _save(predictions, samples, target / "predictions")
     score = machine.score(samples, predictions)
     bar.close()
-    _record(score, options, folder, target)
+    _record(score, options, folder, target, stamp)
     others = "".join(f", {name} {value:.4f}" for name, value in score.others.items())
     print(f"{score.metric} {score.value:.4f}{others} over {len(samples)} features of {folder}")
     return score
@@ -209,7 +215,20 @@ def _results(options: MachineOptions, folder: Path) -> Path:
     return folder.parent if inside else folder
 
 
-def _record(score: Score, options: MachineOptions, folder: Path, target: Path) -> None:
+def _flags(options: MachineOptions, preset: Path) -> dict[str, Any]:
+    """Options that differ from the preset and decide predictions."""
+    values = {"machine": options.machine, **accuracy.preset_block(preset)}
+    plain = provenance.config_values(config.build(type(options), values, f"{preset}: machine"))
+    return {
+        key: value
+        for key, value in provenance.config_values(options).items()
+        if key not in IDLE and value != plain[key]
+    }
+
+
+def _record(
+    score: Score, options: MachineOptions, folder: Path, target: Path, stamp: Stamp
+) -> None:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(score.rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -223,8 +242,8 @@ def _record(score: Score, options: MachineOptions, folder: Path, target: Path) -
             "others": score.others,
             "samples": len(score.rows),
             "features": str(folder),
-            "options": records.jsonable(asdict(options)),
-            "revision": records.git_revision(),
-            "versions": records.versions(),
+            "options": provenance.config_values(options),
+            **stamp.record(),
+            **provenance.environment(),
         },
     )

@@ -9,6 +9,7 @@ bit in float32 on a CPU.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +60,10 @@ class Machine(ABC):
     def origin(self) -> dict[str, Any]:
         """What decides the features, as JSON values: the settings and a digest of the weights. None
         stands for weights that are not at hand; the other half may do without them."""
+
+    def inputs(self) -> list[Path]:
+        """The files beside the features that decide predictions and scores."""
+        return []
 
     @abstractmethod
     def extract(self, sample: Sample) -> np.ndarray:

@@ -11,8 +11,8 @@ from conftest import CHANNELS, train_config
 from coding.codec import BitstreamError, load_codec
 from coding.CompressAI.models import NativeArch, build_model
 from coding.CompressAI.run_batch import Batch, BatchConfig, run_batch
-from coding.CompressAI.suite import load_suite
 from coding.CompressAI.train import train
+from coding.experiments.suite import load_suite
 from coding.feature import FeatureError, write_feature
 from coding.packing import Packing
 from coding.transform.generate_data import GenerateConfig, generate

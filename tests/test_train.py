@@ -90,7 +90,8 @@ def test_outputs(trained):
     run = files.read_json(trained / "run.json")
     assert run["finished"]
     assert run["config"]["epochs"] == 40
-    assert {"revision", "versions", "machine", "wall_s"} <= run.keys()
+    assert {"started", "revision", "versions", "machine", "wall_s"} <= run["processes"][0].keys()
+    assert run["wall_s"] > 0
 
 
 def test_better_codec_is_the_best_epoch(toy_patches, tmp_path):

@@ -12,8 +12,8 @@ import yaml
 from coding.feature import load_facts, write_feature
 from coding.paths import REPOSITORY
 from coding.transform import generate_data, nonlinear_transform
-from coding.transform.generate_data import crop, fold, folded_size, parse_patch_size
 from coding.transform.mapping import Mapping
+from coding.transform.patches import crop, fold, folded_size, parse_patch_size
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_fit_script(data, capsys, kind):
     config = REPOSITORY / "configs" / "transform" / f"{kind}.yaml"
     nonlinear_transform.main([*common(data), "--config", str(config), "--bit_depth", "4"])
     stem = f"transform_mapping_up_{kind}10_bitdepth4"
-    names = sorted(path.name for path in transform_folder(data).iterdir())
+    names = sorted(path.name for path in transform_folder(data).glob("[!.]*"))
     assert names == [f"{stem}.json", f"{stem}.pdf", f"{stem}.png", f"{stem}_fit.json"]
     assert Mapping.load(transform_folder(data) / f"{stem}.json").levels == 16
     record = json.loads((transform_folder(data) / f"{stem}_fit.json").read_text())
@@ -127,7 +127,7 @@ def test_patches(data):
     names = sorted(path.name for path in (folder / "train").iterdir())
     assert names == [f"s{i}_p{n:02d}.npy" for i in range(4) for n in range(3)]
     assert len(list((folder / "test").iterdir())) == 6
-    assert sorted(p.name for p in folder.iterdir()) == [
+    assert sorted(p.name for p in folder.glob("[!.]*")) == [
         "mapping.json", "patches.json", "test", "train",
     ]  # fmt: skip
     mapping = Mapping.load(folder / "mapping.json")

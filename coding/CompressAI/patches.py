@@ -13,7 +13,8 @@ from coding import config, files
 from coding.CompressAI.checkpoint import Kind
 from coding.errors import UserError
 from coding.feature import FeatureFacts
-from coding.transform.generate_data import MAPPING_JSON, PATCHES_JSON
+from coding.paths import MAPPING_JSON, PATCHES_JSON
+from coding.stamps import digest_file
 from coding.transform.mapping import Mapping
 
 _CACHE_BYTES = 1 << 30  # patch sets up to this size are read once and kept
@@ -68,6 +69,18 @@ def _read_patch(path: Path) -> np.ndarray:
     if not sound or not (0 <= patch.min() <= patch.max() < 1):
         raise UserError(f"{path}: expected a plane, or several, of floats in [0, 1)")
     return patch.astype(np.float32).reshape(-1, *patch.shape[-2:])
+
+
+def digest_patches(folder: Path) -> str:
+    """Hex SHA-256 over the content of a patch folder: patches, mapping, and the kind of feature.
+
+    Raises:
+        FileNotFoundError, UserError: the folder's records are missing or damaged.
+    """
+    kind = load_patch_kind(folder)
+    found = [folder / MAPPING_JSON, *sorted(folder.glob("*/*.npy"))]
+    parts = [f"{path.relative_to(folder)} {digest_file(path)}" for path in found]
+    return files.digest(files.dump_json(kind.facts.decides()), kind.mapping.assignment, *parts)
 
 
 def load_patch_kind(folder: Path) -> Kind:

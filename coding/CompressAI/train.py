@@ -14,14 +14,17 @@ The output folder is a codec (see ``checkpoint.py``) with, beside it::
     state.pt         all that resuming needs; written after every epoch
     log.csv          losses of every epoch;   curves.png, curves.pdf: the same, drawn
     tensorboard/     the same, live
-    run.json         config, revision, versions, machine, wall time
+    run.json         config, stamp, and each process: revision, versions, machine, wall time
 
 Guarantees: every epoch depends on the seed, its number and the state before it alone, so that a run
 killed at any moment and resumed ends with the same weights, bit for bit, on the same machine with
 the same threads. A loss that is not finite stops the run and leaves the last state as it is.
 """
 
+import contextlib
+import io
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -37,18 +40,24 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from coding import config, files, records
+from coding import config, files, locks, provenance, records
+from coding.codec import codec_digest
 from coding.CompressAI.checkpoint import load_model, load_state, save_checkpoint
 from coding.CompressAI.curves import plot_curves
 from coding.CompressAI.import_published import read_published
 from coding.CompressAI.models import MODELS, Model, Native, build_model
-from coding.CompressAI.patches import PatchDataset, load_patch_kind
+from coding.CompressAI.patches import PatchDataset, digest_patches, load_patch_kind
 from coding.devices import check_device, fast_bf16, keep_memory
 from coding.errors import UserError
-from coding.transform.generate_data import PATCHES_JSON
+from coding.paths import LOG_CSV
+from coding.stamps import Stamp, digest_file
 
 STATE = "state.pt"
-LOG_CSV = "log.csv"
+IDLE = (
+    "patches", "output", "save_period", "pretrained_model", "device", "num_workers", "resume",
+    "restart",
+)  # fmt: skip
+"""Fields that do not decide the weights: places, devices, and what a stamp holds by its content."""
 INITIAL_PATCHES = 1000
 """So many, at most, give the codec native the transform that it begins with."""
 
@@ -61,8 +70,8 @@ class TrainConfig:
     """Patch folders (with train/ and test/); several make a hybrid codec."""
     output: Path
     """Folder of the codec."""
-    codec: Literal["hyperprior", "elic", "native"] = "hyperprior"
-    """Which codec; native takes patches of the native layout."""
+    codec: str = "hyperprior"
+    """Which codec: hyperprior, elic, or native, which takes patches of the native layout."""
     arch: dict[str, Any] = field(default_factory=dict)
     """Widths that differ from the published ones: {N: 64, M: 96}."""
     lambda_value: float = 0.01
@@ -97,8 +106,13 @@ class TrainConfig:
     """Processes that read patches; sets up to 1 GiB are kept in memory anyway."""
     resume: bool = False
     """Go on where a killed run ended; starts afresh where there is nothing to resume."""
+    restart: bool = False
+    """With resume: start afresh too where settings or patches have changed since; else that is an
+    error."""
 
     def __post_init__(self):
+        if self.codec not in MODELS:
+            raise UserError(f"codec: {self.codec!r} is none of {[*MODELS]}")
         for name in ("lambda_value", "learning_rate", "aux_learning_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}: must be above 0, got {getattr(self, name)}")
@@ -113,9 +127,29 @@ class TrainConfig:
 
     @property
     def science(self) -> dict[str, Any]:
-        """What decides the weights: a run may only be resumed with the same."""
-        skip = ("output", "resume", "num_workers", "save_period", "patches")
-        return {k: v for k, v in records.jsonable(asdict(self)).items() if k not in skip}
+        """What decides the weights, beside patches and the pretrained model's content."""
+        return {k: v for k, v in files.jsonable(asdict(self)).items() if k not in IDLE}
+
+    def stamp(self) -> Stamp:
+        """Of the codec that training would give now; its inputs are patches and pretrained model.
+
+        Raises:
+            FileNotFoundError, UserError: one of them is missing.
+        """
+        inputs = {}
+        for folder in self.patches:
+            name = f"patches of {load_patch_kind(folder).facts.kind}"
+            inputs[f"{name} {len(inputs)}" if name in inputs else name] = digest_patches(folder)
+        if self.pretrained_model:
+            path = Path(self.pretrained_model)
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: no such checkpoint")
+            inputs["pretrained model"] = codec_digest(path) if path.is_dir() else digest_file(path)
+        return Stamp(self.science, inputs)
+
+    def why_not_made(self) -> str | None:
+        """Why the codec must be trained, in words; ``None`` if it is there and current."""
+        return provenance.why_no_codec(self.output, self.stamp())
 
 
 class TrainingError(UserError):
@@ -129,7 +163,9 @@ def train(cfg: TrainConfig) -> dict[str, float]:
         FileNotFoundError, UserError: patches, checkpoint or settings that do not fit.
         TrainingError: the loss became NaN or infinite.
     """
-    return Training(cfg).run()
+    main = os.environ.get("RANK", "0") == "0"  # one process of several writes
+    with locks.hold(cfg.output) if main else contextlib.nullcontext():
+        return Training(cfg).run()
 
 
 class Training:
@@ -152,7 +188,7 @@ class Training:
         if self.main and not cfg.resume and (cfg.output / STATE).exists():
             raise UserError(f"output: {cfg.output} holds a run; pass --resume or another folder")
         self.kinds = [load_patch_kind(folder) for folder in cfg.patches]
-        self.patches = [files.digest(folder / PATCHES_JSON) for folder in cfg.patches]
+        self.stamp = cfg.stamp()
         self.data = {split: PatchDataset(cfg.patches, split) for split in ("train", "test")}
         self._build()
 
@@ -198,7 +234,7 @@ class Training:
             self._load_state()
             if self.main and self.history:  # a kill may have come between state and log
                 records.write_rows(cfg.output / LOG_CSV, self.history)
-        run = records.Run(cfg.output, cfg) if self.main else None
+        run = provenance.Run(cfg.output, cfg, self.stamp) if self.main else None
         writer = (
             SummaryWriter(cfg.output / "tensorboard", purge_step=self.epoch) if self.main else None
         )
@@ -211,6 +247,7 @@ class Training:
             if self.main:
                 self._save_state()
                 self._log(writer, row)
+                run.update()
                 if self.epoch % cfg.save_period == 0:
                     self._save_codecs()
                 bar.set_postfix_str(f"loss {row.loss:.4f} bpp {row.bpp:.4f} mse {row.mse:.2e}")
@@ -322,8 +359,7 @@ class Training:
 
     def _save_state(self) -> None:
         state = {
-            "science": self.cfg.science,
-            "patches": self.patches,
+            **self.stamp.record(),
             "epoch": self.epoch,
             "best_loss": self.best_loss,
             "stale": self.stale,
@@ -334,19 +370,18 @@ class Training:
             "aux_optimizer": self.aux_optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
-        with files.write_atomic(self.cfg.output / STATE) as file:
-            torch.save(state, file)
+        buffer = io.BytesIO()  # torch tells of a full disk in its own way
+        torch.save(state, buffer)
+        files.write_bytes(self.cfg.output / STATE, buffer.getbuffer())
 
     def _load_state(self) -> None:
+        """Go on from the last state, unless it is of other settings or patches."""
         path = self.cfg.output / STATE
         state = torch.load(path, map_location=self.device, weights_only=True)
-        differ = {
-            key: (old, self.cfg.science.get(key))
-            for key, old in state["science"].items()
-            if self.cfg.science.get(key) != old
-        }
-        if differ or state["patches"] != self.patches:
-            raise UserError(f"resume: {path} was made with other settings: {differ or 'patches'}")
+        if why := self.stamp.differs(Stamp.of_record(state)):
+            if self.cfg.restart:
+                return
+            raise UserError(f"resume: {path} was made with other settings or patches: {why}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.aux_optimizer.load_state_dict(state["aux_optimizer"])

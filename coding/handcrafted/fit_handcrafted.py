@@ -13,29 +13,22 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from coding import config, records
-from coding.codec import CODECS
-from coding.feature import FeatureFacts, list_features, load_facts
-from coding.handcrafted import codec as handcrafted
+from coding import config, locks, provenance
+from coding.feature import FeatureFacts, list_features
+from coding.fitting import FitOptions
 from coding.handcrafted.codec import BITS, HandcraftedCodec, to_matrix
+from coding.registry import find_codec
 
 SHARES = np.linspace(0.1, 1, 19)  # of the way from the mean to the least and the greatest value
 SAMPLE = 4_000_000  # values at most that bounds are tried on
 
 
-@dataclass(frozen=True)
-class FitConfig:
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(FitOptions):
     """Fitting of a handcrafted codec."""
 
     codec: Literal["int", "cast", "jpegxl", "hevc"]
     """Which one."""
-    features: Path
-    """Folder of training features of one kind."""
-    output: Path
-    """Codec folder."""
-    machine: str | None = None
-    """Machine preset or YAML with the facts of the features; without one they are tokens x channels,
-    as many as the first file has."""
     quality: float | None = None
     """What the codec takes where nothing is asked for; null takes 8 bits, bfloat16, distance 1.6 or
     QP 27."""
@@ -52,10 +45,21 @@ def fit(cfg: FitConfig) -> HandcraftedCodec:
             than the facts say; the message names the file.
     """
     paths = list_features(cfg.features)
-    facts = load_facts(cfg.machine) if cfg.machine else FeatureFacts.of_tokens(paths[0])
+    facts = cfg.facts()
     quality = DEFAULT_QUALITY[cfg.codec] if cfg.quality is None else cfg.quality
-    codec_class = getattr(handcrafted, CODECS[cfg.codec].split(":")[1])
-    run = records.Run(cfg.output, cfg)
+    codec_class = find_codec(cfg.codec).load_class()
+    with locks.hold(cfg.output):
+        return _fit(cfg, paths, facts, quality, codec_class)
+
+
+def _fit(
+    cfg: FitConfig,
+    paths: Sequence[Path],
+    facts: FeatureFacts,
+    quality: float,
+    codec_class: type[HandcraftedCodec],
+) -> HandcraftedCodec:
+    run = provenance.Run(cfg.output, cfg, cfg.stamp())
     if cfg.codec == "int":
         arrays = fit_integer(paths, facts)
     else:

@@ -17,9 +17,10 @@ import torch
 from scipy.cluster.vq import kmeans2
 from tqdm import tqdm
 
-from coding import config, rans, records
+from coding import config, locks, provenance, rans
 from coding.errors import UserError
-from coding.feature import FeatureFacts, list_features, load_facts
+from coding.feature import FeatureFacts, list_features
+from coding.fitting import FitOptions
 from coding.klt.arrange import is_map, to_vectors
 from coding.klt.entropy import CENTROIDS, REACH, choose, count, fit_bank, to_frequencies
 from coding.klt.model import (
@@ -43,17 +44,10 @@ MAX_BASES = 32_000_000  # bytes of all bases as float16 in a mixture
 ROUNDS = 3  # of symbols by tables and tables by symbols
 
 
-@dataclass(frozen=True)
-class FitConfig:
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(FitOptions):
     """Fitting of a klt codec."""
 
-    features: Path
-    """Folder of training features of one kind."""
-    output: Path
-    """Codec folder."""
-    machine: str | None = None
-    """Machine preset or YAML with the facts of the features; without one they are tokens x channels,
-    as many as the first file has."""
     clusters: list[int] | None = None
     """Mixtures to try; null tries 1, 4, 8 and 16 where there are vectors enough."""
     compared_at: list[float] = field(default_factory=lambda: [-0.5, 0.5, 1.5, 2.5])
@@ -444,12 +438,17 @@ def fit(cfg: FitConfig) -> KltModel:
             than the facts say; the message names the file.
     """
     paths = list_features(cfg.features)
-    facts = load_facts(cfg.machine) if cfg.machine else FeatureFacts.of_tokens(paths[0])
+    facts = cfg.facts()
     if not is_map(facts.packing) and None in (facts.shape[1], facts.shape[3]):
         raise UserError("shape: a klt codec of token features takes a fixed C and W")
     if is_map(facts.packing) and facts.shape[1] is None:
         raise UserError("shape: a klt codec of maps takes a fixed C")
-    run = records.Run(cfg.output, cfg)
+    with locks.hold(cfg.output):
+        return _fit(cfg, paths, facts)
+
+
+def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts) -> KltModel:
+    run = provenance.Run(cfg.output, cfg, cfg.stamp())
     best, known, tried = search(paths, facts, cfg)
     transform = fit_transform(known, best, cfg.seed)
     width = PER_OCTAVE // RUNGS_PER_OCTAVE

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +21,8 @@ from coding.feature import FeatureError
 from coding.transform.histogram import MAX_REFINED, Histogram, Points, bin_ends, distinct
 from coding.transform.kmeans import optimal_centres, squared_error
 from coding.transform.mapping import ASSIGNMENTS, Assignment, Mapping, Normalise
+from coding.transform.options import MAX_BIT_DEPTH, TRANSFORM_TYPES, TransformType
 from coding.transform.samples import Samples, Truncation, normalisation
-
-TransformType = Literal["kmeans", "density", "uniform"]
-TRANSFORM_TYPES: tuple[str, ...] = get_args(TransformType)
-MAX_BIT_DEPTH = 12
 
 EXACT_VALUES = 1 << 20
 """Up to so many values (of a channel, if each has its codebook) all distinct ones are sorted; more

@@ -3,46 +3,51 @@
 ``--kind patches`` writes random crops of the packed, transformed planes that learned codecs are
 trained on; with ``--layout native`` they are crops of the features in their own layout, for the codec
 ``native``. ``transformed`` writes the features after the transform, ``inverse`` after both ways (the
-loss of the transform alone). A killed run goes on where it ended.
+loss of the transform alone). A killed run goes on where it ended, and after a change only what depends
+on it is made anew.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from coding import config, files
+from coding import config, files, locks
 from coding.errors import UserError
-from coding.feature import (
-    FeatureFacts,
-    list_features,
-    load_facts,
-    write_feature,
+from coding.feature import FeatureFacts, list_features, load_facts, write_feature
+from coding.paths import (
+    MAPPING_JSON,
+    PATCHES_JSON,
+    STARTED_JSON,
+    DataRoot,
+    FeatureRoot,
+    default_data_root,
 )
-from coding.paths import DataRoot, FeatureRoot, default_data_root, transform_name
 from coding.prepare import ensure_features
-from coding.transform.fit import MAX_BIT_DEPTH, TransformType
-from coding.transform.mapping import Assignment, Mapping, Normalise
+from coding.stamps import Stamp, digest_file, digest_files, read_stamp
+from coding.transform.mapping import Mapping
 from coding.transform.nonlinear_transform import FitConfig, fit
+from coding.transform.options import TransformOptions
+from coding.transform.patches import (
+    Layout,
+    Size,
+    default_size,
+    draw,
+    folded_size,
+    parse_patch_size,
+    patch_dtype,
+)
 from coding.transform.samples import seeded_rng
 
 SPLITS = ("train", "test")
-MAPPING_JSON, PATCHES_JSON, STARTED_JSON = "mapping.json", "patches.json", "patches_started.json"
-PATCH_STEP, PATCH_LIMIT = 64, 256
-"""The default patch is the plane, rounded up to multiples of 64, up to 256."""
-NATIVE_STEP, NATIVE_LIMIT = 4, 64
-"""The same in the native layout."""
-
-Size = tuple[int, int]
-Layout = Literal["plane", "native"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(TransformOptions):
     """Patches, or transformed features."""
 
     machine: str = "resnet50_tiny"
@@ -55,17 +60,7 @@ class GenerateConfig:
     """patches: a folder with train and test inside; else a folder of .npy features. null takes the
     machine's (feature_train, or feature_test), extracted if missing."""
     mapping: Path | None = None
-    """Mapping file; null takes the one named by the next three, fitted if missing."""
-    transform_type: TransformType = "kmeans"
-    """Kind of the codebook."""
-    samples: int = 10
-    """Features that the mapping is fitted on; 0 takes all."""
-    bit_depth: int = 8
-    """log2 of the number of levels."""
-    assignment: Assignment = "nearest"
-    """Which level a value gets."""
-    normalise: Normalise = "none"
-    """Of the mapping: none, mean or scale, of each channel."""
+    """Mapping file; null takes that of the transform, fitted if it is missing or not current."""
     patch_size: str | None = None
     """height-width of a crop: 256-256. Wide ones whose width is height times a square fold into a
     square: 64-1024 into 256-256. native: height-width of maps, tokens-1. null: the plane, in steps
@@ -80,72 +75,91 @@ class GenerateConfig:
     """Where features, mappings and patches lie."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.patches_per_file < 1:
             raise UserError(f"patches_per_file: expected 1 or more, got {self.patches_per_file}")
-        if not 1 <= self.bit_depth <= MAX_BIT_DEPTH:
-            raise UserError(f"bit_depth: expected 1 .. {MAX_BIT_DEPTH}, got {self.bit_depth}")
-        if self.samples < 0:
-            raise UserError(f"samples: expected 0 or more, got {self.samples}")
         if self.patch_size is not None:
             parse_patch_size(self.patch_size)
 
+    @cached_property
+    def facts(self) -> FeatureFacts:
+        """The facts of the machine's features."""
+        return load_facts(self.machine)
 
-def parse_patch_size(text: str) -> Size:
-    """``"height-width"`` -> (height, width).
+    @property
+    def root(self) -> FeatureRoot:
+        """The machine's folder."""
+        return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
 
-    Raises:
-        UserError: anything else than two positive integers.
-    """
-    parts = text.split("-")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"patch_size: expected height-width, for example 256-256, got {text!r}")
-    return int(parts[0]), int(parts[1])
+    @property
+    def source(self) -> Path:
+        """Folder of the features."""
+        patches = self.kind == "patches"
+        return self.features or (self.root.feature_train if patches else self.root.feature_test)
 
+    @property
+    def fit_config(self) -> FitConfig:
+        """The fit of the transform's mapping."""
+        train = self.features / "train" if self.features and self.kind == "patches" else None
+        shared = (*TransformOptions.__dataclass_fields__, "machine", "seed", "data_root")
+        return FitConfig(features=train, **{name: getattr(self, name) for name in shared})
 
-def folded_size(size: Size) -> Size:
-    """The size that :func:`fold` gives: (64, 1024) -> (256, 256); (128, 64) stays."""
-    blocks = _blocks(size)
-    return size[0] * blocks, size[1] // blocks
+    @property
+    def mapping_path(self) -> Path:
+        """Where the mapping is, or will be."""
+        return self.mapping or self.fit_config.mapping_path
 
+    @cached_property
+    def size(self) -> Size:
+        """Height and width of a crop, before folding.
 
-def fold(patch: np.ndarray) -> np.ndarray:
-    """Cut a wide patch into sqrt(w / h) blocks side by side and stack them: (h, w) -> a square.
+        Raises:
+            FileNotFoundError, FeatureError: they follow from the features, and there are none.
+        """
+        if self.patch_size is not None:
+            return parse_patch_size(self.patch_size)
+        first = list_features(self.source / "train")[0]
+        return default_size(self.facts, self.facts.read(first), self.layout)
 
-    As published for 64 x 1024. What is no square number of heights wide stays as it is.
-    """
-    h, w = patch.shape
-    blocks = _blocks((h, w))
-    out = patch.reshape(h, blocks, w // blocks).transpose(1, 0, 2)  # (blocks, h, w / blocks)
-    return out.reshape(folded_size((h, w)))
+    @property
+    def folded_size(self) -> Size:
+        """Height and width of the patches."""
+        return folded_size(self.size) if self.layout == "plane" else self.size
 
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        if self.output is not None:
+            return self.output
+        if self.kind == "patches":
+            return self.root.patches(self.transform_name, *self.folded_size, self.layout)
+        return self.root.transform / f"{self.kind}_{self.transform_name}"
 
-def _blocks(size: Size) -> int:
-    ratio, rest = divmod(size[1], size[0])
-    root = math.isqrt(ratio)
-    return root if rest == 0 and root > 1 and root * root == ratio else 1
+    @property
+    def record_path(self) -> Path:
+        """The record that appears when all is there."""
+        return self.folder / (PATCHES_JSON if self.kind == "patches" else f"{self.kind}.json")
 
+    def stamp(self) -> Stamp:
+        """Of what would be made now; its inputs are the mapping and the features.
 
-def crop(plane: np.ndarray, size: Size, fill: float, rng: np.random.Generator) -> np.ndarray:
-    """A random crop of (..., P, Q); where that is smaller, ``fill`` is added below and right."""
-    missing = [max(0, want - got) for want, got in zip(size, plane.shape[-2:], strict=True)]
-    if any(missing):
-        padding = [(0, 0)] * (plane.ndim - 2) + [(0, missing[0]), (0, missing[1])]
-        plane = np.pad(plane, padding, constant_values=np.float32(fill))
-    top, left = (
-        int(rng.integers(got - want + 1)) for want, got in zip(size, plane.shape[-2:], strict=True)
-    )
-    return plane[..., top : top + size[0], left : left + size[1]]
+        Raises:
+            FileNotFoundError, FeatureError: there is no mapping, or there are no features.
+        """
+        values = {"kind": self.kind, "facts": self.facts.decides()}
+        values["assignment"] = self.assignment
+        inputs = {"mapping": digest_file(self.mapping_path)}
+        if self.kind != "patches":
+            return Stamp(values, inputs | digest_files(list_features(self.source)))
+        values |= {"layout": self.layout, "patch_size": list(self.size)}
+        values |= {"patches_per_file": self.patches_per_file, "seed": self.seed}
+        for split in SPLITS:
+            inputs |= digest_files(list_features(self.source / split), f"{split}/")
+        return Stamp(values, inputs)
 
-
-def _patch(
-    facts: FeatureFacts, u: np.ndarray, cfg: GenerateConfig, size: Size, fill: float,
-    rng: np.random.Generator,
-) -> np.ndarray:  # fmt: skip
-    """u (N, C, H, W) -> one training patch, (h, w) folded, or (K, h, w) in the native layout."""
-    if cfg.layout == "plane":
-        return fold(crop(facts.packing.pack(u), size, fill, rng))
-    native = facts.packing.to_native(u)
-    return crop(native[rng.integers(len(native))], size, fill, rng)
+    def why_not_made(self) -> str | None:
+        """Why the results must be made, in words; ``None`` if they are there and current."""
+        return self.stamp().differs(read_stamp(self.record_path))
 
 
 def generate(cfg: GenerateConfig) -> Path:
@@ -155,156 +169,98 @@ def generate(cfg: GenerateConfig) -> Path:
         FeatureError, FileNotFoundError, UserError: a feature, the mapping or an option is not sound;
             the message names it.
     """
-    facts = load_facts(cfg.machine)
-    root = DataRoot(cfg.data_root).feature(facts.model, facts.task)
-    source = cfg.features
-    if source is None:
+    if cfg.features is None:
         ensure_features(cfg.machine, cfg.data_root)
-        source = root.feature_train if cfg.kind == "patches" else root.feature_test
-    mapping = _load_mapping(cfg)
+    if cfg.mapping is None and cfg.fit_config.why_not_made():
+        fit(cfg.fit_config)
+    mapping = Mapping.load(cfg.mapping_path, cfg.assignment)
     if cfg.kind == "patches":
-        return _write_patches(cfg, facts, root, source, mapping)
-    return _write_features(cfg, facts, root, source, mapping)
-
-
-def _load_mapping(cfg: GenerateConfig) -> Mapping:
-    if cfg.mapping is not None:
-        return Mapping.load(cfg.mapping, cfg.assignment)
-    train = cfg.features / "train" if cfg.features and cfg.kind == "patches" else None
-    fit_cfg = FitConfig(
-        machine=cfg.machine,
-        features=train,
-        transform_type=cfg.transform_type,
-        samples=cfg.samples,
-        bit_depth=cfg.bit_depth,
-        assignment=cfg.assignment,
-        normalise=cfg.normalise,
-        seed=cfg.seed,
-        data_root=cfg.data_root,
-    )
-    if not fit_cfg.mapping_path.is_file():
-        fit(fit_cfg)
-    return Mapping.load(fit_cfg.mapping_path, cfg.assignment)
-
-
-def _write_patches(
-    cfg: GenerateConfig, facts: FeatureFacts, root: FeatureRoot, source: Path, mapping: Mapping
-) -> Path:
-    """``{train,test}/<stem>_p<n>.npy``, ``mapping.json`` and, when all is there, ``patches.json``."""
-    paths = {split: list_features(source / split) for split in SPLITS}
-    if cfg.patch_size is not None:
-        size = parse_patch_size(cfg.patch_size)
+        plan = _plan_patches(cfg)
     else:
-        size = _default_size(facts, paths["train"][0], cfg.layout)
-    folded = folded_size(size) if cfg.layout == "plane" else size
-    output = cfg.output or root.patches(_transform_name(cfg), *folded, cfg.layout)
-    plan = {
-        "facts": asdict(facts),
+        plan = {path: [cfg.folder / path.name] for path in list_features(cfg.source)}
+        if cfg.folder.resolve() == cfg.source.resolve():
+            raise UserError(f"output: {cfg.folder} holds the features themselves")
+    with locks.hold(cfg.folder):
+        _write(cfg, mapping, plan)
+    return cfg.folder
+
+
+def _plan_patches(cfg: GenerateConfig) -> dict[Path, list[Path]]:
+    """The patches ``{train,test}/<stem>_p<n>.npy`` of each feature."""
+    return {
+        path: [
+            cfg.folder / split / f"{path.stem}_p{n:02d}.npy" for n in range(cfg.patches_per_file)
+        ]
+        for split in SPLITS
+        for path in list_features(cfg.source / split)
+    }
+
+
+def _write(cfg: GenerateConfig, mapping: Mapping, plan: dict[Path, list[Path]]) -> None:
+    """Make the files of a plan that are not there or not current, and the record."""
+    stamp = cfg.stamp()
+    started = cfg.folder / STARTED_JSON
+    known = read_stamp(cfg.record_path) or read_stamp(started)
+    cfg.record_path.unlink(missing_ok=True)
+    _clear_stale(cfg, plan, stamp, known)
+    files.write_json(started, stamp.record())
+    for path in tqdm(plan, desc=cfg.kind, unit="feature", mininterval=1):
+        if not all(target.is_file() for target in plan[path]):
+            _write_one(cfg, mapping, path, plan[path])
+    record = stamp.record()
+    if cfg.kind == "patches":
+        mapping.save(cfg.folder / MAPPING_JSON)
+        record |= _patches_record(cfg, mapping)
+    files.write_json(cfg.record_path, record)
+    started.unlink()
+
+
+def _clear_stale(
+    cfg: GenerateConfig, plan: dict[Path, list[Path]], stamp: Stamp, known: Stamp | None
+) -> None:
+    """Remove all files but those of features that are as they were when a like plan made them."""
+    kept: set[Path] = set()
+    if known and (known.config, known.inputs.get("mapping")) == (
+        stamp.config, stamp.inputs["mapping"],
+    ):  # fmt: skip
+        for path, targets in plan.items():
+            name = f"{path.parent.name}/{path.name}" if cfg.kind == "patches" else path.name
+            if known.inputs.get(name) == stamp.inputs[name]:
+                kept.update(targets)
+    pattern = "*/*_p[0-9]*.npy" if cfg.kind == "patches" else "*.npy"
+    for path in cfg.folder.glob(pattern):
+        if path not in kept:
+            path.unlink()
+
+
+def _write_one(cfg: GenerateConfig, mapping: Mapping, path: Path, targets: Sequence[Path]) -> None:
+    """The patches of one feature; or u (N, C, H, W), or the values after both ways, as its file."""
+    x = cfg.facts.read(path)
+    u = mapping.forward(x)
+    if cfg.kind == "transformed":
+        write_feature(targets[0], u.astype(patch_dtype(mapping)))
+    elif cfg.kind == "inverse":
+        write_feature(targets[0], mapping.inverse(u).astype(x.dtype))
+    else:
+        for n, target in enumerate(targets):
+            rng = seeded_rng(cfg.seed, path.name, n)
+            patch = draw(cfg.facts, u, cfg.layout, cfg.size, mapping.zero, rng)
+            with files.write_atomic(target) as file:
+                np.save(file, patch.astype(patch_dtype(mapping)), allow_pickle=False)
+
+
+def _patches_record(cfg: GenerateConfig, mapping: Mapping) -> dict[str, Any]:
+    """What training needs to know of the patches."""
+    return {
+        "facts": asdict(cfg.facts),
         "assignment": cfg.assignment,
         "layout": cfg.layout,
-        "patch_size": list(size),
-        "folded_size": list(folded),
+        "patch_size": list(cfg.size),
+        "folded_size": list(cfg.folded_size),
         "patches_per_file": cfg.patches_per_file,
         "seed": cfg.seed,
         "mapping_id": mapping.id.hex(),
     }
-    expected = {
-        split: {path: _patch_paths(output / split, path, cfg.patches_per_file) for path in found}
-        for split, found in paths.items()
-    }
-    _clear_stale(output, plan, expected)
-    files.write_json(output / STARTED_JSON, plan)
-    mapping.save(output / MAPPING_JSON)
-    dtype = _patch_dtype(mapping)
-    for split, targets in expected.items():
-        for path in tqdm(targets, desc=f"patches {split}", unit="feature", mininterval=1):
-            if _is_fresh(path, targets[path]):
-                continue
-            u = mapping.forward(facts.read(path))
-            for n, target in enumerate(targets[path]):
-                rng = seeded_rng(cfg.seed, path.name, n)
-                patch = _patch(facts, u, cfg, size, mapping.zero, rng)
-                with files.write_atomic(target) as file:
-                    np.save(file, patch.astype(dtype), allow_pickle=False)
-    files.write_json(output / PATCHES_JSON, plan)
-    (output / STARTED_JSON).unlink()
-    return output
-
-
-def _write_features(
-    cfg: GenerateConfig, facts: FeatureFacts, root: FeatureRoot, source: Path, mapping: Mapping
-) -> Path:
-    """``<name>.npy``, 4-D: u, or the values after both ways in the source's dtype."""
-    transform = _transform_name(cfg)
-    output = cfg.output or root.transform / f"{cfg.kind}_{transform}"
-    paths = list_features(source)
-    if output.resolve() == paths[0].parent.resolve():
-        raise UserError(f"output: {output} holds the features themselves")
-    plan = {"kind": cfg.kind, "assignment": cfg.assignment, "mapping_id": mapping.id.hex()}
-    record = output / f"{cfg.kind}.json"
-    if not record.is_file() or files.read_json(record) != plan:
-        for stale in output.glob("*.npy"):
-            stale.unlink()
-        files.write_json(record, plan)
-    convert = _transform(mapping) if cfg.kind == "transformed" else _both_ways(mapping)
-    for path in tqdm(paths, desc=cfg.kind, unit="feature", mininterval=1):
-        target = output / path.name
-        if not _is_fresh(path, [target]):
-            write_feature(target, convert(facts.read(path)))
-    return output
-
-
-def _transform_name(cfg: GenerateConfig) -> str:
-    return transform_name(
-        cfg.transform_type, cfg.samples, cfg.bit_depth, cfg.assignment, cfg.normalise
-    )
-
-
-def _transform(mapping: Mapping) -> Callable[[np.ndarray], np.ndarray]:
-    dtype = _patch_dtype(mapping)
-    return lambda x: mapping.forward(x).astype(dtype)
-
-
-def _both_ways(mapping: Mapping) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda x: mapping.inverse(mapping.forward(x)).astype(x.dtype)
-
-
-def _patch_dtype(mapping: Mapping) -> type[np.floating]:
-    """float16 where it holds every u exactly (levels of 10 bits and the fill), else float32."""
-    exact = mapping.assignment != "continuous" and mapping.bit_depth <= 10
-    return np.float16 if exact and float(np.float16(mapping.zero)) == mapping.zero else np.float32
-
-
-def _default_size(facts: FeatureFacts, path: Path, layout: Layout) -> Size:
-    shape = facts.read(path).shape
-    if layout == "native":
-        size, step, limit = facts.packing.native_size(shape)[2:], NATIVE_STEP, NATIVE_LIMIT
-    else:
-        size, step, limit = facts.packing.plane(shape), PATCH_STEP, PATCH_LIMIT
-    height, width = (1 if length == 1 else min(limit, -(-length // step) * step) for length in size)
-    return height, width
-
-
-def _patch_paths(folder: Path, source: Path, count: int) -> list[Path]:
-    return [folder / f"{source.stem}_p{n:02d}.npy" for n in range(count)]
-
-
-def _is_fresh(source: Path, targets: Sequence[Path]) -> bool:
-    """Whether all targets are there and none is older than its source."""
-    made = source.stat().st_mtime
-    return all(target.is_file() and target.stat().st_mtime >= made for target in targets)
-
-
-def _clear_stale(output: Path, plan: dict, expected: dict[str, dict[Path, list[Path]]]) -> None:
-    """Remove patches of another plan, or of features that are gone, and the mark of completeness."""
-    marks = [output / PATCHES_JSON, output / STARTED_JSON]
-    same = any(mark.is_file() and files.read_json(mark) == plan for mark in marks)
-    marks[0].unlink(missing_ok=True)
-    for split, targets in expected.items():
-        wanted = {path for group in targets.values() for path in group} if same else set()
-        for path in (output / split).glob("*_p[0-9]*.npy"):
-            if path not in wanted:
-                path.unlink()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

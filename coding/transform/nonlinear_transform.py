@@ -6,23 +6,32 @@ and plots of the values before and after (``.png``, ``.pdf``).
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coding import config, files
+from coding import config, files, locks
 from coding.errors import UserError
 from coding.feature import FeatureFacts, list_features, load_facts
-from coding.paths import DataRoot, default_data_root
+from coding.paths import DataRoot, FeatureRoot, default_data_root
 from coding.prepare import ensure_features
-from coding.transform.fit import MAX_BIT_DEPTH, TransformType, fit_mapping
-from coding.transform.mapping import Assignment, Mapping, Normalise
+from coding.stamps import Stamp, digest_files, read_stamp
+from coding.transform.fit import fit_mapping
+from coding.transform.mapping import Mapping
+from coding.transform.options import TransformOptions
 from coding.transform.plots import plot_distributions
 from coding.transform.samples import Samples
 
+DECIDING = (
+    "transform_type", "samples", "bit_depth", "normalise", "seed", "trun_low", "trun_high",
+    "per_channel",
+)  # fmt: skip
+"""Fields that decide a mapping, beside facts and features."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """The fit of a mapping."""
+class FitConfig(TransformOptions):
+    """The fit of a mapping. The assignment is the one that is plotted."""
 
     machine: str = "resnet50_tiny"
     """Machine preset or YAML file: the facts of the features."""
@@ -31,12 +40,6 @@ class FitConfig:
     output: Path | None = None
     """Mapping file; null names it as published, in the data root (rows, truncation and per_channel
     are added to the name)."""
-    transform_type: TransformType = "kmeans"
-    """kmeans: least squared error. density: equal counts. uniform: even steps."""
-    bit_depth: int = 8
-    """log2 of the number of levels, 1 to 12."""
-    samples: int = 10
-    """Features to fit on, the first in the order of their names; 0 takes all."""
     rows: int | None = None
     """Random tokens (axis H) a feature; 0 takes all, null the machine's default."""
     seed: int = 0
@@ -47,40 +50,79 @@ class FitConfig:
     """Values above are lowered to it first; one number, or one a channel."""
     per_channel: bool = False
     """A codebook for each channel (axis C)."""
-    normalise: Normalise = "none"
-    """Done to each channel (of tokens: column) first. none: as published. mean: its mean taken off.
-    scale: that, and its standard deviation made 1."""
-    assignment: Assignment = "nearest"
-    """The assignment that is plotted; the mapping's file does not depend on it."""
     data_root: Path = field(default_factory=default_data_root)
     """Where features and mappings lie."""
 
     def __post_init__(self):
-        if not 1 <= self.bit_depth <= MAX_BIT_DEPTH:
-            raise UserError(f"bit_depth: expected 1 .. {MAX_BIT_DEPTH}, got {self.bit_depth}")
-        if self.samples < 0:
-            raise UserError(f"samples: expected 0 or more, got {self.samples}")
+        super().__post_init__()
         if self.rows is not None and self.rows < 0:
             raise UserError(f"rows: expected 0 or more, got {self.rows}")
         if self.output is not None and self.output.suffix != ".json":
             raise UserError(f"output: expected a .json file, got {self.output}")
+
+    @cached_property
+    def facts(self) -> FeatureFacts:
+        """The facts of the machine's features."""
+        return load_facts(self.machine)
+
+    @property
+    def root(self) -> FeatureRoot:
+        """The machine's folder."""
+        return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
+
+    @property
+    def used_rows(self) -> int:
+        """Random tokens of each feature; 0 takes all."""
+        return self.facts.rows if self.rows is None else self.rows
 
     @property
     def mapping_path(self) -> Path:
         """Where the mapping goes."""
         if self.output is not None:
             return self.output
-        facts = load_facts(self.machine)
-        root = DataRoot(self.data_root).feature(facts.model, facts.task)
-        path = root.mapping(
-            facts.task, self.transform_type, self.samples, self.bit_depth, self.normalise
-        )
-        return path.with_name(f"{path.stem}{self._variant(facts)}.json")
+        path = self.root.mapping(self.facts.task, self.mapping_name)
+        return path.with_name(f"{path.stem}{self._variant()}.json")
 
-    def _variant(self, facts: FeatureFacts) -> str:
+    @property
+    def record_path(self) -> Path:
+        """What is known of the fit, beside the mapping."""
+        return self.mapping_path.with_name(f"{self.mapping_path.stem}_fit.json")
+
+    def paths(self) -> list[Path]:
+        """The features that the mapping is fitted on.
+
+        Raises:
+            FileNotFoundError, FeatureError: there are none.
+        """
+        folder = self.features or self.root.feature_train / "train"
+        return list_features(folder)[: self.samples or None]
+
+    def stamp(self) -> Stamp:
+        """Of the mapping that a fit would give now.
+
+        Raises:
+            FileNotFoundError, FeatureError: there are no features.
+        """
+        config = {
+            "facts": self.facts.decides(),
+            "rows": self.used_rows,
+            **{name: getattr(self, name) for name in DECIDING},
+        }
+        return Stamp(files.jsonable(config), digest_files(self.paths()))
+
+    def why_not_made(self) -> str | None:
+        """Why the mapping must be fitted, in words; ``None`` if it is there and current, or if it has no
+        record: then it was put there by hand, and is taken as it is."""
+        if not self.mapping_path.is_file():
+            return "not made yet"
+        if not self.record_path.is_file():
+            return None
+        return self.stamp().differs(read_stamp(self.record_path))
+
+    def _variant(self) -> str:
         """What the published name does not tell, so that a special fit replaces no plain one."""
         parts = []
-        if self.rows not in (None, facts.rows):
+        if self.rows not in (None, self.facts.rows):
             parts.append(f"rows{self.rows}")
         for name, bound in (("trunl", self.trun_low), ("trunh", self.trun_high)):
             if bound is not None:
@@ -96,19 +138,15 @@ def fit(cfg: FitConfig) -> tuple[Mapping, dict[str, Any]]:
     Raises:
         FeatureError, FileNotFoundError, UserError: as :func:`coding.transform.fit.fit_mapping`.
     """
-    facts = load_facts(cfg.machine)
     if cfg.features is None:
-        folder = ensure_features(cfg.machine, cfg.data_root).feature_train / "train"
-    else:
-        folder = cfg.features
-    paths = list_features(folder)[: cfg.samples or None]
-    rows = facts.rows if cfg.rows is None else cfg.rows
+        ensure_features(cfg.machine, cfg.data_root)
+    paths, stamp, facts = cfg.paths(), cfg.stamp(), cfg.facts
     truncation = {"trun_low": cfg.trun_low, "trun_high": cfg.trun_high}
     mapping, record = fit_mapping(
         paths,
         cfg.transform_type,
         cfg.bit_depth,
-        rows=rows,
+        rows=cfg.used_rows,
         seed=cfg.seed,
         per_channel=cfg.per_channel,
         assignment=cfg.assignment,
@@ -116,19 +154,21 @@ def fit(cfg: FitConfig) -> tuple[Mapping, dict[str, Any]]:
         by_column=facts.packing.layout == "tokens",
         **truncation,
     )
-    record |= {"kind": facts.kind, "features": str(folder), "facts": asdict(facts)}
+    record |= {"kind": facts.kind, "features": str(paths[0].parent), "facts": asdict(facts)}
+    record |= stamp.record()
     target = cfg.mapping_path
-    plots = plot_distributions(
-        Samples(paths, rows, cfg.seed, **truncation, offset=mapping.offset, scale=mapping.scale),
-        mapping.plain,
-        (record["min"], record["max"]),
-        title=f"{facts.kind}, {cfg.transform_type}, {mapping.levels} levels, {cfg.assignment}",
-        stem=target.with_suffix(""),
-    )
-    record_path = target.with_name(f"{target.stem}_fit.json")
-    files.write_json(record_path, record)
-    mapping.save(target)  # last: where a mapping is, the rest is too
-    return mapping, record | {"paths": [target, record_path, *plots]}
+    shown = {**truncation, "offset": mapping.offset, "scale": mapping.scale}
+    with locks.hold(target.parent):
+        plots = plot_distributions(
+            Samples(paths, cfg.used_rows, cfg.seed, **shown),
+            mapping.plain,
+            (record["min"], record["max"]),
+            title=f"{facts.kind}, {cfg.transform_type}, {mapping.levels} levels, {cfg.assignment}",
+            stem=target.with_suffix(""),
+        )
+        mapping.save(target)
+        files.write_json(cfg.record_path, record)  # last: its stamp says that the rest is there
+    return mapping, record | {"paths": [target, cfg.record_path, *plots]}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,9 +1,10 @@
 """Suites: which codecs are trained on what, at which lambdas, and evaluated where. Data, in YAML.
 
-A suite is a file in ``configs/codecs``: the machines it is about and rows of runs. Each row is one
-codec and one training set with its lambdas; ``epochs`` and ``batch_size`` are one value for all
-lambdas or one each. Rows of ``fitted`` are codecs that are fitted to one kind of feature, by their own
-script, and have any rate. ``published`` holds the paper's rows, ``tiny`` those of the embedded data.
+A suite is a file in ``configs/codecs``: the machines it is about, the transform in front of trained
+codecs, and rows of runs. Each row is one codec and one training set with its lambdas and seeds;
+``epochs`` and ``batch_size`` are one value for all lambdas or one each. Rows of ``fitted`` are codecs
+that are fitted to one kind of feature, by their own script, and have any rate. ``published`` holds the
+paper's rows, ``tiny`` those of the tiny machines.
 """
 
 from collections.abc import Sequence
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from coding import config
-from coding.codec import FITS
-from coding.CompressAI.models import MODELS, PUBLISHED_NAMES
 from coding.errors import UserError
 from coding.feature import FeatureFacts, load_facts
 from coding.paths import CONFIGS
-from coding.transform.generate_data import Layout, folded_size, parse_patch_size
+from coding.registry import CodecEntry, find_codec
+from coding.transform.options import TransformOptions
+from coding.transform.patches import folded_size, parse_patch_size
 
 HYBRID = "hybrid"
+PUBLISHED_CROPS = {"csr": 2}
+"""Crops of each feature by task, where they are not one."""
 T = TypeVar("T")
 
 
@@ -27,8 +30,8 @@ T = TypeVar("T")
 class Row:
     """One codec trained on one set, over its lambdas."""
 
-    codec: Literal["hyperprior", "elic", "native"]
-    """Which codec."""
+    codec: str
+    """Which codec, one that the registry calls trained."""
     train_task: str
     """Task of one of the suite's machines, or hybrid for all of them (but the unseen) together."""
     lambda_value: list[float]
@@ -48,14 +51,21 @@ class Row:
     """See train.py."""
     arch: dict[str, Any] = field(default_factory=dict)
     """Widths that differ from the published ones."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Of training (initial weights, order of patches, noise), one run each; tables give the mean and
+    spread over them. Crops and transform do not depend on it."""
 
     def __post_init__(self):
+        entry = find_codec(self.codec)
+        if not entry.trained:
+            raise UserError(f"codec: {self.codec!r} is not trained, but fitted")
+        _check_seeds(self.seeds)
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != len(self.lambda_value):
                 raise UserError(f"{name}: {len(value)} values for {len(self.lambda_value)} lambdas")
-        if self.codec == "native" and self.train_task == HYBRID:
-            raise UserError("train_task: native takes one machine's channels, not hybrid")
+        if not entry.universal and self.train_task == HYBRID:
+            raise UserError(f"train_task: {self.codec} takes one machine's features, not hybrid")
         sizes = self.patch_size.values() if isinstance(self.patch_size, dict) else []
         if len({folded_size(parse_patch_size(size)) for size in sizes}) > 1:
             raise UserError(f"patch_size: {self.patch_size} fold to different sizes")
@@ -66,17 +76,28 @@ class FittedRow:
     """One codec fitted to one kind of feature at a time, and its qualities."""
 
     codec: str
-    """Which codec, one of coding.codec.FITS."""
+    """Which codec, one that the registry calls fitted."""
     quality: list[float]
     """Rates, on the codec's own scale."""
     train_task: str | None = None
     """Task of one of the suite's machines; null for each of them."""
     flags: dict[str, Any] = field(default_factory=dict)
     """Of the script that fits, beyond --machine, --features and --output."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Of the fit, one each, for codecs whose fit has a seed."""
 
     def __post_init__(self):
-        if self.codec not in FITS:
-            raise UserError(f"codec: {self.codec!r} is not fitted; these are: {[*FITS]}")
+        entry = find_codec(self.codec)
+        if entry.trained:
+            raise UserError(f"codec: {self.codec!r} is not fitted, but trained")
+        _check_seeds(self.seeds)
+        known = entry.load_config().__dataclass_fields__
+        if unknown := self.flags.keys() - known.keys():
+            raise UserError(f"flags: {self.codec} takes no {sorted(unknown)}, but {sorted(known)}")
+        if "seed" in self.flags:
+            raise UserError("flags: seed is given by seeds")
+        if self.seeds != [0] and "seed" not in known:
+            raise UserError(f"seeds: fitting {self.codec} has no seed")
 
 
 @dataclass(frozen=True)
@@ -91,6 +112,8 @@ class Suite:
     """What is fitted, and evaluated on the machine whose features it knows."""
     unseen: list[str] = field(default_factory=list)
     """Those of the machines that hybrid codecs are evaluated on, but not trained on."""
+    transform: TransformOptions = field(default_factory=TransformOptions)
+    """In front of trained codecs."""
 
     def __post_init__(self):
         if unknown := set(self.unseen) - set(self.machines):
@@ -111,25 +134,51 @@ class Training:
     patches_per_file: int | dict[str, int]
     schedule: str
     arch: dict[str, Any]
+    seed: int
 
     @property
-    def layout(self) -> Layout:
-        """Of the patches."""
-        return "native" if MODELS[self.codec].native else "plane"
+    def entry(self) -> CodecEntry:
+        """The codec."""
+        return find_codec(self.codec)
 
     @property
     def title(self) -> str:
         """What a person is told."""
-        return f"{self.codec} on {self.train_task} lambda {self.lambda_value:g}"
+        seed = f" seed {self.seed}" if self.seed else ""
+        return f"{self.codec} on {self.train_task} lambda {self.lambda_value:g}{seed}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What beside codec, training set, lambda and seed tells runs apart."""
+        names = (
+            "epochs",
+            "learning_rate",
+            "batch_size",
+            "patch_size",
+            "patches_per_file",
+            "schedule",
+        )
+        return {**{name: getattr(self, name) for name in names}, "arch": self.arch}
 
     @property
     def name(self) -> str:
-        """Folder of the run, in the published form."""
+        """Folder of the run, in the published form. What differs from published runs stands behind:
+        widths, schedule, crops, seed."""
         height, width = self.folded_size
         size = f"{height}-{width}" if isinstance(self.patch_size, dict) else self.patch_size
-        return (
-            f"lambda{self.lambda_value:g}_epochs{self.epochs}_lr{self.learning_rate:g}"
-            f"_bs{self.batch_size}_patch{size}"
+        more = [f"{key}{_compact(value)}" for key, value in sorted(self.arch.items())]
+        more += [self.schedule] * (self.schedule != "plateau")
+        crops = self.patches_per_file
+        each = crops if isinstance(crops, dict) else {self.train_task: crops}
+        if any(count != PUBLISHED_CROPS.get(task, 1) for task, count in each.items()):
+            more.append(f"crops{_compact(crops)}")
+        more += [f"seed{self.seed}"] * (self.seed != 0)
+        return "_".join(
+            [
+                f"lambda{self.lambda_value:g}_epochs{self.epochs}_lr{self.learning_rate:g}"
+                f"_bs{self.batch_size}_patch{size}",
+                *more,
+            ]
         )
 
     def crop(self, task: str) -> str:
@@ -145,7 +194,7 @@ class Training:
         """Size of the training patches; the same for all tasks."""
         sizes = [self.patch_size] if isinstance(self.patch_size, str) else self.patch_size.values()
         size = parse_patch_size(next(iter(sizes)))
-        return size if self.layout == "native" else folded_size(size)
+        return size if self.entry.layout == "native" else folded_size(size)
 
 
 @dataclass(frozen=True)
@@ -156,6 +205,17 @@ class Fitting:
     machine: str
     quality: list[float]
     flags: dict[str, Any]
+    seed: int
+
+    @property
+    def entry(self) -> CodecEntry:
+        """The codec."""
+        return find_codec(self.codec)
+
+    @property
+    def suffix(self) -> str:
+        """What tells the folders of this seed from those of seed 0."""
+        return f"_seed{self.seed}" if self.seed else ""
 
 
 def load_suite(name: str | Path) -> Suite:
@@ -175,36 +235,32 @@ def load_machines(suite: Suite) -> dict[str, FeatureFacts]:
     return {machine: load_facts(machine) for machine in suite.machines}
 
 
-def trainings(row: Row) -> list[Training]:
-    """The runs of a row, one a lambda."""
+def trainings(row: Row, seeds: Sequence[int] | None = None) -> list[Training]:
+    """The runs of a row, one per lambda and seed.
+
+    Args:
+        seeds: replace the row's.
+    """
     each = len(row.lambda_value)
     epochs = row.epochs if isinstance(row.epochs, list) else [row.epochs] * each
     batches = row.batch_size if isinstance(row.batch_size, list) else [row.batch_size] * each
     return [
         Training(
             row.codec, row.train_task, lambda_value, n, size, row.learning_rate, row.patch_size,
-            row.patches_per_file, row.schedule, row.arch,
+            row.patches_per_file, row.schedule, row.arch, seed,
         )
         for lambda_value, n, size in zip(row.lambda_value, epochs, batches, strict=True)
+        for seed in seeds or row.seeds
     ]  # fmt: skip
 
 
-def codec_name(arch: str) -> str:
-    """``bmshj2018-hyperprior`` -> ``hyperprior``; a codec's own name stays.
-
-    Raises:
-        UserError: neither.
-    """
-    if arch in MODELS or arch in FITS:
-        return arch
-    if arch not in PUBLISHED_NAMES:
-        names = [*PUBLISHED_NAMES, *MODELS, *FITS]
-        raise UserError(f"arch: {arch!r} is none of {names}")
-    return PUBLISHED_NAMES[arch]
-
-
 def select(
-    suite: Suite, *, arch: str | None, train_task: str | None, overrides: dict[str, Any]
+    suite: Suite,
+    *,
+    arch: str | None,
+    train_task: str | None,
+    overrides: dict[str, Any],
+    seeds: Sequence[int] | None = None,
 ) -> list[Training]:
     """The runs that the driver's flags ask for.
 
@@ -212,12 +268,13 @@ def select(
         arch, train_task: keep only rows of this codec and training set.
         overrides: ``lambda_value``, ``epochs``, ``batch_size``, ``learning_rate``, ``patch_size``;
             those that are not ``None`` replace the rows' own. A lambda picks the run that has it, or
-            else stands in for the first run of each row.
+            else stands in for the first lambda of each row.
+        seeds: replace the rows' own.
 
     Raises:
         UserError: no row is left, trained or fitted.
     """
-    codec = codec_name(arch) if arch else None
+    codec = find_codec(arch, "arch").name if arch else None
     rows = [
         row
         for row in suite.rows
@@ -230,17 +287,19 @@ def select(
     given = {key: value for key, value in overrides.items() if value is not None}
     chosen: list[Training] = []
     for row in rows:
-        runs = trainings(row)
+        runs = trainings(row, seeds)
         if "lambda_value" in given:
-            exact = [run for run in runs if run.lambda_value == given["lambda_value"]]
-            runs = exact or runs[:1]
+            wanted = given["lambda_value"]
+            if wanted not in row.lambda_value:  # the first one stands in
+                wanted = row.lambda_value[0]
+            runs = [run for run in runs if run.lambda_value == wanted]
         chosen += [Training(**{**vars(run), **given}) for run in runs]
     return _unique(chosen)
 
 
 def _fitted(suite: Suite, arch: str | None, train_task: str | None) -> list[FittedRow]:
     """The fitted rows that the driver's flags ask for."""
-    codec = codec_name(arch) if arch else None
+    codec = find_codec(arch, "arch").name if arch else None
     return [
         row
         for row in suite.fitted
@@ -256,13 +315,14 @@ def select_fitted(
     *,
     arch: str | None,
     train_task: str | None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Fitting]:
-    """The fits that the driver's flags ask for, one a codec and machine.
+    """The fits that the driver's flags ask for, one per codec, machine and seed.
 
     Raises:
         UserError: two rows are about one codec and machine, or a row about no machine.
     """
-    chosen: dict[tuple[str, str], Fitting] = {}
+    chosen: dict[tuple[str, str], list[Fitting]] = {}
     for row in _fitted(suite, arch, train_task):
         wanted = {row.train_task, train_task} - {None}
         tasks = {name: facts.task for name, facts in machines.items()}
@@ -272,8 +332,12 @@ def select_fitted(
         for machine in about:
             if (row.codec, machine) in chosen:
                 raise UserError(f"fitted: two rows for {row.codec} on {machine}")
-            chosen[row.codec, machine] = Fitting(row.codec, machine, row.quality, row.flags)
-    return list(chosen.values())
+            has_seed = "seed" in find_codec(row.codec).load_config().__dataclass_fields__
+            chosen[row.codec, machine] = [
+                Fitting(row.codec, machine, row.quality, row.flags, seed)
+                for seed in (seeds if seeds and has_seed else row.seeds)
+            ]
+    return [fit for fits in chosen.values() for fit in fits]
 
 
 def _of_task(value: T | dict[str, T], task: str, key: str) -> T:
@@ -290,3 +354,17 @@ def _unique(runs: Sequence[Training]) -> list[Training]:
         if run not in kept:
             kept.append(run)
     return kept
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds: expected different numbers from 0 on, got {seeds}")
+
+
+def _compact(value: Any) -> str:
+    """A value of a suite as a part of a name: [3, 1] -> 3-1, {csr: 2, seg: 4} -> csr2-seg4."""
+    if isinstance(value, dict):
+        return "-".join(f"{key}{_compact(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "-".join(map(_compact, value))
+    return str(value)

@@ -2,19 +2,23 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import yaml
-from conftest import ARCHS
+from conftest import ARCHS, toy_feature
 
 from coding import files
-from coding.CompressAI import run_batch as driver
-from coding.CompressAI.jobs import Job, JobError, run_jobs
-from coding.CompressAI.suite import load_suite, select
+from coding.experiments import driver
+from coding.experiments.jobs import Job, JobError, run_jobs
+from coding.experiments.suite import Row, load_suite, select, trainings
+from coding.feature import write_feature
 from coding.paths import CONFIGS, REPOSITORY
 
 SCRIPT = REPOSITORY / "coding" / "CompressAI" / "run_batch.py"
@@ -24,10 +28,7 @@ SCRIPT = REPOSITORY / "coding" / "CompressAI" / "run_batch.py"
 def suite(toy, tmp_path):
     """Two lambdas of the hyperprior on the toy features, in a data root of its own."""
     root = tmp_path / "root"
-    (root / "toy").mkdir(parents=True)
-    (root / "toy" / "hidden").mkdir()
-    for name in ("feature_train", "feature_test"):
-        (root / "toy" / "hidden" / name).symlink_to(toy / "toy" / "hidden" / name)
+    shutil.copytree(toy / "toy" / "hidden", root / "toy" / "hidden")
     row = {
         "codec": "hyperprior",
         "train_task": "hidden",
@@ -47,8 +48,9 @@ def suite(toy, tmp_path):
 def test_batch_end_to_end(suite, tmp_path, capsys):
     driver.main([*suite, "--jobs", "2"])
     out = capsys.readouterr().out
-    for command in ("nonlinear_transform.py", "generate_data.py", "train.py", "evaluate.py"):
-        assert command in out
+    for command in ("transform.nonlinear_transform", "transform.generate_data", "CompressAI.train",
+                    "evaluate"):  # fmt: skip
+        assert f"-m coding.{command} " in out
     table = tmp_path / "root" / "coded" / "suite_kmeans10_bitdepth8.csv"
     with table.open() as file:
         rows = list(csv.DictReader(file))
@@ -60,25 +62,163 @@ def test_batch_end_to_end(suite, tmp_path, capsys):
 
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "root").rglob("model.safetensors")}
     assert len(stamps) == 4
-    driver.main(suite)  # all is finished: nothing runs, the table is the same
-    again = capsys.readouterr().out
-    assert "train.py" not in again
-    assert "evaluate.py" not in again
-    assert f"{float(rows[0]['bpfp']):.4g}" in again
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-
-    test = tmp_path / "root" / "toy" / "hidden" / "feature_test"
-    os.utime(next(iter(test.glob("*.npy"))))  # a feature that is newer than its results
+    for path in (tmp_path / "root").rglob("*"):
+        if path.is_file():
+            os.utime(path, (2e9, 2e9))  # touching redoes nothing
     driver.main(suite)
-    assert capsys.readouterr().out.count("evaluate.py") == 2
+    again = capsys.readouterr().out
+    assert " -m " not in again
+    assert f"{float(rows[0]['bpfp']):.4g}" in again
+    assert all((tmp_path / "root" / path).is_file() for path in stamps)
 
-    summary = next((tmp_path / "root" / "coded").rglob("summary.json"))
-    summary.unlink()
-    (summary.parent / "run.json").unlink()
-    driver.main(suite)  # only what is missing is made again
-    once = capsys.readouterr().out
-    assert "train.py" not in once
-    assert once.count("evaluate.py") == 1
+
+def jobs_of(out: str) -> list[str]:
+    """The first words of the titles of all commands that a batch printed."""
+    lines = out.splitlines()
+    return [line.split()[0] for line, after in pairwise(lines) if " -m coding." in after]
+
+
+def test_only_what_depends_on_a_change_is_made_again(suite, tmp_path, capsys):
+    """By content: an older file with other values counts, a newer time does not."""
+    one = [*suite, "--lambda_value", "0.05"]
+    driver.main(one)
+    assert jobs_of(capsys.readouterr().out) == ["fit", "patches", "train", "code"]
+    hidden = tmp_path / "root" / "toy" / "hidden"
+
+    def replace(path, seed):
+        """Other features, in a file that is older than all that was made of it."""
+        write_feature(path, toy_feature(seed, np.load(path).shape[2]))
+        os.utime(path, (1e9, 1e9))
+
+    replace(hidden / "feature_test" / "t1.npy", 500)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "root").rglob("coded/**/*.ufc")}
+    results = next((tmp_path / "root").rglob("coded/**/rate.csv"))
+    kept = results.parent / "decoded" / "t0.npy"
+    when = kept.stat().st_mtime_ns
+    driver.main(one)
+    out = capsys.readouterr().out
+    assert jobs_of(out) == ["code"]
+    assert "content of features/t1.npy has changed" in out
+    after = {p.name: p.read_bytes() for p in (tmp_path / "root").rglob("coded/**/*.ufc")}
+    assert before["t1.ufc"] != after["t1.ufc"]
+    assert before["t0.ufc"] == after["t0.ufc"]
+    assert kept.stat().st_mtime_ns == when  # of the other features nothing was coded again
+
+    patches = next((tmp_path / "root").rglob("crop_*"))
+    stays = (patches / "test" / "f0_p00.npy").stat().st_mtime_ns
+    replace(hidden / "feature_train" / "test" / "f1.npy", 501)  # no part of the mapping's fit
+    driver.main(one)
+    assert jobs_of(capsys.readouterr().out) == ["patches", "train", "code"]
+    assert (patches / "test" / "f0_p00.npy").stat().st_mtime_ns == stays
+
+    replace(hidden / "feature_train" / "train" / "f3.npy", 502)
+    driver.main(one)
+    assert jobs_of(capsys.readouterr().out) == ["fit", "patches", "train", "code"]
+    (hidden / "feature_test" / "t2.npy").unlink()
+    driver.main(one)
+    out = capsys.readouterr().out
+    assert jobs_of(out) == ["code"]
+    assert "features/t2.npy is gone" in out
+    assert not (results.parent / "decoded" / "t2.npy").exists()
+    driver.main(one)
+    assert jobs_of(capsys.readouterr().out) == []
+
+
+def test_what_was_put_there_by_hand_is_kept(suite, tmp_path, capsys):
+    """A published mapping and a pretrained codec have no records, and are never replaced."""
+    one = [*suite, "--lambda_value", "0.05"]
+    driver.main(one)
+    capsys.readouterr()
+    mapping = next((tmp_path / "root").rglob("transform_mapping_*_bitdepth8.json"))
+    mapping.with_name(f"{mapping.stem}_fit.json").unlink()
+    codec = next((tmp_path / "root" / "codecs").rglob("config.json"))
+    for record in (tmp_path / "root" / "codecs").rglob("run.json"):
+        record.unlink()
+    path = tmp_path / "root" / "toy" / "hidden" / "feature_train" / "train" / "f3.npy"
+    write_feature(path, toy_feature(600, 64))
+    content = mapping.read_bytes(), codec.read_bytes()
+    driver.main(one)
+    assert jobs_of(capsys.readouterr().out) == ["patches"]
+    assert (mapping.read_bytes(), codec.read_bytes()) == content
+
+
+def test_seeds_have_folders_of_their_own(suite, tmp_path, capsys):
+    """Two seeds of one row, and one that the flag asks for; the table gives their mean and spread."""
+    path = tmp_path / "suite.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["rows"][0] |= {"lambda_value": [0.05], "seeds": [0, 1]}
+    path.write_text(yaml.safe_dump(values))
+    (row,) = driver.run_batch(driver.config.parse(driver.BatchConfig, suite))
+    assert row.seeds == 2
+    summaries = [files.read_json(p) for p in (tmp_path / "root" / "coded").rglob("summary.json")]
+    rates = [summary["bpfp_pooled"] for summary in summaries]
+    assert len(set(rates)) == 2
+    assert row.bpfp == pytest.approx(np.mean(rates))
+    assert row.bpfp_spread == pytest.approx(np.std(rates, ddof=1))
+    assert row.value_spread is None
+    names = {p.parent.name for p in (tmp_path / "root" / "codecs").glob("*/*/*/*/run.json")}
+    assert len(names) == 2
+    assert sum(name.endswith("_seed1") for name in names) == 1
+    capsys.readouterr()
+    driver.main([*suite, "--seed", "2", "--dry_run"])
+    out = capsys.readouterr().out
+    assert jobs_of(out) == ["train", "code"]
+    assert "_seed2" in out
+
+
+def test_runs_tell_what_differs_in_their_names():
+    values = {"codec": "hyperprior", "train_task": "seg", "lambda_value": [0.01], "epochs": 5}
+    plain = Row(**values, batch_size=4)
+    assert trainings(plain)[0].name == "lambda0.01_epochs5_lr0.0001_bs4_patch256-256"
+    others = (
+        {"seeds": [3]}, {"arch": {"N": 64}}, {"schedule": "cosine"}, {"patches_per_file": 2},
+        {"arch": {"N": 64, "M": 96}},
+    )  # fmt: skip
+    names = [trainings(Row(**values, batch_size=4, **other))[0].name for other in others]
+    assert len({*names, trainings(plain)[0].name}) == 6
+    assert names[-1].endswith("_M96_N64")
+
+
+def test_a_killed_driver_leaves_no_training_behind(suite, tmp_path):
+    """The system ends what the driver had started, and a second driver waits for the folder's lock."""
+    command = [sys.executable, str(SCRIPT), *suite, "--epochs", "4000", "--save_period", "4000"]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list((tmp_path / "root").rglob("state.pt")) and time.time() < deadline:
+        time.sleep(0.05)
+    folder = next((tmp_path / "root").rglob("state.pt")).parent
+    child = int((folder / ".lock").read_text())
+    os.kill(child, 0)  # it lives
+    part = folder / f".0123456789abcdef{files.PART}"
+    part.write_bytes(b"what a kill leaves")
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", f"from coding import locks\nwith locks.hold({str(folder)!r}): pass"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert f"waiting for process {child}" in waiting.stdout.readline()
+    assert waiting.poll() is None
+    process.kill()
+    process.wait()
+    assert waiting.wait(timeout=30) == 0  # the lock is free as soon as the training has ended
+    assert not part.exists()
+    while time.time() < deadline:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the training lives on")
+
+
+def test_suites_state_their_transform(capsys, tmp_path):
+    argv = ["--suite", "native", "--data_root", str(tmp_path), "--dry_run"]
+    driver.main(argv)
+    out = capsys.readouterr().out
+    assert "--transform_type uniform" in out
+    assert "uniform0_bitdepth8_continuous" in out
+    driver.main([*argv, "--transform_type", "density"])
+    assert "density0_bitdepth8_continuous" in capsys.readouterr().out
 
 
 def test_killed_batch_continues(suite, tmp_path):
@@ -105,8 +245,8 @@ def test_killed_batch_continues(suite, tmp_path):
 def test_dry_run_makes_nothing(suite, tmp_path, capsys):
     driver.main([*suite, "--dry_run", "true"])
     out = capsys.readouterr().out
-    assert out.count("train.py") == 2
-    assert out.count("evaluate.py") == 2
+    assert out.count("coding.CompressAI.train") == 2
+    assert out.count("coding.evaluate") == 2
     assert not list((tmp_path / "root").rglob("*.json"))
 
 
@@ -193,12 +333,12 @@ def test_every_training_set_is_evaluated_on_every_machine(task, suite_name, tmp_
     models = [f"{model}_tiny" if suite_name == "tiny" else model
               for model in ("llama3", "dinov2", "sd3", "resnet50")]  # fmt: skip
     own = dict(zip(("csr", "seg", "tti", "cls"), models, strict=True))
-    runs = [line for line in out.splitlines() if line.endswith(":") and line.startswith("train ")]
+    runs = [line for line in out.splitlines() if line.startswith("train ")]
     codings = [line for line in out.splitlines() if line.startswith("code ") and " lambda " in line]
     assert len(codings) == 4 * len(runs) > 0
     for task_of, model in own.items():
         assert sum(f"{model}_{task_of} " in line for line in codings) == len(runs)
-    train = next(line for line in out.splitlines() if "train.py" in line)
+    train = next(line for line in out.splitlines() if "coding.CompressAI.train" in line)
     patches = {model for model in models if f"/{model}/" in train}
     if task == "hybrid":  # ResNet50 came after the paper's hybrid codecs
         assert patches == set(models if suite_name == "tiny" else models[:3])
@@ -227,10 +367,10 @@ def test_fitted_codecs(suite, tmp_path, capsys):
     path.write_text(yaml.safe_dump(values))
     driver.main([*suite, "--arch", "klt"])
     out = capsys.readouterr().out
-    assert out.count("fit_klt.py") == 1
-    assert out.count("evaluate.py") == 2
-    assert "train.py" not in out
-    assert "nonlinear_transform.py" not in out
+    assert out.count("coding.klt.fit_klt") == 1
+    assert out.count("coding.evaluate") == 2
+    assert "coding.CompressAI.train" not in out
+    assert "coding.transform.nonlinear_transform" not in out
     with (tmp_path / "root" / "coded" / "suite_kmeans10_bitdepth8_klt.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["codec"], row["trained_on"], row["quality"]) for row in rows] == [
@@ -241,15 +381,15 @@ def test_fitted_codecs(suite, tmp_path, capsys):
 
     driver.main([*suite, "--arch", "klt"])
     again = capsys.readouterr().out
-    assert "fit_klt.py" not in again
-    assert "evaluate.py" not in again
+    assert "coding.klt.fit_klt" not in again
+    assert "coding.evaluate" not in again
 
     values["fitted"][0]["flags"] = {"clusters": [2]}
     path.write_text(yaml.safe_dump(values))
     driver.main([*suite, "--train_task", "hidden", "--dry_run"])
     out = capsys.readouterr().out
-    assert out.count("fit_klt.py") == 1
-    assert out.count("train.py") == 2
+    assert out.count("coding.klt.fit_klt") == 1
+    assert out.count("coding.CompressAI.train") == 2
     driver.main([*suite, "--arch", "hyperprior", "--dry_run"])
     assert "klt" not in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from coding import locks
 from coding.errors import UserError
 
 _TAIL_LINES = 20
@@ -30,6 +31,8 @@ class Job:
     """A CSV that gains a row a step: the progress."""
     steps: int = 1
     """Rows when it is done."""
+    why: str = ""
+    """Why it is run, in words."""
 
     @property
     def line(self) -> str:
@@ -88,7 +91,7 @@ def _start(job: Job, threads: int | None) -> subprocess.Popen:
     with job.log.open("w") as log:
         log.write(job.line + "\n")
         log.flush()
-        return subprocess.Popen(
+        return locks.start(
             job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env=environment,
         )  # fmt: skip
