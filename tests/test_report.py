@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coding import files, records
+from coding import files, provenance, records
 from coding.evaluate import EvaluateConfig
 from coding.feature import write_feature
 from coding.paths import (
@@ -28,6 +28,7 @@ from coding.paths import (
 )
 from coding.report import figures, tables
 from coding.report.records import Machine, Run, group_curves, read_runs
+from coding.stamps import Stamp
 from coding.transform.mapping import Mapping
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
@@ -48,11 +49,19 @@ def add_run(
     model, task = kind.split("_")
     place = DataRoot(root)
     folder = place.coded(codec, trained_on, transform, run, model, task)
+    rate, *options = run.split("_")
+    split = [re.fullmatch(r"([a-z]+)(.*)", word).groups() for word in (rate, *options)]
+    numbers = {name: float(number) for name, number in split}
+    labels = {
+        "codec": codec, "trained_on": trained_on, "transform": transform, "kind": kind,
+        "lambda_value": numbers.pop("lambda", None), "quality": numbers.pop("quality", None),
+        "seed": int(numbers.pop("seed", 0)), "options": numbers,
+    }  # fmt: skip
     cfg = EvaluateConfig(
         codec=place.codec(codec, trained_on, transform, run),
         features=place.feature(model, task).feature_test, output=folder, kind=kind, **config,
     )  # fmt: skip
-    record = records.Run(folder, cfg)
+    record = provenance.Run(folder, cfg, Stamp({}), labels=labels)
     size = round(bpfp * POINTS / 8)
     rows = [
         records.RateRow(name, POINTS, size, 8 * size / POINTS, nmse, encode_s, 0.5)
@@ -130,7 +139,7 @@ def root(tmp_path_factory) -> Path:
     for i, feature in enumerate(x):
         write_feature(machine.feature_test / f"f{i}.npy", feature)
     centres = np.quantile(x, (np.arange(256) + 0.5) / 256)
-    Mapping(centres).save(machine.mapping("cls", "kmeans", 10, 8))
+    Mapping(centres).save(machine.mapping("cls", KMEANS))
     report.main(["--data_root", str(root)])
     return root
 
@@ -226,7 +235,7 @@ def test_bold_only_where_certain():
 
     def bold(*curves):
         runs = [
-            Run(Path(), codec, "cls", "none", f"quality{i}", "a_cls", {"config": {}}, bpfp, 0.1,
+            Run(Path(), codec, "cls", "none", "a_cls", None, i, 0, {}, {"config": {}}, bpfp, 0.1,
                 "top1", value)
             for codec, points in curves
             for i, (bpfp, value) in enumerate(points)
@@ -311,7 +320,7 @@ def test_runs_of_one_rate_are_told_apart(tmp_path):
     runs, _ = read_runs(tmp_path)
     cnn = [run for run in runs if run.kind == "cnn_cls"]
     labels = [(curve.label, len(curve.runs)) for curve in group_curves(cnn)]
-    assert labels == [(f"elic · hybrid · {KMEANS} · epochs{n}", 2) for n in (10, 20)]
+    assert labels == [(f"elic · hybrid · {KMEANS} · epochs {n}.0", 2) for n in (10, 20)]
     args = ("elic", "seg", KMEANS, "lambda0.004", "vit_seg", 0.01, 0.1)
     add_run(tmp_path, *args, published=True, mapping="m", machine="vit")
     runs, _ = read_runs(tmp_path)
@@ -387,15 +396,15 @@ def test_tables_of_an_earlier_report_go(tmp_path):
 def test_commands_of_codecs(root):
     """Fitted codecs name their script, others the training; evaluations leave defaults out."""
     for codec, name, script in (
-        ("klt", "fit", "coding/klt/fit_klt.py --features f --clusters '[16]'"),
-        ("hyperprior", "lambda0.004_epochs11_bs16", "coding/CompressAI/train.py --features f"),
+        ("klt", "fit", "-m coding.klt.fit_klt --features f --clusters '[16]'"),
+        ("hyperprior", "lambda0.004_epochs11_bs16", "-m coding.CompressAI.train --features f"),
     ):
         record = (
             f"codecs/{codec}/trained_cls/{'none' if codec == 'klt' else KMEANS}/{name}/run.json"
         )
         assert cell(root, "provenance", "command", records=record).startswith(f"python {script}")
     commands = [row["command"] for row in read(root, "provenance") if row["step"] == "evaluate"]
-    assert all(line.startswith("python coding/evaluate.py --codec ") for line in commands)
+    assert all(line.startswith("python -m coding.evaluate --codec ") for line in commands)
     assert not any("--device" in line for line in commands)
 
 
@@ -484,3 +493,18 @@ def test_a_browser_draws_every_curve(root, tmp_path):
     assert browse(path, tmp_path / "profile") == seen
     path.write_text(page.replace("Plotly.react(", "Plotly.missing("))
     assert "Plotly.missing is not a function" in browse(path, tmp_path / "profile")["errors"]
+
+
+def test_seeds_are_one_point_with_a_spread(tmp_path):
+    """Runs that differ in nothing but the seed: the mean of their figures; single runs stay listed."""
+    for seed, bpfp, value in ((0, 1.0, 0.6), (1, 1.2, 0.8)):
+        run = f"lambda0.001_epochs10_seed{seed}"
+        add_run(tmp_path, "elic", "hybrid", KMEANS, run, "cnn_cls", bpfp, 0.1, value)
+    runs, _ = read_runs(tmp_path)
+    (curve,) = group_curves(runs)
+    (point,) = curve.runs
+    assert (point.bpfp, point.value) == (pytest.approx(1.1), pytest.approx(0.7))
+    assert point.spread("bpfp") == pytest.approx(0.2 / math.sqrt(2))
+    assert "2 seeds" in point.name
+    assert [run.name for run in runs] == ["lambda0.001", "lambda0.001, seed 1"]
+    assert len(tables.points_table(runs).rows) == 2

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import bjontegaard
 import numpy as np
 
-from coding.paths import transform_name
 from coding.report.records import HYBRID, Curve, Machine
+from coding.transform.options import TransformOptions
 
-PUBLISHED = transform_name("kmeans", 10, 8, "left")
+PUBLISHED = TransformOptions(assignment="left").transform_name
 BD_POINTS = 3  # a curve of two points is a line, whose bend nobody measured
 DIP = 0.1  # of a curve's span: what it may fall and still count as rising
 NO_OVERLAP, TOO_FEW, NOT_MONOTONE = "no overlap", "too few points", "not monotone"

@@ -160,7 +160,7 @@ def _add_head(
     codecs = _names(dict.fromkeys(run.codec for run in runs))
     text = f"{len(runs)} finished runs of {codecs} on {len(machines)} kinds of feature."
     if unfinished:
-        text += f" Left out, since they are not finished: {_names(unfinished)}."
+        text += f" Left out, since they are not finished or of an earlier version: {_names(unfinished)}."
     links = {machine.kind: machine.kind for machine in machines}
     links |= {"bd": "BD-rate", "cross": "universal or task-specific", "speed": "speed and size"}
     links |= {"distribution": "distributions", "provenance": "provenance"}

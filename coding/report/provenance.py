@@ -7,14 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from coding.codec import FITS
 from coding.evaluate import EvaluateConfig
 from coding.paths import ACCURACY_JSON, RUN_JSON
+from coding.registry import find_codec
 from coding.report.records import Machine, Run, read_record
 from coding.report.table import Table
 
-EVALUATE = ("python", "coding/evaluate.py")
-TRAIN = ("coding/CompressAI/train.py",)  # of codecs that are not fitted
+EVALUATE = ("python", "-m", "coding.evaluate")
 DEFAULTS = {field.name: field.default for field in fields(EvaluateConfig)}
 
 
@@ -41,13 +40,15 @@ def _steps(
     codecs = {}
     for run in runs:
         values = {k: v for k, v in run.record["config"].items() if v != DEFAULTS.get(k)}
+        values.pop("labels", None)  # tables need them, results do not
         yield "evaluate", run.folder / RUN_JSON, run.record, EVALUATE, values
         folder = run.codec_folder(root)
         if folder and folder.is_relative_to(root) and (folder / RUN_JSON).is_file():
             codecs[folder / RUN_JSON] = run.codec
     for path, codec in codecs.items():
         record = read_record(path, config=dict)
-        yield "train or fit", path, record, ("python", *FITS.get(codec, TRAIN)), record["config"]
+        words = ("python", "-m", find_codec(codec).script)
+        yield "train or fit", path, record, words, record["config"]
     places = [run.folder / ACCURACY_JSON for run in runs] + [m.root.accuracy for m in machines]
     for path in filter(Path.is_file, places):
         record = read_record(path)
@@ -55,9 +56,14 @@ def _steps(
 
 
 def _environment(record: dict[str, Any]) -> str:
-    """Revision, versions and computer of a record, in words."""
-    versions = ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())
-    host = (record.get("machine") or {}).items()
-    computer = ", ".join(f"{key} {value}" for key, value in host if value is not None)
-    revision = f"revision {record.get('revision') or 'not recorded'}"
-    return " · ".join(filter(None, [revision, versions, computer or "computer not recorded"]))
+    """Revision, versions and computer of a record's processes, in words."""
+    found = []
+    for process in record.get("processes", [record]):
+        known = process.get("versions", {}).items()
+        versions = ", ".join(f"{name} {number}" for name, number in known)
+        host = (process.get("machine") or {}).items()
+        computer = ", ".join(f"{key} {value}" for key, value in host if value is not None)
+        revision = f"revision {process.get('revision') or 'not recorded'}"
+        parts = [revision, versions, computer or "computer not recorded"]
+        found.append(" · ".join(filter(None, parts)))
+    return "; then ".join(dict.fromkeys(found))

@@ -1,33 +1,43 @@
 """What a data root's records say: finished runs, the curves they make, the machines they are of."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coding import files, paths
-from coding.codec import CONFIG_JSON
+from coding import files
 from coding.errors import UserError
 from coding.feature import read_feature
-from coding.paths import DataRoot, FeatureRoot
+from coding.paths import (
+    ACCURACY_JSON,
+    CONFIG_JSON,
+    NO_TRANSFORM,
+    RUN_JSON,
+    SUMMARY_JSON,
+    FeatureRoot,
+)
 
 HYBRID = "hybrid"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A codec at one rate on one kind of feature, as its folder records it."""
+    """A codec at one rate on one kind of feature, as ``run.json`` records it; or several seeds of it."""
 
     folder: Path
     codec: str
     trained_on: str
     transform: str
-    name: str
-    """Folder of the run: the rate parameter, then other options, ``lambda0.004_epochs40_...``."""
     kind: str
     """What was coded: ``<model>_<task>``."""
+    lambda_value: float | None
+    quality: float | None
+    seed: int
+    options: dict[str, Any]
+    """What else tells the codec from others."""
     record: dict[str, Any]
     """``run.json``."""
     bpfp: float
@@ -39,11 +49,31 @@ class Run:
     """The task metric."""
     variant: str = ""
     """What tells it from runs of the same codec, training set and transform, beside the rate."""
+    members: tuple["Run", ...] = ()
+    """The runs of single seeds, where this is their mean."""
 
     @property
     def rate(self) -> str:
         """The rate parameter: ``lambda0.004``, ``quality1.5``."""
-        return self.name.split("_")[0]
+        if self.lambda_value is not None:
+            return f"lambda{self.lambda_value:g}"
+        return "one rate" if self.quality is None else f"quality{self.quality:g}"
+
+    @property
+    def name(self) -> str:
+        """The rate parameter and the seed, or the number of seeds with the spread over them."""
+        if self.members:
+            return f"{self.rate}, {len(self.members)} seeds, bpfp ± {self.spread('bpfp'):.2g}"
+        return f"{self.rate}, seed {self.seed}" if self.seed else self.rate
+
+    @property
+    def singles(self) -> tuple["Run", ...]:
+        """The runs of single seeds."""
+        return self.members or (self,)
+
+    def spread(self, figure: str) -> float:
+        """Standard deviation of a figure over the seeds."""
+        return statistics.stdev(getattr(run, figure) for run in self.members)
 
     @property
     def is_foreign(self) -> bool:
@@ -51,11 +81,11 @@ class Run:
         return self.trained_on != HYBRID and not self.kind.endswith(f"_{self.trained_on}")
 
     def codec_folder(self, root: Path) -> Path | None:
-        """The folder of its codec: in this data root's own layout, else where the run had it."""
+        """The folder of its codec: where the run had it, or the same place in this data root."""
         used = Path(self.record["config"].get("codec") or "")
-        names = (self.codec, self.trained_on, self.transform)
-        folders = [DataRoot(root).codec(*names, name) for name in (self.name, used.name)]
-        return next((path for path in [*folders, used] if (path / CONFIG_JSON).is_file()), None)
+        below = used.parts[used.parts.index("codecs") :] if "codecs" in used.parts else ()
+        folders = [root.joinpath(*below), used] if below else [used]
+        return next((path for path in folders if (path / CONFIG_JSON).is_file()), None)
 
 
 def read_runs(root: Path) -> tuple[list[Run], list[str]]:
@@ -66,11 +96,11 @@ def read_runs(root: Path) -> tuple[list[Run], list[str]]:
         UserError: a record is damaged; the message names it.
     """
     runs, unfinished = [], []
-    for folder in sorted(root.glob(str(DataRoot(Path()).coded(*["*"] * 6)))):
-        if run := _read_run(folder):
+    for path in sorted((root / "coded").rglob(RUN_JSON)):
+        if run := _read_run(path.parent):
             runs.append(run)
-        elif folder.is_dir():
-            unfinished.append(str(folder.relative_to(root)))
+        else:
+            unfinished.append(str(path.parent.relative_to(root)))
     if not runs:
         raise FileNotFoundError(
             f"{root}: no finished run under coded/, {len(unfinished)} that are not finished; "
@@ -80,21 +110,33 @@ def read_runs(root: Path) -> tuple[list[Run], list[str]]:
 
 
 def _read_run(folder: Path) -> Run | None:
-    run_json, summary_json = folder / paths.RUN_JSON, folder / paths.SUMMARY_JSON
-    if not run_json.is_file() or not summary_json.is_file():
+    """A finished run; ``None`` where it is not finished, or was recorded without labels long ago."""
+    run_json, summary_json = folder / RUN_JSON, folder / SUMMARY_JSON
+    record = read_record(run_json, config=dict, finished=bool)
+    labels = record.get("labels")
+    if not record["finished"] or not summary_json.is_file() or not labels:
         return None
-    record = read_record(run_json, config=dict, versions=dict, machine=dict, finished=bool)
-    if not record["finished"]:
-        return None
+    read_record(run_json, labels=dict, processes=list)
     summary = read_record(summary_json, bpfp_pooled=float, nmse_pooled=float)
     if summary["bpfp_pooled"] <= 0:
         raise UserError(f"{summary_json}: bpfp_pooled is {summary['bpfp_pooled']}")
-    accuracy = _read_accuracy(folder / paths.ACCURACY_JSON)
-    codec, trained, *names = folder.parts[-5:]
+    accuracy = _read_accuracy(folder / ACCURACY_JSON)
+    told = {field: labels.get(field) for field in ("codec", "trained_on", "transform", "kind")}
+    if not all(isinstance(value, str) for value in told.values()):
+        raise UserError(f"{run_json}: not a sound record, 'labels' is {labels!r}")
     return Run(
-        folder, codec, trained.removeprefix("trained_"), *names, record, summary["bpfp_pooled"],
-        summary["nmse_pooled"], accuracy.get("metric"), accuracy.get("value"),
-    )  # fmt: skip
+        folder,
+        **told,
+        lambda_value=labels.get("lambda_value"),
+        quality=labels.get("quality"),
+        seed=labels.get("seed") or 0,
+        options=labels.get("options") or {},
+        record=record,
+        bpfp=summary["bpfp_pooled"],
+        nmse=summary["nmse_pooled"],
+        metric=accuracy.get("metric"),
+        value=accuracy.get("value"),
+    )
 
 
 def _read_accuracy(path: Path) -> dict[str, Any]:
@@ -129,14 +171,33 @@ def _name_variants(runs: Sequence[Run]) -> list[Run]:
         groups.setdefault(key, []).append(run)
     named = []
     for (is_published, *_), members in groups.items():
-        options = [run.name.split("_")[1:] for run in members]
-        common = set.intersection(*map(set, options))
-        once = len({run.rate for run in members}) == len(members)
-        for run, words in zip(members, options, strict=True):
-            parts = [] if once else ["_".join(word for word in words if word not in common)]
-            parts += ["published counting"] * is_published
-            named.append(replace(run, variant=", ".join(parts)))
+        once = len({(run.rate, run.seed) for run in members}) == len(members)
+        names = dict.fromkeys(name for run in members for name in run.options)
+        differ = [n for n in names if len({str(run.options.get(n)) for run in members}) > 1]
+        for run in members:
+            words = [] if once else [f"{name} {run.options.get(name)}" for name in differ]
+            words += ["published counting"] * is_published
+            named.append(replace(run, variant=", ".join(words)))
     return named
+
+
+def merge_seeds(runs: Iterable[Run]) -> list[Run]:
+    """Runs that differ in nothing but the seed become one, with their mean figures."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        key = (run.kind, run.codec, run.trained_on, run.transform, run.variant, run.rate)
+        groups.setdefault(key, []).append(run)
+    merged = []
+    for members in groups.values():
+        if len(members) == 1:
+            merged += members
+            continue
+        figures = {}
+        for figure in ("bpfp", "nmse", "value"):
+            found = [getattr(run, figure) for run in members]
+            figures[figure] = None if None in found else statistics.fmean(found)
+        merged.append(replace(members[0], **figures, members=tuple(members)))
+    return merged
 
 
 @dataclass(frozen=True)
@@ -163,7 +224,7 @@ class Curve:
     @property
     def label(self) -> str:
         run = self.first
-        transform = "" if run.transform == paths.NO_TRANSFORM else run.transform
+        transform = "" if run.transform == NO_TRANSFORM else run.transform
         # a codec needs the mapping of a kind from outside only if it was not trained on it
         unseen = "unseen" if run.record["config"].get("mapping") else ""
         return " · ".join(filter(None, [run.codec, run.trained_on, transform, run.variant, unseen]))
@@ -178,7 +239,7 @@ class Curve:
 def group_curves(runs: Iterable[Run]) -> list[Curve]:
     """The curves of runs on one kind of feature: hybrid codecs first, then by codec."""
     groups: dict[tuple, list[Run]] = {}
-    for run in runs:
+    for run in merge_seeds(runs):
         key = (run.trained_on != HYBRID, run.codec, run.trained_on, run.transform, run.variant)
         groups.setdefault(key, []).append(run)
     return [Curve(sorted(groups[key], key=lambda run: run.bpfp)) for key in sorted(groups)]

@@ -10,7 +10,7 @@ from coding.codec import CONFIG_JSON
 from coding.paths import RATE_CSV
 from coding.records import read_rate
 from coding.report.figures import bd_figures, find_anchor, one_point, reach
-from coding.report.records import HYBRID, Machine, Run
+from coding.report.records import HYBRID, Machine, Run, merge_seeds
 from coding.report.table import Table, show
 
 NOT_REACHED = "not reached"
@@ -70,7 +70,7 @@ def bd_table(machines: Sequence[Machine], wanted: str | None) -> Table:
 def cross_tables(runs: Sequence[Run]) -> list[Table]:
     """Universal against task-specific codecs, at the rate parameter that most training sets share."""
     groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
+    for run in merge_seeds(runs):
         groups.setdefault((run.codec, run.transform, run.variant), []).append(run)
     tables = []
     for names, members in sorted(groups.items()):
@@ -122,13 +122,14 @@ def speed_table(root: Path, machines: Sequence[Machine]) -> Table:
     rows = []
     for machine in machines:
         for curve in machine.curves:
-            hosts = [run.record["machine"] for run in curve.runs]
+            singles = [run for each in curve.runs for run in each.singles]
+            hosts = [each["machine"] for run in singles for each in run.record["processes"]]
             facts = [_each(run.record["config"].get("device") for run in curve.runs)]
             facts += [_each(host.get("threads") or "all" for host in hosts)]
             facts += [_each(host.get("cores") for host in hosts)]
-            folders = {run.codec_folder(root) for run in curve.runs} - {None}
+            folders = {run.codec_folder(root) for run in singles} - {None}
             facts += [max(map(_size, folders), default=None), len(folders) or None]
-            rows.append([machine.kind, curve.label, *_speeds(curve.runs), *facts])
+            rows.append([machine.kind, curve.label, *_speeds(singles), *facts])
     return Table("speed", columns, rows, group=1)
 
 
@@ -161,5 +162,8 @@ def points_table(runs: Sequence[Run]) -> Table:
     """Every finished run."""
     columns = ["codec", "trained_on", "transform", "run", "evaluated_on", "bpfp", "nmse", "metric"]
     fields = ("codec", "trained_on", "transform", "name", "kind", "bpfp", "nmse", "metric", "value")
-    rows = [[getattr(run, f) for f in fields] + [run.record.get("revision")] for run in runs]
+    rows = [
+        [getattr(run, f) for f in fields] + [run.record["processes"][-1].get("revision")]
+        for run in runs
+    ]
     return Table("points", [*columns, "value", "revision"], rows, title="All finished runs")
