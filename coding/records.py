@@ -77,3 +77,22 @@ def summarise(rows: Sequence[RateRow], variance: float) -> dict[str, float | int
         "encode_s": sum(row.encode_s for row in rows),
         "decode_s": sum(row.decode_s for row in rows),
     }
+
+
+def format_table(rows: Sequence[Any]) -> str:
+    """Dataclass rows as aligned text; columns that are empty throughout are left out."""
+    names = [
+        field.name
+        for field in fields(rows[0])
+        if any(getattr(row, field.name) not in (None, "") for row in rows)
+    ]
+    cells = [names] + [[_cell(getattr(row, name)) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -28,8 +28,8 @@ from coding.CompressAI.models import MODELS, PUBLISHED_NAMES, build_model
 from coding.CompressAI.train import TrainConfig, Training
 from coding.feature import FeatureFacts
 from coding.packing import Packing
+from coding.paths import MAPPING_JSON, PATCHES_JSON
 from coding.records import format_table
-from coding.transform.generate_data import MAPPING_JSON, PATCHES_JSON
 from coding.transform.mapping import Mapping
 
 STOCK = {"hyperprior": ScaleHyperprior, "elic": Elic2022Official}

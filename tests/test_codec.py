@@ -352,7 +352,7 @@ def test_damaged_folders_are_named(untrained, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_codec(tmp_path)
     (tmp_path / "config.json").write_text('{"codec": "jpeg"}')
-    with pytest.raises(ValueError, match="'jpeg', expected one of"):
+    with pytest.raises(ValueError, match="'jpeg' is none of"):
         load_codec(tmp_path)
     values = files.read_json(untrained / "config.json")
     for changed, text in (

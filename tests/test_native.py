@@ -10,8 +10,8 @@ from conftest import CHANNELS, train_config
 
 from coding.codec import BitstreamError, load_codec
 from coding.CompressAI.models import NativeArch, build_model
-from coding.CompressAI.run_batch import Batch, BatchConfig, run_batch
 from coding.CompressAI.train import train
+from coding.experiments.driver import BatchConfig, run_batch
 from coding.experiments.suite import load_suite
 from coding.feature import FeatureError, write_feature
 from coding.packing import Packing
@@ -77,7 +77,7 @@ def batch(request, data):
         assignment="continuous", device="cpu",
     )  # fmt: skip
     rows = run_batch(cfg)
-    batch = Batch(cfg)
+    batch = cfg.batch()
     return request.param, rows, batch.folder(batch.runs[0])
 
 
@@ -228,7 +228,7 @@ def test_it_is_coded_where_its_channels_are(data, tmp_path):
     values["rows"][1]["patch_size"] = "64-64"
     path = tmp_path / "suite.yaml"
     path.write_text(yaml.safe_dump(values))
-    codings = Batch(BatchConfig(suite=str(path), data_root=tmp_path)).codings()
-    assert [(each.codec, each.cfg.kind) for each in codings] == [
+    codings = BatchConfig(suite=str(path), data_root=tmp_path).batch().codings()
+    assert [(each.cfg.labels["codec"], each.cfg.kind) for each in codings] == [
         ("native", "maps_cut"), ("hyperprior", "maps_cut"), ("hyperprior", "toy_hidden"),
     ]  # fmt: skip

@@ -63,7 +63,7 @@ def test_dry_runs_work_as_written():
             done = run([sys.executable, os.path.basename(script), *argv],
                        cwd=REPOSITORY / os.path.dirname(script))  # fmt: skip
             assert done.returncode == 0, done.stderr
-            assert "train.py" in done.stdout
+            assert "-m coding.CompressAI.train" in done.stdout
 
 
 def test_every_flag_is_known():

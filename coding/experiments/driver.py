@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from coding import config, locks
+from coding import config, locks, records
 from coding.errors import UserError
 from coding.experiments import tables
 from coding.experiments.jobs import run_jobs
@@ -141,8 +141,8 @@ def run_batch(cfg: BatchConfig) -> list[TableRow]:
     if rows:
         path = cfg.data_root / "coded" / f"{cfg.table_name(batch)}.csv"
         with locks.hold(path.parent):
-            tables.write_table(path, rows)
-        print(tables.format_table(rows), f"\n{path}", sep="\n")
+            records.write_rows(path, rows)
+        print(records.format_table(rows), f"\n{path}", sep="\n")
     return rows
 
 

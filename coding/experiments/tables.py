@@ -1,14 +1,14 @@
 """Tables of a batch: a row per codec, rate and machine; mean and spread where seeds are several."""
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coding import accuracy, files, records
+from coding import accuracy, files
 from coding.experiments.products import why_not_made
 from coding.feature import find_machine_config
 from coding.paths import ACCURACY_JSON, DECODED, SUMMARY_JSON
@@ -112,27 +112,3 @@ def average(rows: Sequence[TableRow]) -> TableRow:
             known = values[name] is not None
             values[f"{name}_spread"] = statistics.stdev(measured) if known else None
     return TableRow(**values | {"seeds": len(rows)})
-
-
-def write_table(path: Path, rows: Iterable[TableRow]) -> None:
-    """Write a table as CSV, whole or not at all."""
-    records.write_rows(path, rows)
-
-
-def format_table(rows: Sequence[Any]) -> str:
-    """Dataclass rows as aligned text; columns that are empty throughout are left out."""
-    names = [
-        field.name
-        for field in fields(rows[0])
-        if any(getattr(row, field.name) not in (None, "") for row in rows)
-    ]
-    cells = [names] + [[_cell(getattr(row, name)) for name in names] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
