@@ -9,7 +9,7 @@ first, high bit set on all but the last)::
     mapping id     4 bytes  first bytes of the SHA-256 that names the transform mapping; 0 without one
     format         1 byte   low 4 bits: dtype (0 float16, 1 float32); high 4 bits: payload mode
     shape          4 v      N, C, H, W
-    packing        v ...    0: tokens; 1: tiles, followed by v rows, v cols
+    layout         v ...    0: tokens; 1: maps, followed by v rows, v cols of their tiles
     parts          v, v ... number of parts, then the length of each in bytes
     payload                 the parts, one after the other
     checksum       4 bytes  CRC-32 of all bytes before it
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from coding.errors import UserError
 from coding.feature import DTYPES, FeatureFacts, points
-from coding.packing import Packing, Shape
+from coding.views import Grid, Shape
 
 MAGIC = b"UFC"
 SUFFIX = ".ufc"
@@ -49,7 +49,8 @@ class Bitstream:
     mapping_id: bytes
     dtype: str
     shape: Shape
-    packing: Packing
+    grid: Grid | None
+    """Rows and columns of the tiles of maps; ``None`` for tokens."""
     parts: tuple[bytes, ...]
     mode: int = 0
 
@@ -68,9 +69,9 @@ class Bitstream:
     def check_facts(self, facts: FeatureFacts) -> None:
         """Refuse what announces to be what this kind of feature cannot be."""
         fits = [want in (None, got) for want, got in zip(facts.shape, self.shape, strict=True)]
-        if self.dtype != facts.dtype or self.packing != facts.packing or not all(fits):
+        if self.dtype != facts.dtype or not all(fits) or self.grid != _grid(facts, self.shape):
             raise BitstreamError(
-                f"inconsistent: {self.dtype} {self.shape} {self.packing} is no {facts.kind}"
+                f"inconsistent: {self.dtype} {self.shape}, tiles {self.grid}, is no {facts.kind}"
             )
 
 
@@ -87,17 +88,18 @@ def pack(stream: Bitstream) -> bytes:
         raise ValueError("bitstream: the mode is 0 .. 15")
     if points(stream.shape) > MAX_POINTS:
         raise UserError(f"bitstream: more than {MAX_POINTS} points, split the feature")
-    stream.packing.plane(stream.shape)  # raises where the packing does not fit
+    if min(stream.shape) < 1 or not _fills(stream.grid, stream.shape):
+        raise ValueError(f"bitstream: {stream.shape} does not fill the tiles {stream.grid}")
     out = bytearray(MAGIC)
     out.append(VERSION)
     out += stream.codec_id + stream.mapping_id
     out.append(DTYPES.index(stream.dtype) | stream.mode << 4)
     for size in stream.shape:
         out += _varint(size)
-    if stream.packing.layout == "tokens":
+    if stream.grid is None:
         out += _varint(0)
     else:
-        out += _varint(1) + _varint(stream.packing.rows) + _varint(stream.packing.cols)
+        out += _varint(1) + b"".join(map(_varint, stream.grid))
     out += _varint(len(stream.parts))
     for part in stream.parts:
         out += _varint(len(part))
@@ -131,23 +133,33 @@ def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
     shape = (reader.varint(), reader.varint(), reader.varint(), reader.varint())
     layout = reader.varint()
     if dtype >= len(DTYPES) or layout > 1:
-        raise BitstreamError(f"inconsistent: unknown dtype {dtype} or packing {layout}")
+        raise BitstreamError(f"inconsistent: unknown dtype {dtype} or layout {layout}")
     if min(shape) < 1 or points(shape) > MAX_POINTS:
         raise BitstreamError(f"inconsistent: impossible shape {shape}")
     if points(shape) > max_points:
         raise BitstreamError(f"too large: {points(shape)} points, the limit is {max_points}")
-    try:
-        packing = Packing("tiles", reader.varint(), reader.varint()) if layout else Packing()
-        packing.plane(shape)
-    except UserError as error:
-        raise BitstreamError(f"inconsistent: {error}") from error
+    grid = (reader.varint(), reader.varint()) if layout else None
+    if not _fills(grid, shape):
+        raise BitstreamError(f"inconsistent: {shape} does not fill tiles of {grid}")
     count = reader.varint()
     if count > _MAX_PARTS:
         raise BitstreamError(f"inconsistent: {count} parts")
     lengths = [reader.varint() for _ in range(count)]
     parts = tuple(reader.take(length) for length in lengths)
     reader.finish()
-    return Bitstream(codec_id, mapping_id, DTYPES[dtype], shape, packing, parts, mode)
+    return Bitstream(codec_id, mapping_id, DTYPES[dtype], shape, grid, parts, mode)
+
+
+def _fills(grid: Grid | None, shape: Shape) -> bool:
+    return grid is None or (min(grid) > 0 and grid[0] * grid[1] == shape[1])
+
+
+def _grid(facts: FeatureFacts, shape: Shape) -> Grid | None:
+    """The tiles of a kind of feature, or what no file holds where the shape is none of that kind."""
+    try:
+        return facts.views.grid(shape[1])
+    except UserError:
+        return (0, 0)
 
 
 def _varint(value: int) -> bytes:

@@ -20,10 +20,10 @@ from coding import files
 from coding.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
 from coding.errors import UserError
 from coding.feature import FeatureError, FeatureFacts, check_feature
-from coding.packing import Shape
 from coding.paths import CONFIG_JSON
 from coding.registry import CodecEntry, find_codec
 from coding.stamps import digest_file
+from coding.views import Shape
 
 __all__ = [
     "CONFIG_JSON", "BitstreamError", "Codec", "ExtraKind", "OneKindCodec", "codec_digest", "load_codec",
@@ -138,7 +138,7 @@ class OneKindCodec(Codec):
                 mapping_id=bytes(ID_BYTES),
                 dtype=feature.dtype.name,
                 shape=feature.shape,
-                packing=self.facts.packing,
+                grid=self.facts.views.grid(feature.shape[1]),
                 parts=self.encode_parts(feature),
             )
         )

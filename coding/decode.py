@@ -15,7 +15,7 @@ from coding import config, files, locks
 from coding.bitstream import SUFFIX, BitstreamError
 from coding.codec import codec_digest
 from coding.errors import UserError
-from coding.feature import write_feature
+from coding.feature import check_name, write_feature
 from coding.options import CodecOptions, progress
 from coding.overlap import check_coders, overlap
 from coding.paths import DECODED_JSON
@@ -46,13 +46,13 @@ def list_bitstreams(path: Path) -> list[Path]:
         UserError: the folder holds none.
     """
     if path.is_file():
-        return [path]
+        return [check_name(path)]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
     found = sorted(p for p in path.glob(f"*{SUFFIX}") if not p.name.startswith("."))
     if not found:
         raise UserError(f"{path}: holds no *{SUFFIX} file")
-    return found
+    return [check_name(path) for path in found]
 
 
 def decode(cfg: DecodeConfig) -> None:

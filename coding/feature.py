@@ -1,13 +1,16 @@
 """Feature files and the facts about each kind of feature: where machines and codecs meet.
 
 A feature file is a ``.npy`` of four axes (N, C, H, W), float16 or float32, finite. The facts about a
-kind of feature (shape, dtype, range, packing) are data: the ``feature:`` block of a YAML file in
+kind of feature (axes, shape, dtype, range) are data: the ``feature:`` block of a YAML file in
 ``configs/machines``. A user's own features need such a file and no code.
 """
 
 import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,10 +18,12 @@ import numpy as np
 
 from coding import config, files
 from coding.errors import UserError
-from coding.packing import Packing
-from coding.paths import CONFIGS
+from coding.paths import CONFIGS, REPOSITORY
+from coding.views import MAP_AXES, TOKEN_AXES, Views
 
 DTYPES = ("float16", "float32")
+MAX_NAME = 240
+"""Longest name of a feature file in bytes: names of results are a little longer."""
 
 
 class FeatureError(UserError):
@@ -35,8 +40,12 @@ class FeatureFacts:
     """The task, the second folder of the data root: csr."""
     shape: list[int | None]
     """(N, C, H, W); null where any size will do."""
-    packing: Packing
-    """Layout of the plane that 2-D codecs see."""
+    axes: list[str]
+    """What each axis is: [sample, layer, token, channel] or [sample, channel, row, column]; crop may
+    stand for sample, head for layer."""
+    tiles: list[int] | None = None
+    """Maps only: rows and columns of the grid of channel maps in the plane that 2-D codecs see; null
+    takes the most square one with at least as many rows as columns."""
     dtype: Literal["float16", "float32"] = "float32"
     """dtype of the files, and of what decoding gives back."""
     range: list[float] | None = None
@@ -44,17 +53,25 @@ class FeatureFacts:
     rows: int = 0
     """Tokens a file that the transform's fit samples; 0 takes all (published: 64 for csr)."""
     script: str | None = None
-    """The machine's script that makes these features (``--machine THIS_FILE --mode extract``),
-    relative to the repository's root; null where the features are simply there."""
+    """The machine's script that makes these features (``--machine THIS_FILE --mode extract``), a path
+    below the repository's ``machines`` or beside the YAML; null where the features are simply there."""
 
     def __post_init__(self):
+        for name in ("model", "task"):  # they become folders
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", getattr(self, name)):
+                raise UserError(
+                    f"{name}: expected letters, digits, '.', '_' and '-', got {getattr(self, name)!r}"
+                )
         if len(self.shape) != 4 or any(size is not None and size < 1 for size in self.shape):
             raise UserError(f"shape: expected four sizes or nulls, got {self.shape}")
-        if self.packing.layout == "tiles" and self.shape[1] not in (
-            None,
-            self.packing.rows * self.packing.cols,
-        ):
-            raise UserError(f"packing: {self.packing} does not hold {self.shape[1]} channels")
+        channels = self.views.channels(self.shape)  # raises where the axes are none
+        if channels is not None:
+            self.views.grid(channels)
+
+    @cached_property
+    def views(self) -> Views:
+        """The views that follow from the axes."""
+        return Views(tuple(self.axes), None if self.tiles is None else tuple(self.tiles))
 
     @property
     def kind(self) -> str:
@@ -65,6 +82,39 @@ class FeatureFacts:
         """What of the facts decides the products made of such features, for stamps, as JSON values."""
         idle = ("range", "rows", "script")
         return {k: v for k, v in files.jsonable(asdict(self)).items() if k not in idle}
+
+    def identity(self) -> dict[str, Any]:
+        """The facts in the form that codec ids are made of, as JSON values. It never changes."""
+        values = files.jsonable(asdict(self))
+        values.pop("axes"), values.pop("tiles")
+        rows, cols = 0, 0
+        if self.views.is_map and self.shape[1] is not None:
+            rows, cols = self.views.grid(self.shape[1])
+        layout = "tiles" if self.views.is_map else "tokens"
+        return values | {"packing": {"layout": layout, "rows": rows, "cols": cols}}
+
+    def record(self) -> dict[str, Any]:
+        """The facts as codec folders and records hold them."""
+        return self.identity() | {"axes": self.axes}
+
+    @classmethod
+    def of_record(cls, values: Any, where: str) -> Self:
+        """The facts that :meth:`record` gave; earlier versions wrote them without axes.
+
+        Raises:
+            UserError: an unknown key, a missing one or a wrong value; the message starts with ``where``.
+        """
+        if not isinstance(values, dict) or not isinstance(values.get("packing"), dict):
+            raise UserError(f"{where}: expected the facts of a kind of feature")
+        values = dict(values)
+        packing = values.pop("packing")
+        if packing.get("layout") == "tiles":
+            values.setdefault("axes", list(MAP_AXES))
+            grid = [packing.get("rows"), packing.get("cols")]
+            values["tiles"] = None if grid == [0, 0] else grid
+        else:
+            values.setdefault("axes", list(TOKEN_AXES))
+        return config.build(cls, values, where)
 
     def mismatch(self, x: np.ndarray) -> str | None:
         """Why ``x`` is not a feature of this kind, or ``None`` if it is."""
@@ -91,7 +141,8 @@ class FeatureFacts:
         """What is taken for granted of a file without facts: tokens x channels, as many as it has."""
         x = read_feature(path)
         shape = [None, x.shape[1], None, x.shape[3]]
-        return cls("feature", path.parent.name, shape, Packing(), x.dtype.name)
+        task = re.sub(r"[^A-Za-z0-9._-]+", "_", path.resolve().parent.name).lstrip("._-") or "files"
+        return cls("feature", task, shape, list(TOKEN_AXES), dtype=x.dtype.name)
 
 
 def load_facts(path: str | Path) -> FeatureFacts:
@@ -108,7 +159,48 @@ def load_facts(path: str | Path) -> FeatureFacts:
     unknown = set(values) - {"feature", "machine"}
     if unknown or "feature" not in values:
         raise UserError(f"{path}: expected the key 'feature' (and 'machine'), got {sorted(values)}")
-    return config.build(FeatureFacts, values["feature"], f"{path}: feature")
+    _refuse_packing(values["feature"], path)
+    facts = config.build(FeatureFacts, values["feature"], f"{path}: feature")
+    if facts.script is not None:
+        find_script(path, facts.script)
+    return facts
+
+
+def _refuse_packing(values: Any, path: Path) -> None:
+    """Facts of earlier versions said how a feature is packed rather than what its axes are."""
+    packing = values.get("packing") if isinstance(values, dict) else None
+    if packing is None:
+        return
+    lines = f"axes: [{', '.join(TOKEN_AXES)}]"
+    if isinstance(packing, dict) and packing.get("layout") == "tiles":
+        lines = f"axes: [{', '.join(MAP_AXES)}]"
+        lines += f" and tiles: [{packing.get('rows')}, {packing.get('cols')}]"
+    raise UserError(f"{path}: feature: packing is no key any more; write {lines} instead")
+
+
+def find_script(preset: Path, script: str) -> Path:
+    """The script of a machine: a Python file below the repository's ``machines`` or beside the YAML.
+
+    Raises:
+        UserError: it lies elsewhere, links resolved, or is no Python file.
+        FileNotFoundError: it is not there.
+    """
+    beside = preset.resolve().parent
+    rooms = ((REPOSITORY, REPOSITORY / "machines"), (beside, beside))
+    places = [
+        path
+        for base, room in rooms
+        if (path := (base / script).resolve()).is_relative_to(room) and path.suffix == ".py"
+    ]
+    if not places or Path(script).is_absolute():
+        raise UserError(
+            f"{preset}: feature: script: expected a .py file below machines/ or beside the YAML, "
+            f"got {script!r}"
+        )
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{preset}: feature: script: {places[0]} is not there")
+    return found
 
 
 def find_machine_config(name: str | Path) -> Path:
@@ -150,7 +242,9 @@ def read_feature(path: str | Path) -> np.ndarray:
         x = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError) as error:
+    except (
+        ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
         raise FeatureError(f"{path}: not a readable .npy file ({error})") from error
     except MemoryError as error:
         raise FeatureError(f"{path}: the header asks for more memory than there is") from error
@@ -171,17 +265,33 @@ def list_features(folder: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: no such folder.
-        FeatureError: the folder holds no ``.npy`` file.
+        FeatureError: the folder holds no ``.npy`` file, or one whose name cannot be kept.
     """
     folder = Path(folder)
     if folder.is_file():
-        return [folder]
+        return [check_name(folder)]
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such file or folder of features")
     paths = sorted(p for p in folder.iterdir() if p.suffix == ".npy" and not p.name.startswith("."))
     if not paths:
         raise FeatureError(f"{folder}: holds no .npy feature")
-    return paths
+    return [check_name(path) for path in paths]
+
+
+def check_name(path: Path) -> Path:
+    """Return ``path`` if results can be named after it, before any work is done.
+
+    Raises:
+        FeatureError: its name is too long, or no UTF-8, so that records could not hold it.
+    """
+    name = os.fsencode(path.name)
+    try:
+        name.decode()
+    except UnicodeDecodeError as error:
+        raise FeatureError(f"{path.parent}: the file name {name!r} is not UTF-8") from error
+    if len(name) > MAX_NAME:
+        raise FeatureError(f"{path}: the file name has {len(name)} bytes, {MAX_NAME} at most")
+    return path
 
 
 def points(shape: Sequence[int]) -> int:

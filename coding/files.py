@@ -79,7 +79,7 @@ def read_json(path: str | Path) -> Any:
     data = Path(path).read_bytes()
     try:
         return json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
 
 
@@ -95,7 +95,7 @@ def read_json_lines(path: str | Path) -> list[Any]:
         if line.strip():
             try:
                 values.append(json.loads(line))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: not valid JSON ({error})") from error
     return values
 

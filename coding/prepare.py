@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from coding import locks
-from coding.feature import FeatureError, find_machine_config, load_facts
-from coding.paths import EXTRACTED_JSON, ORIGIN_JSON, REPOSITORY, DataRoot, FeatureRoot
+from coding.feature import FeatureError, find_machine_config, find_script, load_facts
+from coding.paths import EXTRACTED_JSON, ORIGIN_JSON, DataRoot, FeatureRoot
 
 
 def script_path(machine: str | Path) -> Path:
@@ -18,10 +18,10 @@ def script_path(machine: str | Path) -> Path:
     Raises:
         FeatureError: its YAML names none.
     """
-    facts = load_facts(machine)
+    preset, facts = find_machine_config(machine), load_facts(machine)
     if facts.script is None:
-        raise FeatureError(f"{find_machine_config(machine)}: names no script")
-    return REPOSITORY / facts.script
+        raise FeatureError(f"{preset}: names no script")
+    return find_script(preset, facts.script)
 
 
 def ensure_features(machine: str | Path, data_root: Path) -> FeatureRoot:

@@ -28,9 +28,9 @@ from coding.codec import load_codec
 from coding.CompressAI.checkpoint import Kind, load_kinds, load_model, save_checkpoint
 from coding.CompressAI.models import MODELS, PUBLISHED_NAMES, ElicArch, HyperpriorArch, build_model
 from coding.feature import FeatureFacts
-from coding.packing import Packing
 from coding.records import format_table
 from coding.transform.mapping import Mapping
+from coding.views import TOKEN_AXES
 
 PLANES = {
     "llama3": (200, 4096),
@@ -143,7 +143,7 @@ def make_codec(folder: Path, name: str, arch: HyperpriorArch | ElicArch) -> None
         last = [layer for layer in model.g_a if isinstance(layer, nn.Conv2d)][-1]
         y, _ = model.analysis(torch.rand(1, 1, 128, 128))
         last.weight.mul_(3 / y.std())
-    facts = FeatureFacts("bench", "none", [1, 1, None, None], Packing())
+    facts = FeatureFacts("bench", "none", [1, 1, None, None], list(TOKEN_AXES))
     save_checkpoint(folder, model, name, [Kind(facts, Mapping(np.linspace(-3, 3, 256)))], {})
 
 

@@ -25,7 +25,6 @@ from bench_codec import best
 from coding import config, rans
 from coding.codec import load_codec
 from coding.feature import write_feature
-from coding.klt.arrange import to_vectors
 from coding.klt.codec import KltCodec
 from coding.klt.model import WEIGHTS, rung
 from coding.paths import REPOSITORY
@@ -115,7 +114,7 @@ def bench(cfg: BenchConfig) -> list[SpeedRow]:
 def speeds(codec: KltCodec, x: np.ndarray, repeats: int) -> SpeedRow:
     """Rate, error and speeds on one feature."""
     model, facts = codec.model, codec.model.facts
-    vectors = to_vectors(x, facts.packing, model.transform.layout.block)
+    vectors = facts.views.to_vectors(x, model.transform.layout.block)
     clusters, symbols, _, _ = model.quantise(vectors, codec.grade)
     entropy = model.rungs[rung(codec.grade)]
     stream, indexes = symbols.ravel(), entropy.chosen[clusters].ravel()

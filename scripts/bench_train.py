@@ -27,10 +27,10 @@ from coding import config, files
 from coding.CompressAI.models import MODELS, PUBLISHED_NAMES, build_model
 from coding.CompressAI.train import TrainConfig, Training
 from coding.feature import FeatureFacts
-from coding.packing import Packing
 from coding.paths import MAPPING_JSON, PATCHES_JSON
 from coding.records import format_table
 from coding.transform.mapping import Mapping
+from coding.views import TOKEN_AXES
 
 STOCK = {"hyperprior": ScaleHyperprior, "elic": Elic2022Official}
 
@@ -132,7 +132,7 @@ def _write_patches(folder: Path, count: int, side: int) -> Path:
             with files.write_atomic(folder / split / f"{i:03d}.npy") as file:
                 np.save(file, rng.random((side, side), dtype=np.float32))
     Mapping(np.linspace(-3, 3, 256)).save(folder / MAPPING_JSON)
-    facts = FeatureFacts("bench", "none", [1, 1, None, None], Packing())
+    facts = FeatureFacts("bench", "none", [1, 1, None, None], list(TOKEN_AXES))
     files.write_json(folder / PATCHES_JSON, {"facts": asdict(facts), "assignment": "nearest"})
     return folder
 

@@ -52,7 +52,7 @@ def toy(tmp_path_factory) -> Path:
         "model": "toy",
         "task": "hidden",
         "shape": [1, 1, None, CHANNELS],
-        "packing": {"layout": "tokens"},
+        "axes": ["sample", "layer", "token", "channel"],
     }
     (root / "toy.yaml").write_text(yaml.safe_dump({"feature": facts}))
     for folder, count, seed in (("train", 8, 0), ("test", 2, 100)):
@@ -86,7 +86,7 @@ def toy_patches(toy, toy_facts, toy_mapping) -> Path:
     for split in ("train", "test"):
         (folder / split).mkdir(parents=True)
         for path in sorted((toy / "toy" / "hidden" / "feature_train" / split).glob("*.npy")):
-            plane = toy_facts.packing.pack(toy_mapping.forward(np.load(path)))
+            plane = toy_facts.views.pack(toy_mapping.forward(np.load(path)))
             for k in range(4):
                 row = rng.integers(0, plane.shape[0] - 63)
                 col = rng.integers(0, CHANNELS - 63)
@@ -95,7 +95,7 @@ def toy_patches(toy, toy_facts, toy_mapping) -> Path:
                 )
     toy_mapping.save(folder / "mapping.json")
     (folder / "patches.json").write_text(
-        json.dumps({"facts": asdict(toy_facts), "assignment": "nearest"})
+        json.dumps({"facts": toy_facts.record(), "assignment": "nearest"})
     )
     return folder
 

@@ -7,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coding.bitstream import Bitstream, BitstreamError, pack, unpack
-from coding.packing import Packing
 
 STREAM = Bitstream(
     codec_id=bytes.fromhex("00010203"),
     mapping_id=bytes.fromhex("a0a1a2a3"),
     dtype="float32",
     shape=(1, 128, 7, 7),
-    packing=Packing("tiles", 16, 8),
+    grid=(16, 8),
     parts=(b"hello", b""),
 )
 
@@ -30,7 +29,7 @@ def bitstreams(draw):
         mapping_id=draw(st.binary(min_size=4, max_size=4)),
         dtype=draw(st.sampled_from(["float16", "float32"])),
         shape=(draw(st.integers(1, 3)), channels, draw(size), draw(size)),
-        packing=Packing("tiles", rows, cols) if tiles else Packing(),
+        grid=(rows, cols) if tiles else None,
         parts=tuple(draw(st.lists(st.binary(max_size=400), max_size=5))),
         mode=draw(st.integers(0, 15)),
     )
@@ -97,4 +96,4 @@ def test_impossible_sizes_are_refused():
     with pytest.raises(BitstreamError, match="after the last part"):
         unpack(seal(good + b"x"))
     with pytest.raises(ValueError, match="split the feature"):
-        pack(Bitstream(bytes(4), bytes(4), "float32", (1, 1, 1 << 15, 1 << 14), Packing(), ()))
+        pack(Bitstream(bytes(4), bytes(4), "float32", (1, 1, 1 << 15, 1 << 14), None, ()))

@@ -29,7 +29,6 @@ from coding.CompressAI.models import (
 )
 from coding.CompressAI.symbols import SymbolEncoder
 from coding.feature import FeatureError
-from coding.packing import Packing
 from coding.transform.mapping import Mapping
 
 STOCK = {"hyperprior": ScaleHyperprior, "elic": Elic2022Official}
@@ -111,7 +110,7 @@ def test_estimate_is_the_rate(trained):
     codec = load_codec(trained)
     x = np.concatenate([toy_feature(i, 512) for i in range(2)], axis=2)
     kind = next(iter(codec.kinds.values()))
-    plane = kind.facts.packing.pack(kind.mapping.forward(x))
+    plane = kind.facts.views.pack(kind.mapping.forward(x))
     assert plane.shape == (1024, CHANNELS)
     with torch.inference_mode():
         y, z = codec.model.analysis(torch.from_numpy(plane)[None, None])
@@ -295,7 +294,7 @@ def test_forged_headers_are_refused(untrained, mode):
         {"dtype": "float16"},
         {"shape": (1, 1, 20000, CHANNELS)},
         {"shape": (1, 1, 1 << 21, CHANNELS)},
-        {"packing": Packing("tiles", 1, 1)},
+        {"grid": (1, 1)},
         {"parts": (bytes(8),) * len(good.parts)},
         {"parts": (b"",) * len(good.parts)},
         {"parts": good.parts + good.parts},

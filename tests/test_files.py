@@ -1,12 +1,10 @@
-"""Features, packing, configs and atomic files: the ground that everything stands on."""
+"""Features, configs and atomic files: the ground that everything stands on."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from coding import config, files
 from coding.errors import UserError
@@ -18,42 +16,7 @@ from coding.feature import (
     read_feature,
     write_feature,
 )
-from coding.packing import Packing
 from coding.paths import CONFIGS
-
-sizes = st.integers(1, 5)
-
-
-@given(sizes, sizes, sizes, sizes, sizes)
-def test_packing_round_trip_is_exact(n, rows, cols, h, w):
-    shape = (n, rows * cols, h, w)
-    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    for packing in (Packing(), Packing("tiles", rows, cols)):
-        plane = packing.pack(x)
-        assert plane.shape == packing.plane(shape)
-        assert np.array_equal(packing.unpack(plane, shape), x)
-
-
-def test_packing_lays_out_as_published():
-    sd3 = np.arange(16 * 4, dtype=np.float32).reshape(1, 16, 2, 2)
-    plane = Packing("tiles", 4, 4).pack(sd3)
-    assert plane.shape == (8, 8)
-    assert np.array_equal(plane[2:4, 4:6], sd3[0, 6])  # tile of row 1, column 2
-    dino = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
-    plane = Packing().pack(dino)
-    assert plane.shape == (2 * 4, 3 * 5)
-    assert np.array_equal(plane[4 + 1, 2 * 5 : 3 * 5], dino[1, 2, 1])
-
-
-def test_packing_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="16 channels, the feature has 15"):
-        Packing("tiles", 4, 4).pack(np.zeros((1, 15, 2, 2), np.float32))
-    with pytest.raises(ValueError, match="packs to"):
-        Packing().unpack(np.zeros((3, 4)), (1, 1, 4, 3))
-    with pytest.raises(ValueError, match="rows and cols"):
-        Packing("tiles")
-    with pytest.raises(ValueError, match="non-empty"):
-        Packing().plane((1, 0, 2, 2))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -119,18 +82,18 @@ def test_every_machine_config_loads(path):
     facts = load_facts(path)
     assert load_facts(path.stem) == facts
     shape = tuple(size or 3 for size in facts.shape)
-    facts.packing.plane(shape)
+    facts.views.plane(shape)
     assert facts.mismatch(np.zeros(shape, facts.dtype)) is None
     assert "takes shape" in facts.mismatch(np.zeros((9, 9, 9, 9), facts.dtype))
 
 
 def test_bad_facts_name_the_key(tmp_path):
     path = tmp_path / "m.yaml"
-    base = "feature: {model: m, task: t, shape: [1, 1, null, 4], packing: {layout: %s}%s}\n"
+    base = "feature: {model: m, task: t, shape: [1, 1, null, 4], axes: [%s]%s}\n"
     for text, match in (
-        (base % ("tokens", ", dtyp: float32"), "dtyp"),
-        (base % ("spiral", ""), "layout"),
-        (base % ("tiles, rows: 2, cols: 3", ""), "packing"),
+        (base % ("sample, layer, token, channel", ", dtyp: float32"), "dtyp"),
+        (base % ("spiral", ""), "axes"),
+        (base % ("sample, channel, row, column", ", tiles: [2, 3]"), "tiles"),
         ("feature: [1]\n", "feature"),
         ("features: {}\n", "expected the key 'feature'"),
         ("- 1\n", "expected a mapping"),

@@ -16,9 +16,13 @@ from coding.handcrafted import fit_handcrafted
 from coding.handcrafted.codec import LARGEST_TILE, cut, join, to_bfloat16
 
 CODECS = ("int", "cast", "jpegxl", "hevc")
-PACKINGS = {
-    "tokens": ([1, 2, None, 24], {"layout": "tokens"}, (1, 2, 37, 24)),
-    "tiles": ([None, 6, 9, 11], {"layout": "tiles", "rows": 2, "cols": 3}, (3, 6, 9, 11)),
+LAYOUTS = {
+    "tokens": ([1, 2, None, 24], {"axes": ["sample", "layer", "token", "channel"]}, (1, 2, 37, 24)),
+    "tiles": (
+        [None, 6, 9, 11],
+        {"axes": ["sample", "channel", "row", "column"], "tiles": [2, 3]},
+        (3, 6, 9, 11),
+    ),
 }
 
 
@@ -29,14 +33,14 @@ def made_up(shape, dtype, seed):
     return (x + 3).astype(dtype)
 
 
-@pytest.fixture(scope="module", params=[(p, d) for p in PACKINGS for d in ("float16", "float32")],
+@pytest.fixture(scope="module", params=[(p, d) for p in LAYOUTS for d in ("float16", "float32")],
                 ids="-".join)  # fmt: skip
 def world(request, tmp_path_factory):
     """Every codec fitted to one kind of feature: folder, one test feature, its YAML."""
-    packing, dtype = request.param
-    sizes, layout, shape = PACKINGS[packing]
+    name, dtype = request.param
+    sizes, layout, shape = LAYOUTS[name]
     root = tmp_path_factory.mktemp("handcrafted")
-    facts = {"model": "toy", "task": packing, "shape": sizes, "dtype": dtype, "packing": layout}
+    facts = {"model": "toy", "task": name, "shape": sizes, "dtype": dtype, **layout}
     (root / "toy.yaml").write_text(yaml.safe_dump({"feature": facts}))
     for i in range(6):
         write_feature(root / "train" / f"{i}.npy", made_up(shape, dtype, i))
@@ -81,9 +85,7 @@ def test_integers_err_by_half_a_step(world):
     root, x = world
     codec = load_codec(root / "int").at_quality(8)
     low, step = codec._bounds()
-    axis = (1, 1, 1, -1) if codec.facts.packing.layout == "tokens" else (1, -1, 1, 1)
-    if codec.facts.packing.layout == "tokens":
-        axis = (1, x.shape[1], 1, x.shape[3])
+    axis = (1, -1, 1, 1) if codec.facts.views.is_map else (1, x.shape[1], 1, x.shape[3])
     low, step = low.reshape(axis), step.reshape(axis)
     decoded = codec.decode(codec.encode(x)).astype(float)
     bounded = np.clip(x.astype(float), low, low + 255 * step)

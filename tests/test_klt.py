@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from coding import evaluate
@@ -16,11 +14,9 @@ from coding.codec import load_codec
 from coding.encode import main as encode_main
 from coding.feature import FeatureError, read_feature, write_feature
 from coding.klt import fit_klt
-from coding.klt.arrange import count_vectors, from_vectors, to_vectors
 from coding.klt.entropy import fit_bank
 from coding.klt.fit_klt import FitConfig
 from coding.klt.model import HIGHEST, LOWEST, PER_OCTAVE, RUNGS, WEIGHTS, rung
-from coding.packing import Packing
 from coding.paths import default_data_root
 
 MINILM = default_data_root() / "minilm" / "hidden"
@@ -52,7 +48,7 @@ def map_codec(tmp_path_factory):
     """A codec of spatial maps, and the folder of its training features."""
     root = tmp_path_factory.mktemp("maps")
     facts = {"model": "toy", "task": "map", "shape": [1, 4, 12, 12], "dtype": "float16",
-             "packing": {"layout": "tiles", "rows": 2, "cols": 2}}  # fmt: skip
+             "axes": ["sample", "channel", "row", "column"]}  # fmt: skip
     (root / "map.yaml").write_text(yaml.safe_dump({"feature": facts}))
     for i in range(20):
         write_feature(root / "train" / f"{i:02d}.npy", picture_like(i))
@@ -61,16 +57,6 @@ def map_codec(tmp_path_factory):
          "--output", str(root / "codec"), "--clusters", "[1]"]
     )  # fmt: skip
     return root / "codec", root / "train"
-
-
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9),
-       st.sampled_from([1, 2, 4, 8]))  # fmt: skip
-def test_vectors_and_back(n, c, h, w, block):
-    x = np.random.default_rng(0).standard_normal((n, c, h, w)).astype(np.float32)
-    for packing, side in ((Packing(), 1), (Packing("tiles", 1, c), block)):
-        vectors = to_vectors(x, packing, side)
-        assert len(vectors) == count_vectors(x.shape, packing, side)
-        assert np.array_equal(from_vectors(vectors, x.shape, packing, side), x)
 
 
 def test_ladder_names_the_nearest_rung():
@@ -116,7 +102,7 @@ def test_any_rate_from_one_model(token_codec):
         assert np.array_equal(codec.decode(data), decoded)  # the bytes say which quality
         sizes.append(len(data))
         errors.append(float(np.mean((decoded - x) ** 2)))
-        bits = one.model.quantise(to_vectors(x, Packing(), 1), one.grade)[2].sum()
+        bits = one.model.quantise(one.facts.views.to_vectors(x, 1), one.grade)[2].sum()
         if quality <= HIGHEST:  # beyond, escapes are only estimated
             assert abs(8 * len(data) - bits) < 0.01 * bits + 8 * 60
     assert sizes == sorted(sizes)
@@ -130,7 +116,7 @@ def test_symbols_do_not_depend_on_threads_or_device(token_codec):
     data = codec.encode(read_feature(next(features.iterdir())))
     stream = unpack(data)
     grade = int.from_bytes(stream.parts[0], "little", signed=True)
-    count = count_vectors(stream.shape, stream.packing, 1)
+    count = codec.facts.views.count_vectors(stream.shape, 1)
     results, before = [], torch.get_num_threads()
     try:
         ways = [(1, True, "cpu"), (2, True, "cpu"), (1, False, "cpu")]
@@ -186,7 +172,7 @@ def test_maps_take_a_block_transform(map_codec):
 def test_sparse_one_sided_maps_keep_their_zeros(tmp_path):
     """A rotation would fill them: the channels stay as they are."""
     facts = {"model": "toy", "task": "relu", "shape": [1, 16, 6, 6],
-             "packing": {"layout": "tiles", "rows": 4, "cols": 4}}  # fmt: skip
+             "axes": ["sample", "channel", "row", "column"]}  # fmt: skip
     (tmp_path / "relu.yaml").write_text(yaml.safe_dump({"feature": facts}))
     rng = np.random.default_rng(0)
     for i in range(40):

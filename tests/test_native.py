@@ -14,11 +14,10 @@ from coding.CompressAI.train import train
 from coding.experiments.driver import BatchConfig, run_batch
 from coding.experiments.suite import load_suite
 from coding.feature import FeatureError, write_feature
-from coding.packing import Packing
 from coding.transform.generate_data import GenerateConfig, generate
 
 MAPS = {"model": "maps", "task": "cut", "shape": [None, 8, None, None]}
-MAPS["packing"] = {"layout": "tiles", "rows": 2, "cols": 4}
+MAPS |= {"axes": ["sample", "channel", "row", "column"], "tiles": [2, 4]}
 
 
 def map_feature(seed: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -79,25 +78,6 @@ def batch(request, data):
     rows = run_batch(cfg)
     batch = cfg.batch()
     return request.param, rows, batch.folder(batch.runs[0])
-
-
-@pytest.mark.parametrize(
-    ("packing", "shape", "native"),
-    [
-        (Packing(), (2, 1, 7, 5), (2, 5, 7, 1)),
-        (Packing(), (2, 3, 7, 5), (2, 15, 7, 1)),
-        (Packing("tiles", 2, 3), (2, 6, 4, 5), (2, 6, 4, 5)),
-    ],
-)
-def test_layout_and_back(packing, shape, native):
-    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    out = packing.to_native(x)
-    assert out.shape == native == packing.native_size(shape)
-    assert np.array_equal(packing.from_native(out, shape), x)
-    if packing.layout == "tokens":  # channels of one token side by side
-        assert np.array_equal(out[1, :, 2, 0], x[1, :, 2].ravel())
-    with pytest.raises(ValueError, match="non-empty"):
-        packing.to_native(x[0])
 
 
 def test_begins_at_the_klt_of_the_patches():

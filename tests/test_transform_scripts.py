@@ -23,7 +23,7 @@ def data(tmp_path):
         "model": "made",
         "task": "up",
         "shape": [1, 6, 5, 4],
-        "packing": {"layout": "tiles", "rows": 3, "cols": 2},
+        "axes": ["sample", "channel", "row", "column"],
     }
     (tmp_path / "made.yaml").write_text(yaml.safe_dump({"feature": facts}))
     rng = np.random.default_rng(0)
@@ -112,7 +112,8 @@ def test_a_special_fit_replaces_no_plain_one(data):
 
 
 def test_fit_script_needs_features(tmp_path):
-    facts = {"model": "none", "task": "such", "shape": [1, 1, None, 8], "packing": {}}
+    facts = {"model": "none", "task": "such", "shape": [1, 1, None, 8]}
+    facts["axes"] = ["sample", "layer", "token", "channel"]
     (tmp_path / "none.yaml").write_text(yaml.safe_dump({"feature": facts}))
     argv = ["--machine", str(tmp_path / "none.yaml"), "--data_root", str(tmp_path)]
     with pytest.raises(SystemExit, match="no features in"):
@@ -138,7 +139,7 @@ def test_patches(data):
     facts = load_facts(data / "made.yaml")
     assert record["facts"]["model"] == "made"
     x = np.load(data / "made" / "up" / "feature_train" / "train" / "s2.npy")
-    plane = facts.packing.pack(mapping.forward(x))
+    plane = facts.views.pack(mapping.forward(x))
     windows = np.lib.stride_tricks.sliding_window_view(plane, (8, 4))
     for n in range(3):
         patch = np.load(folder / "train" / f"s2_p{n:02d}.npy")
@@ -180,7 +181,7 @@ def test_patches_are_padded_with_what_zero_maps_to(data):
     mapping = Mapping.load(folder / "mapping.json")
     patch = np.load(folder / "test" / "s0_p00.npy")
     x = np.load(data / "made" / "up" / "feature_train" / "test" / "s0.npy")
-    plane = load_facts(data / "made.yaml").packing.pack(mapping.forward(x))
+    plane = load_facts(data / "made.yaml").views.pack(mapping.forward(x))
     assert patch.shape == (64, 64)
     assert np.array_equal(patch[:15, :8], plane)
     assert mapping.zero > 0

@@ -92,7 +92,7 @@ def write_codec(
     for kind in kinds:
         kind.mapping.save(folder / "mappings" / f"{kind.facts.kind}.json")
     described = {
-        kind.facts.kind: {"facts": asdict(kind.facts), "assignment": kind.mapping.assignment}
+        kind.facts.kind: {"facts": kind.facts.record(), "assignment": kind.mapping.assignment}
         for kind in kinds
     }
     files.write_json(
@@ -190,7 +190,7 @@ def load_kinds(folder: Path, values: dict[str, Any]) -> list[Kind]:
     for name, entry in values.get("kinds", {}).items():
         if not isinstance(entry, dict) or not {"facts", "assignment"} <= entry.keys():
             raise UserError(f"{where}: kinds.{name}: expected the keys facts and assignment")
-        facts = config.build(FeatureFacts, entry["facts"], f"{where}: kinds.{name}")
+        facts = FeatureFacts.of_record(entry["facts"], f"{where}: kinds.{name}")
         mapping = Mapping.load(folder / "mappings" / f"{name}.json", entry["assignment"])
         kinds.append(Kind(facts, mapping))
     return kinds

@@ -42,7 +42,7 @@ from coding.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
 from coding.devices import check_device, fast_bf16, keep_memory
 from coding.errors import UserError
 from coding.feature import FeatureError, check_feature
-from coding.packing import Packing, Shape
+from coding.views import Shape, Views
 
 OURS, PUBLISHED = 0, 1
 """Payload modes of the bitstream."""
@@ -128,10 +128,10 @@ class LearnedCodec(Codec):
     @torch.inference_mode()
     def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
         chosen = self._choose(check_feature(feature), kind)
-        packing = chosen.facts.packing
-        if misfit := self._misfit(self._size(packing, feature.shape)):
+        views = chosen.facts.views
+        if misfit := self._misfit(self._size(views, feature.shape)):
             raise FeatureError(f"{feature.shape}: {misfit}")
-        plane = self._arrange(packing, chosen.mapping.forward(feature))  # (B, K, P, Q) in [0, 1)
+        plane = self._arrange(views, chosen.mapping.forward(feature))  # (B, K, P, Q) in [0, 1)
         if self.published:
             parts = self._compress_published(plane)
         else:
@@ -142,7 +142,7 @@ class LearnedCodec(Codec):
                 mapping_id=chosen.mapping.id[:ID_BYTES],
                 dtype=feature.dtype.name,
                 shape=feature.shape,
-                packing=packing,
+                grid=views.grid(feature.shape[1]),
                 parts=parts,
                 mode=PUBLISHED if self.published else OURS,
             )
@@ -155,7 +155,7 @@ class LearnedCodec(Codec):
             FeatureError: as :meth:`encode`.
         """
         chosen = self._choose(check_feature(feature), kind)
-        plane = self._arrange(chosen.facts.packing, chosen.mapping.forward(feature))
+        plane = self._arrange(chosen.facts.views, chosen.mapping.forward(feature))
         return self._pad(plane, chosen.mapping.zero)
 
     @torch.inference_mode()
@@ -171,7 +171,8 @@ class LearnedCodec(Codec):
                 f"written with mapping {stream.mapping_id.hex()}, this codec has {known}"
             )
         stream.check_facts(kind.facts)
-        size = self._size(stream.packing, stream.shape)
+        views = kind.facts.views
+        size = self._size(views, stream.shape)
         if misfit := self._misfit(size):
             raise BitstreamError(f"inconsistent: {stream.shape}: {misfit}")
         try:
@@ -184,18 +185,18 @@ class LearnedCodec(Codec):
         except rans.RansError as error:
             raise BitstreamError(f"corrupted: {error}") from error
         if self.model.native:
-            u = stream.packing.from_native(plane, stream.shape)
+            u = views.from_native(plane, stream.shape)
         else:
-            u = stream.packing.unpack(plane[0, 0], stream.shape)
+            u = views.unpack(plane[0, 0], stream.shape)
         return to_dtype(kind.mapping.inverse(u), stream.dtype)
 
-    def _arrange(self, packing: Packing, u: np.ndarray) -> np.ndarray:
+    def _arrange(self, views: Views, u: np.ndarray) -> np.ndarray:
         """(N, C, H, W) -> the plane (B, K, P, Q)."""
-        return packing.to_native(u) if self.model.native else packing.pack(u)[None, None]
+        return views.to_native(u) if self.model.native else views.pack(u)[None, None]
 
-    def _size(self, packing: Packing, shape: Shape) -> Shape:
+    def _size(self, views: Views, shape: Shape) -> Shape:
         """(B, K, P, Q) of the plane of a feature."""
-        return packing.native_size(shape) if self.model.native else (1, 1, *packing.plane(shape))
+        return views.native_size(shape) if self.model.native else (1, 1, *views.plane(shape))
 
     def _misfit(self, size: Shape) -> str | None:
         """Why a plane is not coded, or ``None``."""

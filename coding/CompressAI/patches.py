@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from coding import config, files
+from coding import files
 from coding.CompressAI.checkpoint import Kind
 from coding.errors import UserError
 from coding.feature import FeatureFacts
@@ -94,7 +94,7 @@ def load_patch_kind(folder: Path) -> Kind:
         raise FileNotFoundError(f"{path}: missing; coding/transform/generate_data.py writes it")
     values = files.read_json(path)
     try:
-        facts = config.build(FeatureFacts, values["facts"], f"{path}: facts")
+        facts = FeatureFacts.of_record(values["facts"], f"{path}: facts")
         return Kind(facts, Mapping.load(folder / MAPPING_JSON, values["assignment"]))
     except KeyError as error:
         raise UserError(f"{path}: the key {error} is missing") from error

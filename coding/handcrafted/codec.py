@@ -12,7 +12,6 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,12 +23,12 @@ import zstandard
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from coding import config, files
+from coding import files
 from coding.bitstream import BitstreamError
 from coding.codec import CONFIG_JSON, ExtraKind, OneKindCodec
 from coding.errors import UserError
 from coding.feature import FeatureError, FeatureFacts
-from coding.packing import Packing, Shape
+from coding.views import Shape
 
 WEIGHTS = "model.safetensors"
 FORMAT = 1
@@ -77,7 +76,7 @@ class HandcraftedCodec(OneKindCodec):
         try:
             if values["format"] != FORMAT:
                 raise UserError(f"format {values['format']}, not {FORMAT}")
-            facts = config.build(FeatureFacts, values["facts"], "facts")
+            facts = FeatureFacts.of_record(values["facts"], "facts")
             arrays = load((folder / WEIGHTS).read_bytes()) if cls.arrays_of else {}
             return cls(facts, arrays, float(values["quality"]))
         except FileNotFoundError as error:
@@ -90,12 +89,12 @@ class HandcraftedCodec(OneKindCodec):
         if self.arrays:
             files.write_bytes(folder / WEIGHTS, save(self.arrays))
         values = {"format": FORMAT, "codec": self.name, "quality": quality}
-        values |= {"facts": asdict(self.facts), "made_by": made_by}
+        values |= {"facts": self.facts.record(), "made_by": made_by}
         files.write_json(folder / CONFIG_JSON, values)
 
     @cached_property
     def id(self) -> bytes:
-        facts = json.dumps(asdict(self.facts), sort_keys=True)
+        facts = json.dumps(self.facts.identity(), sort_keys=True)
         hasher = hashlib.sha256(f"{self.name} {FORMAT} {facts}".encode())
         for name, array in sorted(self.arrays.items()):
             hasher.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
@@ -153,7 +152,7 @@ class IntegerCodec(HandcraftedCodec):
 
     def compress(self, x: np.ndarray) -> bytes:
         low, step = self._bounds()
-        matrix = to_matrix(x, self.facts.packing)
+        matrix = self.facts.views.to_matrix(x)
         if matrix.shape[1] != len(low):
             raise FeatureError(f"{matrix.shape[1]} channels, the codec was fitted to {len(low)}")
         symbols = np.rint((matrix.astype(np.float64) - low) / step)
@@ -166,7 +165,7 @@ class IntegerCodec(HandcraftedCodec):
         if symbols.max(initial=0) >= 1 << self.setting:
             raise BitstreamError(f"corrupted: symbols beyond {self.setting} bits")
         matrix = symbols.reshape(-1, len(low)).astype(np.float32) * step + low
-        return from_matrix(matrix, shape, self.facts.packing)
+        return self.facts.views.from_matrix(matrix, shape)
 
 
 class CastCodec(HandcraftedCodec):
@@ -219,18 +218,18 @@ class JpegXlCodec(HandcraftedCodec):
     arrays_of = frozenset({"low", "high"})  # (1,) float32
 
     def compress(self, x: np.ndarray) -> bytes:
-        plane = to_picture(self.facts.packing.pack(x), self.arrays, 16)
+        plane = to_picture(self.facts.views.pack(x), self.arrays, 16)
         if self.setting == max(self.settings):
             return imagecodecs.jpegxl_encode(plane, lossless=True, numthreads=1)
         return imagecodecs.jpegxl_encode(plane, distance=25 / 2**self.setting, numthreads=1)
 
     def expand(self, data: bytes, shape: Shape) -> np.ndarray:
-        plane = np.empty(self.facts.packing.plane(shape), np.uint16)
+        plane = np.empty(self.facts.views.plane(shape), np.uint16)
         try:
             imagecodecs.jpegxl_decode(data, out=plane, numthreads=1)
         except ValueError as error:
             raise BitstreamError(f"corrupted: {error}") from error
-        return self.facts.packing.unpack(from_picture(plane, self.arrays, 16), shape)
+        return self.facts.views.unpack(from_picture(plane, self.arrays, 16), shape)
 
 
 class HevcCodec(HandcraftedCodec):
@@ -244,7 +243,7 @@ class HevcCodec(HandcraftedCodec):
     arrays_of = frozenset({"low", "high"})  # (1,) float32
 
     def compress(self, x: np.ndarray) -> bytes:
-        picture = to_picture(self.facts.packing.pack(x), self.arrays, 12)
+        picture = to_picture(self.facts.views.pack(x), self.arrays, 12)
         tiles = cut(picture)
         encoder = av.CodecContext.create("libx265", "w")
         encoder.height, encoder.width = tiles.shape[1:]
@@ -261,7 +260,7 @@ class HevcCodec(HandcraftedCodec):
         return b"".join(bytes(packet) for packet in [*packets, *encoder.encode(None)])
 
     def expand(self, data: bytes, shape: Shape) -> np.ndarray:
-        size = self.facts.packing.plane(shape)
+        size = self.facts.views.plane(shape)
         count, height, width = tiles_of(size)
         decoder = av.CodecContext.create("hevc", "r")
         decoder.thread_count = 1
@@ -277,23 +276,7 @@ class HevcCodec(HandcraftedCodec):
         if len(tiles) != count:
             raise BitstreamError(f"corrupted: {len(tiles)} pictures, expected {count}")
         picture = join(np.stack(tiles), size)
-        return self.facts.packing.unpack(from_picture(picture, self.arrays, 12), shape)
-
-
-def to_matrix(x: np.ndarray, packing: Packing) -> np.ndarray:
-    """(N, C, H, W) -> (points of a channel, channels) float32: a token's channels are its columns,
-    a map's are its maps."""
-    if packing.layout == "tokens":
-        return packing.pack(x).astype(np.float32)
-    return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1]).astype(np.float32)
-
-
-def from_matrix(matrix: np.ndarray, shape: Shape, packing: Packing) -> np.ndarray:
-    """The way back of :func:`to_matrix`."""
-    if packing.layout == "tokens":
-        return packing.unpack(matrix, shape)
-    n, c, h, w = shape
-    return np.ascontiguousarray(matrix.reshape(n, h, w, c).transpose(0, 3, 1, 2))
+        return self.facts.views.unpack(from_picture(picture, self.arrays, 12), shape)
 
 
 def squeeze(data: bytes) -> bytes:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from coding import config, locks, provenance
 from coding.feature import FeatureFacts, list_features
 from coding.fitting import FitOptions
-from coding.handcrafted.codec import BITS, HandcraftedCodec, to_matrix
+from coding.handcrafted.codec import BITS, HandcraftedCodec
 from coding.registry import find_codec
 
 SHARES = np.linspace(0.1, 1, 19)  # of the way from the mean to the least and the greatest value
@@ -86,7 +86,7 @@ def fit_integer(paths: Sequence[Path], facts: FeatureFacts) -> dict[str, np.ndar
     rng = np.random.default_rng(0)
     kept, least, greatest = [], [], []
     for path in tqdm(paths, desc="bounds", unit="feature", mininterval=1):
-        matrix = to_matrix(facts.read(path), facts.packing)
+        matrix = facts.views.to_matrix(facts.read(path))
         least.append(matrix.min(0))
         greatest.append(matrix.max(0))
         kept.append(matrix[rng.random(len(matrix)) < max(SAMPLE / total, 1 / len(matrix))])

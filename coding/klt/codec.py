@@ -21,9 +21,8 @@ from coding import files, rans
 from coding.bitstream import BitstreamError
 from coding.codec import ExtraKind, OneKindCodec
 from coding.errors import UserError
-from coding.klt.arrange import count_vectors, from_vectors, to_vectors
 from coding.klt.model import PER_OCTAVE, KltModel, rung
-from coding.packing import Shape
+from coding.views import Shape
 
 MAX_GRADE = 1 << 14  # of either sign: steps of 2^128 and 2^-128 standard deviations
 
@@ -64,7 +63,7 @@ class KltCodec(OneKindCodec):
         return type(self)(self.model, quality)
 
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
-        vectors = to_vectors(feature, self.facts.packing, self.model.transform.layout.block)
+        vectors = self.facts.views.to_vectors(feature, self.model.transform.layout.block)
         clusters, symbols, _, raw = self.model.quantise(vectors, self.grade)
         model = self.model.rungs[rung(self.grade)]
         indexes = model.chosen[clusters].ravel()
@@ -89,13 +88,13 @@ class KltCodec(OneKindCodec):
         if abs(grade) > MAX_GRADE:
             raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
         block = self.model.transform.layout.block
-        count = count_vectors(shape, self.facts.packing, block)
+        count = self.facts.views.count_vectors(shape, block)
         clusters, symbols = self.read_symbols(parts[1], grade, count)
         # tokens: a sequence has the feature's H rows
         vectors = self.model.restore(clusters, symbols, grade, shape[2])
         if len(parts) == 3:
             _put_raw(parts[2], vectors)
-        return from_vectors(vectors, shape, self.facts.packing, block)
+        return self.facts.views.from_vectors(vectors, shape, block)
 
     def read_symbols(self, data: bytes, grade: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """A rANS string -> clusters (R,) int32 and symbols (R, C * S) int32; integers decide alone.

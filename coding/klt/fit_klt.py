@@ -21,7 +21,6 @@ from coding import config, locks, provenance, rans
 from coding.errors import UserError
 from coding.feature import FeatureFacts, list_features
 from coding.fitting import FitOptions
-from coding.klt.arrange import is_map, to_vectors
 from coding.klt.entropy import CENTROIDS, REACH, choose, count, fit_bank, to_frequencies
 from coding.klt.model import (
     LOWEST,
@@ -119,7 +118,7 @@ def measure(
 
     def read() -> Iterator[np.ndarray]:
         for path in paths:
-            yield to_vectors(facts.read(path), facts.packing, block)
+            yield facts.views.to_vectors(facts.read(path), block)
 
     total, rows = 0.0, 0
     for x in read():
@@ -294,7 +293,7 @@ def candidates(known: Statistics, block: int, cfg: FitConfig) -> list[Candidate]
 
 def blocks(facts: FeatureFacts) -> list[int]:
     """Sides of blocks worth trying: none, 4, 8, and the whole of a small map."""
-    if not is_map(facts.packing):
+    if not facts.views.is_map:
         return [1]
     sides = {1, 4, 8}
     height, width = facts.shape[2:]
@@ -391,7 +390,7 @@ def fit_filter(
     size = model.facts.read(paths[0]).size
     features = [model.facts.read(path) for path in paths[:: -(-len(paths) * size // FEW)]]
     for x in features:
-        seen = np.abs(components(to_vectors(x, model.facts.packing, 1))).max(0)
+        seen = np.abs(components(model.facts.views.to_vectors(x, 1))).max(0)
         np.maximum(post.limit, seen, out=post.limit)
     measured = range(0, RUNGS, RUNGS_PER_OCTAVE // 2)
     changes = []
@@ -399,7 +398,7 @@ def fit_filter(
         grade = LOWEST * PER_OCTAVE + place * (PER_OCTAVE // RUNGS_PER_OCTAVE)
         square, cross, error = (np.zeros((2, channels, *end)) for end in ((2, 2), (2,), ()))
         for i, x in enumerate(features):
-            vectors = to_vectors(x, model.facts.packing, 1)
+            vectors = model.facts.views.to_vectors(x, 1)
             clusters, symbols, _, raw = model.quantise(vectors, grade)
             y = components(model.restore(clusters, symbols, grade))
             missing = (components(vectors) - y)[~raw]
@@ -439,10 +438,8 @@ def fit(cfg: FitConfig) -> KltModel:
     """
     paths = list_features(cfg.features)
     facts = cfg.facts()
-    if not is_map(facts.packing) and None in (facts.shape[1], facts.shape[3]):
-        raise UserError("shape: a klt codec of token features takes a fixed C and W")
-    if is_map(facts.packing) and facts.shape[1] is None:
-        raise UserError("shape: a klt codec of maps takes a fixed C")
+    if facts.views.channels(facts.shape) is None:
+        raise UserError(f"shape: a klt codec takes a fixed number of channels, got {facts.shape}")
     with locks.hold(cfg.output):
         return _fit(cfg, paths, facts)
 
@@ -457,7 +454,7 @@ def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts) -> KltModel
     rungs = [fit_rung(transform, y, grade) for grade in grades]
     model = KltModel(facts, transform, tuple(rungs), WEIGHT)
     made_by = {"files": len(paths), "vectors": known.rows, "seed": cfg.seed, "tried": tried}
-    if cfg.post_filter and not is_map(facts.packing):
+    if cfg.post_filter and not facts.views.is_map:
         post, made_by["post_filter"] = fit_filter(paths, known, model)
         model = replace(model, post=post)
     model.save(cfg.output, cfg.quality, made_by)

@@ -249,7 +249,7 @@ class KltModel:
 
     def _values(self) -> dict[str, Any]:
         return {
-            "facts": asdict(self.facts),
+            "facts": self.facts.identity(),
             "layout": asdict(self.transform.layout),
             "unit": self.transform.unit,
             "weight": self.weight,
@@ -265,7 +265,8 @@ class KltModel:
         arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
         files.write_bytes(folder / WEIGHTS, save(arrays))
         values = {"format": FORMAT, "codec": "klt", "quality": quality}
-        files.write_json(folder / CONFIG_JSON, values | self._values() | {"made_by": made_by})
+        values |= self._values() | {"facts": self.facts.record(), "made_by": made_by}
+        files.write_json(folder / CONFIG_JSON, values)
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Self, float]:
@@ -286,7 +287,7 @@ class KltModel:
             raise UserError(f"{path}: not a readable safetensors file ({error})") from error
         try:
             layout = config.build(Layout, values["layout"], "layout")
-            facts = config.build(FeatureFacts, values["facts"], "facts")
+            facts = FeatureFacts.of_record(values["facts"], "facts")
             basis = arrays["basis"].astype(np.float32) if layout.rotate else None
             transform = Transform(layout, arrays["mean"], basis, float(values["unit"]))
             post = PostFilter.of_arrays(arrays, (RUNGS, transform.mean.shape[1]))

@@ -50,7 +50,7 @@ def fit_mapping(
     per_channel: bool = False,
     assignment: Assignment = "nearest",
     normalise: Normalise = "none",
-    by_column: bool = True,
+    channel_axes: Sequence[int] = (1, 3),
 ) -> tuple[Mapping, dict[str, Any]]:
     """Fit a mapping on feature files.
 
@@ -64,7 +64,7 @@ def fit_mapping(
         per_channel: a codebook for each channel (axis C).
         assignment: of the mapping returned; the codebook does not depend on it.
         normalise: none, mean or scale, of each channel, before the codebook.
-        by_column: the channels to normalise lie along W (tokens), else along C (maps).
+        channel_axes: the axes that tell channels apart, for normalising.
 
     Returns:
         The mapping, and a record of plain values: options, file names, numbers of values and of
@@ -85,7 +85,7 @@ def fit_mapping(
     start = time.perf_counter()
     samples = Samples(paths, rows, seed, trun_low, trun_high)
     if normalise != "none":
-        samples = normalisation(samples, normalise, by_column)
+        samples = normalisation(samples, normalise, channel_axes)
     levels = 1 << bit_depth
     if per_channel:
         fits = [fit_codebook(data, transform_type, levels) for data in _channels(samples)]

@@ -8,7 +8,7 @@ on it is made anew.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -252,7 +252,7 @@ def _write_one(cfg: GenerateConfig, mapping: Mapping, path: Path, targets: Seque
 def _patches_record(cfg: GenerateConfig, mapping: Mapping) -> dict[str, Any]:
     """What training needs to know of the patches."""
     return {
-        "facts": asdict(cfg.facts),
+        "facts": cfg.facts.record(),
         "assignment": cfg.assignment,
         "layout": cfg.layout,
         "patch_size": list(cfg.size),

@@ -5,7 +5,7 @@ and plots of the values before and after (``.png``, ``.pdf``).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -151,10 +151,10 @@ def fit(cfg: FitConfig) -> tuple[Mapping, dict[str, Any]]:
         per_channel=cfg.per_channel,
         assignment=cfg.assignment,
         normalise=cfg.normalise,
-        by_column=facts.packing.layout == "tokens",
+        channel_axes=facts.views.channel_axes,
         **truncation,
     )
-    record |= {"kind": facts.kind, "features": str(paths[0].parent), "facts": asdict(facts)}
+    record |= {"kind": facts.kind, "features": str(paths[0].parent), "facts": facts.record()}
     record |= stamp.record()
     target = cfg.mapping_path
     shown = {**truncation, "offset": mapping.offset, "scale": mapping.scale}

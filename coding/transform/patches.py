@@ -73,7 +73,7 @@ def default_size(facts: FeatureFacts, x: np.ndarray, layout: Layout) -> Size:
         x: (N, C, H, W), a feature like all.
     """
     native = layout == "native"
-    sides = facts.packing.native_size(x.shape)[2:] if native else facts.packing.plane(x.shape)
+    sides = facts.views.native_size(x.shape)[2:] if native else facts.views.plane(x.shape)
     step, limit = STEP[layout], LIMIT[layout]
     height, width = (1 if side == 1 else min(limit, -(-side // step) * step) for side in sides)
     return height, width
@@ -85,8 +85,8 @@ def draw(
 ) -> np.ndarray:  # fmt: skip
     """u (N, C, H, W) -> one training patch, (h, w) folded, or (K, h, w) in the native layout."""
     if layout == "plane":
-        return fold(crop(facts.packing.pack(u), size, fill, rng))
-    native = facts.packing.to_native(u)
+        return fold(crop(facts.views.pack(u), size, fill, rng))
+    native = facts.views.to_native(u)
     return crop(native[rng.integers(len(native))], size, fill, rng)
 
 

@@ -71,14 +71,15 @@ class Samples:
             yield x
 
 
-def normalisation(samples: Samples, normalise: Normalise, by_column: bool) -> Samples:
+def normalisation(samples: Samples, normalise: Normalise, channel_axes: Sequence[int]) -> Samples:
     """The same samples with the offset and scale that their own statistics give.
 
     Args:
         normalise: mean or scale.
-        by_column: the channels of a token lie along W, as (C, 1, W); else along C, as (C, 1, 1).
+        channel_axes: the axes that tell channels apart, (1, 3) of tokens, (1,) of maps; offset and
+            scale are (C, 1, W) or (C, 1, 1).
     """
-    axes = (0, 2) if by_column else (0, 2, 3)
+    axes = tuple(axis for axis in range(4) if axis not in channel_axes)
     count, total, square = 0, 0.0, 0.0
     for path, x in zip(samples.paths, samples, strict=True):
         own = x.sum(axes, dtype=np.float64, keepdims=True)[0]
