@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -61,6 +61,11 @@ class Codec(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Hex SHA-256 of all that decides bytes and decoded values: the id and the mappings."""
+
+    @property
+    def qualities(self) -> Sequence[float]:
+        """What :meth:`at_quality` takes, ascending; empty where the codec has one rate only."""
+        return ()
 
     def at_quality(self, quality: float) -> Self:
         """The same codec at another rate, the higher the more bits; its own scale.
@@ -113,14 +118,16 @@ class OneKindCodec(Codec):
     """
 
     facts: FeatureFacts
+    modes: ClassVar[tuple[int, ...]] = (0,)
+    """Payload modes that it reads; it writes the last one."""
 
     @abstractmethod
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
         """(N, C, H, W) of the kind -> the parts of the bitstream."""
 
     @abstractmethod
-    def decode_parts(self, parts: tuple[bytes, ...], shape: Shape) -> np.ndarray:
-        """The parts -> (N, C, H, W) = ``shape``, any float dtype.
+    def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
+        """The parts, written in a payload mode -> (N, C, H, W) = ``shape``, any float dtype.
 
         Raises:
             BitstreamError: they are not sound.
@@ -140,6 +147,7 @@ class OneKindCodec(Codec):
                 shape=feature.shape,
                 grid=self.facts.views.grid(feature.shape[1]),
                 parts=self.encode_parts(feature),
+                mode=self.modes[-1],
             )
         )
 
@@ -147,9 +155,9 @@ class OneKindCodec(Codec):
         stream = unpack(data, max_points)
         stream.check_codec(self.id)
         stream.check_facts(self.facts)
-        if stream.mode != 0:
+        if stream.mode not in self.modes:
             raise BitstreamError(f"inconsistent: payload mode {stream.mode} is not known")
-        return to_dtype(self.decode_parts(stream.parts, stream.shape), stream.dtype)
+        return to_dtype(self.decode_parts(stream.parts, stream.shape, stream.mode), stream.dtype)
 
 
 def codec_digest(folder: Path) -> str:
@@ -175,7 +183,13 @@ def _read_entry(folder: Path) -> CodecEntry:
 
 
 def to_dtype(x: np.ndarray, dtype: str) -> np.ndarray:
-    """Decoded values in the source's dtype; what it cannot hold becomes its largest, never infinity."""
+    """Decoded values in the source's dtype; what it cannot hold becomes its largest, never infinity.
+
+    Raises:
+        BitstreamError: they hold NaN, which nothing that a codec wrote decodes to.
+    """
+    if np.isnan(x).any():
+        raise BitstreamError("corrupted: values that are no numbers")
     largest = np.finfo(dtype).max
     return np.clip(x, -largest, largest).astype(dtype, copy=False)
 

@@ -13,8 +13,6 @@ from coding.errors import UserError
 from coding.feature import Moments, read_feature
 
 T = TypeVar("T")
-GRAIN = 128  # qualities that are tried lie on multiples of 1 / GRAIN
-SPAN = 16  # and within +- SPAN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +93,21 @@ def reach_target(
     nmse: float | None = None,
 ) -> Codec:
     """The codec at the highest quality within ``bpfp``, or the lowest within ``nmse``: bisection over
-    qualities in steps of 1 / GRAIN, every trial coding all features.
+    the codec's qualities, every trial coding all features.
 
     Raises:
-        UserError: no quality within SPAN of 0 reaches the target.
+        UserError: none of its qualities reaches the target, or it has one rate only.
     """
+    qualities = codec.qualities
+    if not qualities:
+        raise UserError("target_nmse, target_bpfp: the codec has one rate only")
     moments = Moments()
     for path in paths:
         moments.add(read_feature(path))
 
-    def is_fine(grade: int) -> bool:
+    def is_fine(place: int) -> bool:
         """Whether a quality is on the finer side of the target."""
-        trial = codec.at_quality(grade / GRAIN)
+        trial = codec.at_quality(qualities[place])
         total_bytes = total_points = 0
         squares = 0.0
         for path in paths:
@@ -119,14 +120,18 @@ def reach_target(
             return 8 * total_bytes / total_points > bpfp
         return squares / total_points <= nmse * moments.variance
 
-    coarse, fine = -SPAN * GRAIN, SPAN * GRAIN
-    if is_fine(coarse) or not is_fine(fine):
-        what = f"target_bpfp: {bpfp:g}" if bpfp is not None else f"target_nmse: {nmse:g}"
-        raise UserError(f"{what} is out of reach at qualities of {-SPAN} .. {SPAN}")
+    # the wanted one is the last that is not finer than a rate, or the first that is finer than an error
+    coarse, fine = -1, len(qualities)
     while fine - coarse > 1:
         middle = (coarse + fine) // 2
         coarse, fine = (coarse, middle) if is_fine(middle) else (middle, fine)
-    return codec.at_quality((fine if nmse is not None else coarse) / GRAIN)
+    place = coarse if bpfp is not None else fine
+    if not 0 <= place < len(qualities):
+        what = f"target_bpfp: {bpfp:g}" if bpfp is not None else f"target_nmse: {nmse:g}"
+        raise UserError(
+            f"{what} is out of reach at qualities of {qualities[0]:g} .. {qualities[-1]:g}"
+        )
+    return codec.at_quality(qualities[place])
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

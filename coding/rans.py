@@ -23,7 +23,6 @@ from numba import njit
 
 PRECISION = 16
 _LOW = 1 << 31  # the state is kept in [2^31, 2^63), and begins as 2^31 + checksum
-_ROOM = 64  # bits by which rounding in the state may undercut the tables
 _MAX_GAMMA = 33  # bits of the longest escape: a distance below 2^32, plus one
 
 
@@ -94,7 +93,9 @@ def check_room(data: bytes, bits: float) -> None:
     Raises:
         RansError: no string of this length holds so many symbols.
     """
-    if bits > 8 * len(data) + _ROOM:
+    if bits > 8 * len(
+        data
+    ):  # the state's lowest 31 bits hold no symbols, which covers its rounding
         raise RansError("the coded symbols are truncated: fewer bytes than so many symbols take")
 
 

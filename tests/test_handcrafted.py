@@ -1,19 +1,31 @@
 """The handcrafted codecs: exact where they say so, bounded where not, and no bytes break them."""
 
 import json
+import shutil
+import tracemalloc
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
 import yaml
 import zstandard
+from safetensors.numpy import load, save
 
 from coding import evaluate
 from coding.bitstream import Bitstream, BitstreamError, pack, unpack
 from coding.codec import load_codec
 from coding.feature import FeatureError, write_feature
 from coding.handcrafted import fit_handcrafted
-from coding.handcrafted.codec import LARGEST_TILE, cut, join, to_bfloat16
+from coding.handcrafted.codec import (
+    JPEGXL_ENTRY_BITS,
+    JPEGXL_GROUP,
+    LARGEST_TILE,
+    cut,
+    join,
+    jpegxl_size,
+    to_bfloat16,
+)
 
 CODECS = ("int", "cast", "jpegxl", "hevc")
 LAYOUTS = {
@@ -73,11 +85,11 @@ def test_more_quality_costs_more_and_errs_less(world, name):
         assert len(set(sizes)) == len(sizes)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-3 * x.astype(float).var()
-    finest = codec.at_quality(1e9)
-    assert finest.identity == codec.at_quality(settings[-1] + 0.1).identity
-    assert finest.identity != codec.at_quality(-1e9).identity
-    with pytest.raises(ValueError, match="quality"):
-        codec.at_quality(float("nan"))
+    assert codec.at_quality(settings[-1]).identity != codec.at_quality(settings[0]).identity
+    assert list(codec.qualities) == list(codec.settings)
+    for quality in (settings[-1] + 0.1, settings[0] - 1, 1e9, float("nan")):
+        with pytest.raises(ValueError, match=f"quality: {name} takes one of"):
+            codec.at_quality(quality)
 
 
 def test_integers_err_by_half_a_step(world):
@@ -120,7 +132,8 @@ def test_bfloat16_keeps_finite_values_finite():
 @pytest.mark.parametrize("name", CODECS)
 def test_values_beyond_the_bounds_are_clamped(world, name):
     root, x = world
-    codec = load_codec(root / name).at_quality(1e9)
+    codec = load_codec(root / name)
+    codec = codec.at_quality(codec.qualities[-1])
     wild = x.copy()
     wild[0, 0, 0, 0], wild[0, 1, 2, 3] = np.finfo(x.dtype).max, -np.finfo(x.dtype).max
     decoded = codec.decode(codec.encode(wild))
@@ -176,6 +189,89 @@ def test_forged_sizes_allocate_nothing(world, name):
         forged = pack(Bitstream(**{**stream, "parts": (stream["parts"][0], frame)}))
         with pytest.raises(BitstreamError, match="another size"):
             codec.decode(forged)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_few_bytes_take_little_memory(world, name):
+    """39 bytes that announce 2^28 points are refused before memory is taken for them."""
+    root, x = world
+    codec = load_codec(root / name)
+    n, c, h, w = x.shape
+    shape = (n, c, (1 << 28) // (n * c * w), w) if codec.facts.shape[2] is None else (
+        (1 << 28) // (c * h * w), c, h, w)  # fmt: skip
+    stream = vars(unpack(codec.encode(x))) | {"shape": shape}
+    count = int(np.prod(shape)) * x.itemsize
+    claims = b"\x28\xb5\x2f\xfd\xa0" + count.to_bytes(4, "little") + b"\x01\x00\x00"
+    for payload in (stream["parts"][1][:12], claims, b"\xff\x0a" + bytes(10), b""):
+        forged = pack(Bitstream(**{**stream, "parts": (stream["parts"][0], payload)}))
+        tracemalloc.start()
+        with pytest.raises(BitstreamError, match="corrupted"):
+            codec.decode(forged)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 100 << 20
+    with pytest.raises(BitstreamError, match="the limit is 100"):
+        codec.decode(codec.encode(x), max_points=100)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (255, 257), (300, 200), (1, 5000), (2000, 3000)])
+def test_sizes_are_read_from_the_header(shape):
+    """Ours and the library's agree; constant pictures, the smallest there are, pass the bound."""
+    for picture in (np.zeros(shape, np.uint16), np.arange(np.prod(shape)).reshape(shape) % 999):
+        for options in ({"lossless": True}, {"distance": 25}, {"distance": 1}):
+            data = imagecodecs.jpegxl_encode(picture.astype(np.uint16), numthreads=1, **options)
+            assert jpegxl_size(data) == shape
+            groups = np.prod([-(-side // JPEGXL_GROUP) for side in shape])
+            assert groups == 1 or JPEGXL_ENTRY_BITS * groups <= 8 * len(data)
+
+
+def test_a_librarys_own_errors_are_bitstream_errors(world, monkeypatch):
+    """Whatever the library raises; a fault of ours around it keeps its kind."""
+    root, x = world
+    codec = load_codec(root / "jpegxl")
+    data = codec.encode(x)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("of the library")
+
+    monkeypatch.setattr(imagecodecs, "jpegxl_decode", fail)
+    with pytest.raises(BitstreamError, match="RuntimeError: of the library"):
+        codec.decode(data)
+    monkeypatch.setattr(type(codec), "expand", fail)
+    with pytest.raises(RuntimeError):
+        codec.decode(data)
+
+
+@pytest.mark.parametrize("name", ["int", "jpegxl", "hevc"])
+def test_hostile_folders_are_named(world, tmp_path, name):
+    """Bounds that are not finite, equal, of another shape or dtype: one line at loading."""
+    root, _ = world
+    folder = tmp_path / "codec"
+    shutil.copytree(root / name, folder)
+    stored = load((folder / "model.safetensors").read_bytes())
+    for key, array in stored.items():
+        wrong = [np.full_like(array, value) for value in (np.nan, np.inf, -np.inf)]
+        wrong += [array[:0], array.astype(np.float64), array[None], np.zeros(3, np.float32)]
+        wrong += [np.full_like(array, -1), np.zeros_like(array)] * (key == "step")
+        wrong += [stored["low"]] * (key == "high") + [stored.get("high", array[:0])] * (
+            key == "low"
+        )
+        for value in (*wrong, None):
+            changed = {other: entry for other, entry in stored.items() if other != key}
+            if value is not None:
+                changed[key] = value
+            (folder / "model.safetensors").write_bytes(save(changed))
+            with pytest.raises(ValueError, match="not a sound"):
+                load_codec(folder)
+    (folder / "model.safetensors").write_bytes(save(stored))
+    values = json.loads((folder / "config.json").read_text())
+    for key, value in (("quality", None), ("quality", "x"), ("facts", []), ("format", 9)):
+        (folder / "config.json").write_text(json.dumps({**values, key: value}))
+        with pytest.raises(ValueError, match="not a sound"):
+            load_codec(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
+        load_codec(folder)
 
 
 @pytest.mark.parametrize("name", ["jpegxl", "hevc"])

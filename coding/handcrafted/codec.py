@@ -5,13 +5,15 @@
     jpegxl   the plane as a 16-bit grey picture, lossy or lossless (JPEG XL)
     hevc     the plane as 12-bit grey pictures, each coded for itself (HEVC intra, x265)
 
-Parts of the bitstream: the setting (1 byte: what the quality was rounded to) and the payload.
+Parts of the bitstream: the setting (1 byte: the quality) and the payload.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -35,8 +37,37 @@ FORMAT = 1
 ZSTD_LEVEL = 19
 BITS = range(2, 9)
 """Bit depths of ``int``."""
+ZSTD_BLOCK, ZSTD_LEAST = 128 << 10, 4
+"""Bytes that a block of a zstd frame holds at most, and takes at least (RFC 8878, 3.1.1.2)."""
+JPEGXL_START = b"\xff\x0a"
+JPEGXL_GROUP, JPEGXL_ENTRY_BITS = 256, 12
+"""Side of the groups that a JPEG XL picture is coded in, and the least size of a group's entry in the
+table of contents, bits."""
 LARGEST_TILE = 4096
 """Side of a picture given to the HEVC encoder, at most."""
+
+
+@contextlib.contextmanager
+def payload() -> Iterator[None]:
+    """Around calls of a payload's library alone: whatever it raises, the payload is not sound."""
+    try:
+        yield
+    except Exception as error:
+        raise BitstreamError(f"corrupted: {type(error).__name__}: {error}") from error
+
+
+def check_bounds(codec: "HandcraftedCodec") -> None:
+    """Refuse bounds of pictures that no fit gives.
+
+    Raises:
+        UserError: they are not finite, or not apart.
+    """
+    HandcraftedCodec.check_arrays(codec)
+    low, high = (codec.arrays[name] for name in ("low", "high"))
+    if low.shape != (1,) or high.shape != (1,) or not np.isfinite(float(high[0]) - float(low[0])):
+        raise UserError(f"low, high: expected one number each, got {low.shape}, {high.shape}")
+    if not low[0] < high[0]:
+        raise UserError(f"low, high: expected {low[0]} below {high[0]}")
 
 
 class HandcraftedCodec(OneKindCodec):
@@ -44,27 +75,40 @@ class HandcraftedCodec(OneKindCodec):
 
     Args:
         arrays: what the fit found.
-        quality: rounded to the nearest setting.
+        quality: one of the settings.
+
+    Raises:
+        UserError: it is none, or the arrays are not sound.
     """
 
     name: ClassVar[str]
     settings: ClassVar[Sequence[int]]
-    """What ``quality`` can be rounded to."""
-    arrays_of: ClassVar[frozenset[str]] = frozenset()
-    """Names of the arrays."""
+    """What ``quality`` may be."""
+    arrays_of: ClassVar[dict[str, int]] = {}
+    """Names of the arrays, and how many rows each has."""
 
     def __init__(self, facts: FeatureFacts, arrays: dict[str, np.ndarray], quality: float):
-        if not np.isfinite(quality):
-            raise UserError(f"quality: expected a number, got {quality}")
-        if arrays.keys() != self.arrays_of:
-            raise UserError(f"arrays {sorted(arrays)}, expected {sorted(self.arrays_of)}")
-        self.facts, self.arrays = facts, arrays
-        self.setting = self.rounded(quality)
+        if quality not in self.settings:
+            raise UserError(f"quality: {self.name} takes one of {[*self.settings]}, got {quality}")
+        self.facts, self.arrays, self.setting = facts, arrays, int(quality)
+        self.check_arrays()
 
-    @classmethod
-    def rounded(cls, quality: float) -> int:
-        """The nearest setting."""
-        return min(cls.settings, key=lambda setting: abs(setting - quality))
+    def check_arrays(self) -> None:
+        """Refuse arrays that no fit gives.
+
+        Raises:
+            UserError: the message names the array.
+        """
+        if self.arrays.keys() != self.arrays_of.keys():
+            raise UserError(f"arrays {sorted(self.arrays)}, expected {sorted(self.arrays_of)}")
+        for name, rows in self.arrays_of.items():
+            array = self.arrays[name]
+            if array.dtype != np.float32 or array.shape[:1] != (rows,) or not array.size:
+                raise UserError(
+                    f"{name}: expected {rows} float32 rows, got {array.dtype} {array.shape}"
+                )
+            if not np.isfinite(array).all():
+                raise UserError(f"{name}: holds values that are not finite")
 
     @classmethod
     def load(
@@ -78,7 +122,9 @@ class HandcraftedCodec(OneKindCodec):
                 raise UserError(f"format {values['format']}, not {FORMAT}")
             facts = FeatureFacts.of_record(values["facts"], "facts")
             arrays = load((folder / WEIGHTS).read_bytes()) if cls.arrays_of else {}
-            return cls(facts, arrays, float(values["quality"]))
+            # earlier versions rounded a quality when they used it
+            asked = float(values["quality"])
+            return cls(facts, arrays, min(cls.settings, key=lambda setting: abs(setting - asked)))
         except FileNotFoundError as error:
             raise UserError(f"{folder / WEIGHTS}: missing from the codec folder") from error
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -104,22 +150,23 @@ class HandcraftedCodec(OneKindCodec):
     def identity(self) -> str:
         return files.digest(self.id, bytes([self.setting]))
 
+    @property
+    def qualities(self) -> Sequence[float]:
+        return self.settings
+
     def at_quality(self, quality: float) -> Self:
         return type(self)(self.facts, self.arrays, quality)
 
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
         return bytes([self.setting]), self.compress(feature)
 
-    def decode_parts(self, parts: tuple[bytes, ...], shape: Shape) -> np.ndarray:
+    def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
         if len(parts) != 2 or len(parts[0]) != 1:
             raise BitstreamError(f"inconsistent: not the parts of a bitstream of {self.name}")
         setting = parts[0][0]
         if setting not in self.settings:
             raise BitstreamError(f"inconsistent: setting {setting} of {self.name}")
-        try:
-            return self.at_quality(setting).expand(parts[1], shape)
-        except (zstandard.ZstdError, imagecodecs.JpegxlError, av.FFmpegError) as error:
-            raise BitstreamError(f"corrupted: {error}") from error
+        return self.at_quality(setting).expand(parts[1], shape)
 
     @abstractmethod
     def compress(self, x: np.ndarray) -> bytes:
@@ -130,7 +177,7 @@ class HandcraftedCodec(OneKindCodec):
         """The payload -> (N, C, H, W) = ``shape``.
 
         Raises:
-            BitstreamError: it holds something else, or what the libraries raise.
+            BitstreamError: it holds something else.
         """
 
 
@@ -144,7 +191,20 @@ class IntegerCodec(HandcraftedCodec):
 
     name = "int"
     settings = BITS
-    arrays_of = frozenset({"low", "step"})  # (7, channels) float32, a row a bit depth
+    arrays_of: ClassVar = {
+        "low": len(BITS),
+        "step": len(BITS),
+    }  # (7, channels), a row per bit depth
+
+    def check_arrays(self) -> None:
+        super().check_arrays()
+        low, step = self.arrays["low"], self.arrays["step"]
+        channels = self.facts.views.channels(self.facts.shape)
+        if low.ndim != 2 or low.shape != step.shape or channels not in (None, low.shape[1]):
+            raise UserError(f"low, step: {low.shape}, {step.shape} for {channels} channels")
+        with np.errstate(over="ignore"):
+            if (step <= 0).any() or not np.isfinite(low + step * np.float32(255)).all():
+                raise UserError("step: expected steps above 0 that reach finite values")
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         row = BITS.index(self.setting)
@@ -215,7 +275,8 @@ class JpegXlCodec(HandcraftedCodec):
 
     name = "jpegxl"
     settings = range(13)
-    arrays_of = frozenset({"low", "high"})  # (1,) float32
+    arrays_of: ClassVar = {"low": 1, "high": 1}
+    check_arrays = check_bounds
 
     def compress(self, x: np.ndarray) -> bytes:
         plane = to_picture(self.facts.views.pack(x), self.arrays, 16)
@@ -224,11 +285,15 @@ class JpegXlCodec(HandcraftedCodec):
         return imagecodecs.jpegxl_encode(plane, distance=25 / 2**self.setting, numthreads=1)
 
     def expand(self, data: bytes, shape: Shape) -> np.ndarray:
-        plane = np.empty(self.facts.views.plane(shape), np.uint16)
-        try:
+        size = self.facts.views.plane(shape)
+        if jpegxl_size(data) != size:
+            raise BitstreamError(f"corrupted: a picture of another size than {size}")
+        groups = math.prod(-(-side // JPEGXL_GROUP) for side in size)
+        if groups > 1 and JPEGXL_ENTRY_BITS * groups > 8 * len(data):
+            raise BitstreamError("corrupted: fewer bytes than so many groups of pixels take")
+        plane = np.empty(size, np.uint16)
+        with payload():
             imagecodecs.jpegxl_decode(data, out=plane, numthreads=1)
-        except ValueError as error:
-            raise BitstreamError(f"corrupted: {error}") from error
         return self.facts.views.unpack(from_picture(plane, self.arrays, 16), shape)
 
 
@@ -240,7 +305,8 @@ class HevcCodec(HandcraftedCodec):
 
     name = "hevc"
     settings = range(9)
-    arrays_of = frozenset({"low", "high"})  # (1,) float32
+    arrays_of: ClassVar = {"low": 1, "high": 1}
+    check_arrays = check_bounds
 
     def compress(self, x: np.ndarray) -> bytes:
         picture = to_picture(self.facts.views.pack(x), self.arrays, 12)
@@ -262,17 +328,21 @@ class HevcCodec(HandcraftedCodec):
     def expand(self, data: bytes, shape: Shape) -> np.ndarray:
         size = self.facts.views.plane(shape)
         count, height, width = tiles_of(size)
-        decoder = av.CodecContext.create("hevc", "r")
-        decoder.thread_count = 1
-        decoder.options = {"max_pixels": str(4 * max(height * width, 1 << 12))}
         tiles = []
-        for packet in [*decoder.parse(data), *decoder.parse(b""), None]:
-            for frame in decoder.decode(packet):
+        with payload():
+            decoder = av.CodecContext.create("hevc", "r")
+            decoder.thread_count = 1
+            decoder.options = {"max_pixels": str(4 * max(height * width, 1 << 12))}
+            packets = [*decoder.parse(data), *decoder.parse(b"")]
+        if len(packets) != count:  # one each
+            raise BitstreamError(f"corrupted: {len(packets)} pictures, expected {count}")
+        for packet in [*packets, None]:
+            with payload():
+                frames = decoder.decode(packet)
+            for frame in frames:
                 if (frame.height, frame.width, frame.format.name) != (height, width, "gray12le"):
                     raise BitstreamError("corrupted: a picture of another size")
                 tiles.append(frame.to_ndarray())
-                if len(tiles) > count:
-                    raise BitstreamError("corrupted: too many pictures")
         if len(tiles) != count:
             raise BitstreamError(f"corrupted: {len(tiles)} pictures, expected {count}")
         picture = join(np.stack(tiles), size)
@@ -285,14 +355,53 @@ def squeeze(data: bytes) -> bytes:
 
 
 def unsqueeze(data: bytes, size: int) -> bytes:
-    """The ``size`` bytes of a zstd frame.
+    """The ``size`` bytes of a zstd frame, which fills ``data``.
 
     Raises:
-        BitstreamError: it says that it holds more or less; nothing is allocated then.
+        BitstreamError: it holds more or less. Memory is taken only for what so many bytes can hold.
     """
-    if zstandard.frame_content_size(data) != size:
+    with payload():
+        announced = zstandard.frame_content_size(data)
+    if announced != size or size > ZSTD_BLOCK * (len(data) // ZSTD_LEAST + 1):
         raise BitstreamError(f"corrupted: a zstd frame of another size than {size} bytes")
-    return zstandard.ZstdDecompressor().decompress(data)
+    with payload():
+        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+
+
+def jpegxl_size(data: bytes) -> tuple[int, int]:
+    """Height and width that a JPEG XL codestream announces (ISO/IEC 18181-1, SizeHeader), as it is or in
+    a container (18181-2, which lossless pictures of 16 bits have).
+
+    Raises:
+        BitstreamError: there is no codestream.
+    """
+    at = 0
+    while data[4:8] == b"JXL " and at + 16 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind in (b"jxlc", b"jxlp"):  # a codestream, or a part of one behind its number
+            at += 8 if kind == b"jxlc" else 12
+            break
+        at += max(size, 8)
+    if data[at : at + 2] != JPEGXL_START:
+        raise BitstreamError("corrupted: no JPEG XL codestream")
+    bits, at = int.from_bytes(data[at + 2 : at + 12], "little"), 0
+
+    def take(count: int) -> int:
+        nonlocal at
+        at += count
+        return bits >> (at - count) & ((1 << count) - 1)
+
+    small = take(1)
+
+    def side() -> int:
+        return 8 * (take(5) + 1) if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    height = side()
+    ratio = take(3)
+    if not ratio:
+        return height, side()
+    times, over = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+    return height, height * times // over
 
 
 def to_bfloat16(x: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 Takes training features of one kind, tries layouts (basis, blocks, mixtures of Karhunen-Loeve
 transforms, shrinkage of their covariances, weight of a bit) on a part of the files, keeps the one with
-the lowest rate at equal MSE on the others, and fits it to all. The files are read one by one, twice;
-statistics and a bounded sample of vectors are all that is kept.
+the lowest rate at equal MSE on the others, and fits it to all; of a single file the last fifth of its
+vectors is held out. Files are read one by one: once for their sizes, twice for each size of block
+that is tried, and some once more for the post-filter. Statistics and a bounded sample of vectors are
+all that is kept.
 """
 
 import time
@@ -24,6 +26,7 @@ from coding.fitting import FitOptions
 from coding.klt.entropy import CENTROIDS, REACH, choose, count, fit_bank, to_frequencies
 from coding.klt.model import (
     LOWEST,
+    MAX_UNIT,
     MAX_VALUE,
     PER_OCTAVE,
     RUNGS,
@@ -39,6 +42,8 @@ from coding.klt.post_filter import PostFilter, neighbours
 WEIGHT = 0.12  # of a bit in squared steps: near -dD/dR = ln 2 / 6 of a fine uniform quantiser
 BANK = 48  # tables of a step at most
 FEW = 3_000_000  # values at most that tables are made of
+FULL = ((0.0, 1.0), (0.0, 1.0))
+HELD_OUT = ((0.0, 0.8), (0.8, 1.0))  # of a single file: what is fitted on, and what is held out
 MAX_BASES = 32_000_000  # bytes of all bases as float16 in a mixture
 ROUNDS = 3  # of symbols by tables and tables by symbols
 
@@ -112,13 +117,24 @@ class Statistics:
 
 
 def measure(
-    paths: Sequence[Path], facts: FeatureFacts, block: int, share: float, seed: int
+    paths: Sequence[Path],
+    facts: FeatureFacts,
+    block: int,
+    share: float,
+    seed: int,
+    part: tuple[float, float] = (0.0, 1.0),
 ) -> Statistics:
-    """Read files twice: means first, then covariance and a share of the vectors as the sample."""
+    """Read files twice: means first, then covariance and a share of the vectors as the sample.
+
+    Args:
+        part: first and last place of the vectors that are taken, as shares of each file's.
+    """
 
     def read() -> Iterator[np.ndarray]:
         for path in paths:
-            yield facts.views.to_vectors(facts.read(path), block)
+            vectors = facts.views.to_vectors(facts.read(path), block)
+            first, last = (round(place * len(vectors)) for place in part)
+            yield vectors[first:last]
 
     total, rows = 0.0, 0
     for x in read():
@@ -149,7 +165,7 @@ def fit_transform(known: Statistics, candidate: Candidate, seed: int) -> Transfo
     mean = known.mean if layout.centre else np.zeros_like(known.mean)
     covariance = known.covariance
     unit = np.trace(covariance) / len(covariance) if layout.centre else known.square
-    unit = max(float(np.sqrt(unit)), 1e-30)
+    unit = min(max(float(np.sqrt(unit)), 1e-30), 0.999 * MAX_UNIT)
     if not layout.rotate:
         return Transform(layout, mean[None], None, unit)
     diagonal = np.diag(np.diag(covariance))
@@ -336,23 +352,35 @@ def compare(curves: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
 def search(
     paths: Sequence[Path], facts: FeatureFacts, cfg: FitConfig
 ) -> tuple[Candidate, Statistics, list[dict[str, Any]]]:
-    """The best candidate by cross-validation on every fifth file, the statistics of all files, and
-    what was tried."""
-    held = paths[::5]
-    rest = [path for path in paths if path not in held]
+    """The best candidate by cross-validation on every fifth file (of a single file: on its last fifth),
+    the statistics of all files, and what was tried.
+
+    Raises:
+        UserError: a single file has too few vectors to hold some out.
+    """
+    held, rest, parts = paths[::5], [path for path in paths if path not in paths[::5]], FULL
+    if not rest:
+        held, rest, parts = paths, paths, HELD_OUT
     share = min(1.0, cfg.sample / sum(facts.read(path).size for path in paths))
     tried: list[Candidate] = []
     curves = []
     known: dict[int, Statistics] = {}
     for block in blocks(facts):
-        told = unseen = known[block] = measure(held, facts, block, share, cfg.seed)
-        if rest:
-            told = measure(rest, facts, block, share, cfg.seed)
-            known[block] = told + unseen
+        if parts is HELD_OUT:
+            count = facts.views.count_vectors(facts.read(paths[0]).shape, block)
+            if count < 3:
+                continue  # none to hold out
+        told, unseen = (
+            measure(some, facts, block, share, cfg.seed, part)
+            for some, part in zip((rest, held), parts, strict=True)
+        )
+        known[block] = told + unseen
         held_out = thin(unseen.sample, FEW)
         for candidate in tqdm(candidates(told, block, cfg), desc=f"layouts, block {block}"):
             tried.append(candidate)
             curves.append(validate(told, held_out, facts, candidate, cfg))
+    if not curves:
+        raise UserError(f"{paths[0]}: a single file of so few vectors; klt takes two files or more")
     scores = compare(curves)
     best = int(np.argmin(scores))
     record = [

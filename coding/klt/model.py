@@ -27,10 +27,12 @@ from coding import config, files, rans
 from coding.codec import CONFIG_JSON
 from coding.errors import UserError
 from coding.feature import FeatureFacts
-from coding.klt.entropy import Bank, choose, reconstruct
+from coding.klt.entropy import CENTROIDS, Bank, choose, reconstruct
 from coding.klt.post_filter import PostFilter
 
 WEIGHTS = "model.safetensors"
+MAX_UNIT = 1e30
+"""Largest standard deviation of a feature, far below the end of float32."""
 FORMAT = 1
 PER_OCTAVE = 128
 """Steps that a file can name within a factor of two: quality is coded as a multiple of 1 / 128."""
@@ -142,6 +144,12 @@ class Rung:
     @cached_property
     def bits(self) -> np.ndarray:
         return self.bank.bits()
+
+    @cached_property
+    def least(self) -> float:
+        """The fewest bits that a vector's symbols take."""
+        bits = self.tables.least[self.chosen].sum(1).min()
+        return float(bits + (self.tables.least[-1] if len(self.chosen) > 1 else 0))
 
 
 @dataclass(frozen=True)
@@ -288,15 +296,67 @@ class KltModel:
         try:
             layout = config.build(Layout, values["layout"], "layout")
             facts = FeatureFacts.of_record(values["facts"], "facts")
+            numbers = {name: float(values[name]) for name in ("unit", "weight", "quality")}
+            _check_state(layout, facts, arrays, numbers)
             basis = arrays["basis"].astype(np.float32) if layout.rotate else None
-            transform = Transform(layout, arrays["mean"], basis, float(values["unit"]))
+            transform = Transform(layout, arrays["mean"], basis, numbers["unit"])
             post = PostFilter.of_arrays(arrays, (RUNGS, transform.mean.shape[1]))
-            model = cls(facts, transform, _rungs(arrays), float(values["weight"]), post)
-            if len(model.rungs) != RUNGS:
-                raise UserError(f"{len(model.rungs)} steps, expected {RUNGS}")
-            return model, float(values["quality"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            return cls(facts, transform, _rungs(arrays), numbers["weight"], post), numbers[
+                "quality"
+            ]
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder}: not a sound klt codec ({error!r})") from error
+
+
+def _check_state(
+    layout: Layout, facts: FeatureFacts, arrays: dict[str, np.ndarray], numbers: dict[str, float]
+) -> None:
+    """Refuse what no fit gives, before it decodes to nonsense.
+
+    Raises:
+        UserError: the message names the array or number.
+        KeyError: an array is missing.
+    """
+
+    def expect(name: str, sound: bool) -> None:
+        if not sound:
+            raise UserError(f"{name} is not sound")
+
+    def shaped(name: str, dtype: str, *shape: int) -> np.ndarray:
+        array = arrays[name]
+        expect(name, array.dtype == dtype and array.shape == shape)
+        expect(name, bool(np.isfinite(array).all()))
+        return array
+
+    clusters, positions, channels = (
+        layout.clusters,
+        layout.block**2,
+        facts.views.channels(facts.shape),
+    )
+    expect("layout", clusters >= 1 and layout.block >= 1 and (facts.views.is_map or positions == 1))
+    expect("facts", channels is not None)
+    expect("unit", 0 < numbers["unit"] < MAX_UNIT)
+    expect("weight", 0 <= numbers["weight"] < math.inf)
+    expect("quality", abs(numbers["quality"]) < math.inf)
+    shaped("mean", "float32", clusters, channels, positions)
+    if layout.rotate:
+        shaped("basis", "float16", clusters, channels, channels)
+    banks = shaped("banks", "int32", RUNGS)
+    expect("banks", bool(banks.min() >= 1))
+    tables = int(banks.sum(dtype=np.int64))
+    sizes = shaped("sizes", "int32", tables)
+    expect("sizes", bool(sizes.min() >= 2))
+    freqs = shaped("freqs", "int32", int(sizes.sum(dtype=np.int64)))
+    expect("freqs", bool(freqs.min() >= 1))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    expect("freqs", bool((np.add.reduceat(freqs, starts) == 1 << rans.PRECISION).all()))
+    offset = shaped("offset", "int32", tables).astype(np.int64)
+    expect("offset", bool(np.abs(offset).max() <= MAX_VALUE))
+    shaped("centroid", "float32", tables, 2 * CENTROIDS - 1)
+    chosen = shaped("chosen", "uint8", RUNGS, clusters, channels * positions)
+    expect("chosen", bool((chosen.max(axis=(1, 2)) < banks).all()))
+    indexes = shaped("clusters", "int32", RUNGS, clusters + 1)
+    expect("clusters", bool(indexes.min() >= 1 and (indexes.sum(1) == 1 << rans.PRECISION).all()))
 
 
 def _rungs(arrays: dict[str, np.ndarray]) -> tuple[Rung, ...]:

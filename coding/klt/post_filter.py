@@ -71,6 +71,9 @@ class PostFilter:
             raise UserError(f"post filter of sizes {sizes}")
         if basis is not None and basis.shape != channels * 2:
             raise UserError(f"post filter with a basis of size {basis.shape}")
+        known = (taps, limit, mean) if basis is None else (taps, limit, mean, basis)
+        if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in known):
+            raise UserError("post filter with values that are not finite")
         return cls(taps, limit, mean, None if basis is None else basis.astype(np.float32))
 
 
