@@ -8,6 +8,7 @@ kind of feature (axes, shape, dtype, range) are data: the ``feature:`` block of 
 import math
 import os
 import re
+import tokenize
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,6 +25,11 @@ from coding.views import MAP_AXES, TOKEN_AXES, Views
 DTYPES = ("float16", "float32")
 MAX_NAME = 240
 """Longest name of a feature file in bytes: names of results are a little longer."""
+_UNREADABLE = (
+    ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError, RecursionError,
+    tokenize.TokenError,
+)  # fmt: skip
+"""What numpy raises where a file is no sound ``.npy``."""
 
 
 class FeatureError(UserError):
@@ -231,26 +237,34 @@ def check_feature(x: np.ndarray, name: str | Path = "feature") -> np.ndarray:
     return x
 
 
-def read_feature(path: str | Path) -> np.ndarray:
-    """Read and check a feature file -> (N, C, H, W) float16 or float32.
+def read_array(path: str | Path) -> np.ndarray:
+    """Read a ``.npy`` file of any shape and dtype, without pickle.
 
     Raises:
-        FeatureError: not a sound ``.npy`` (truncated, pickled, foreign) or not a sound feature.
+        FeatureError: not a sound ``.npy`` (truncated, pickled, foreign); the message names the file.
         FileNotFoundError: no such file.
     """
     try:
         x = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (
-        ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError, RecursionError,
-    ) as error:  # fmt: skip
-        raise FeatureError(f"{path}: not a readable .npy file ({error})") from error
     except MemoryError as error:
         raise FeatureError(f"{path}: the header asks for more memory than there is") from error
+    except _UNREADABLE as error:
+        raise FeatureError(f"{path}: not a readable .npy file ({str(error)[:200]})") from error
     if not isinstance(x, np.ndarray):
         raise FeatureError(f"{path}: an archive of arrays, expected one .npy array")
-    return check_feature(x, path)
+    return x
+
+
+def read_feature(path: str | Path) -> np.ndarray:
+    """Read and check a feature file -> (N, C, H, W) float16 or float32.
+
+    Raises:
+        FeatureError: not a sound ``.npy`` or not a sound feature; the message names the file.
+        FileNotFoundError: no such file.
+    """
+    return check_feature(read_array(path), path)
 
 
 def write_feature(path: str | Path, x: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from coding import files
 from coding.CompressAI.checkpoint import Kind
 from coding.errors import UserError
-from coding.feature import FeatureFacts
+from coding.feature import FeatureFacts, read_array
 from coding.paths import MAPPING_JSON, PATCHES_JSON
 from coding.stamps import digest_file
 from coding.transform.mapping import Mapping
@@ -61,10 +61,7 @@ class PatchDataset(Dataset):
 
 
 def _read_patch(path: Path) -> np.ndarray:
-    try:
-        patch = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a readable .npy file ({error})") from error
+    patch = read_array(path)
     sound = patch.ndim in (2, 3) and patch.size and patch.dtype.kind == "f"
     if not sound or not (0 <= patch.min() <= patch.max() < 1):
         raise UserError(f"{path}: expected a plane, or several, of floats in [0, 1)")
