@@ -1,4 +1,4 @@
-"""The main job on the embedded data, through the published commands: features of four small models
+"""The main job on the tiny machines, through the published commands: features of four small models
 of the paper's classes, their transforms, a universal Hyperprior at three rates and one of each model's
 own, the codec without a network, coded test features, task accuracy against rate, the report."""
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the embedded data, from pictures to a rate–accuracy table:
+# The main job on the tiny machines, from pictures to a rate–accuracy table:
 #   bash scripts/quickstart.sh
 # What is finished is kept: a second call goes on where the first ended.
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
