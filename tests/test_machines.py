@@ -51,7 +51,7 @@ def test_the_cut_changes_nothing(network, monkeypatch, tmp_path):
             assert torch.equal(machine.back(torch.from_numpy(feature)), whole), name
 
 
-def test_embedded_checkpoint_is_good(tmp_path):
+def test_tiny_checkpoint_is_good(tmp_path):
     """The whole machine, from pictures to top-1: at least 95% on held-out pictures."""
     options = tiny_options(tmp_path, "--counts", "{test: 200}")
     machine = cls.ResNetMachine(options)
@@ -225,7 +225,7 @@ def test_presets_name_unknown_keys(tmp_path, capsys):
 
 
 def test_training_script(tmp_path, capsys):
-    """A few steps of the training that made the embedded checkpoint."""
+    """A few steps of the training that made the tiny checkpoint."""
     train_resnet50.main(
         ["--output", str(tmp_path), "--steps", "3", "--batch_size", "4", "--held_out", "8"]
     )
