@@ -2,19 +2,17 @@
 
 The split is after any stage (He et al., arXiv 1512.03385, table 1): ``stem``, ``layer1`` .. ``layer4``;
 published is ``layer4``, before pooling. Two libraries give the same ordered list of stages: torchvision
-(the full-size preset) and transformers (the embedded one). A feature is one picture, batch size 1.
+(the full-size preset) and transformers (the tiny one). Pictures are computed one at a time.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import functional as vision
@@ -24,12 +22,13 @@ from coding import config
 from coding.errors import UserError
 from machines.checkpoints import find_checkpoint, find_folder, quiet, weights_digest
 from machines.command import parse_options, run
-from machines.lists import read_lines
 from machines.machine import Machine, Sample, Score, Split
 from machines.options import ModelOptions
-from machines.tiny import world
+from machines.sources import providers
+from machines.sources.source import LabelledPictures
 
 PRESET = "resnet50_tiny"
+SOURCES = providers("labelled_pictures")
 TRANSFORMERS_HELP = "It is a folder with config.json and model.safetensors"
 TORCHVISION_HELP = (
     "torchvision's ResNet50 weights are at "
@@ -48,12 +47,13 @@ class ResNetOptions(ModelOptions):
     """torchvision's name of the weights that it downloads where checkpoint is null."""
     split: str = "layer4"
     """The last stage of the front half."""
-    source: Literal["imagenet", "world"] = "imagenet"
-    """Pictures: a folder with lists under source/, or the generated world."""
+    source: Literal[SOURCES] = SOURCES[0]
+    """Where the pictures come from: a folder with lists under source/, or the generated world."""
     resize: int = 256
-    """imagenet: length of the shorter side, pixels."""
+    """Shorter side that photographs are resized to, pixels."""
     crop: int = 224
-    """Side of the centre crop (imagenet) or of the picture (world), pixels."""
+    """Side of the network's input, pixels: photographs are cropped at the centre, generated pictures
+    are drawn at this size."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     """Taken off the RGB values in 0..1."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
@@ -72,6 +72,10 @@ class ResNetMachine(Machine):
 
     def __init__(self, options: ResNetOptions):
         self.options = options
+
+    @cached_property
+    def source(self) -> LabelledPictures:
+        return self.options.open_source()
 
     @cached_property
     def front(self) -> nn.Module:
@@ -94,16 +98,13 @@ class ResNetMachine(Machine):
         return half.to(self.options.torch_device, self.options.torch_dtype)
 
     def samples(self, split: Split) -> list[Sample]:
-        if self.options.source == "world":
-            count = self.options.count(split)
-            scenes = [world.scene(self.options.seed, i, split) for i in range(count)]
-            return [Sample(f"{i:05d}", s, world.label(s)) for i, s in enumerate(scenes)]
-        return read_list(self.options, split)
+        return [Sample(p.name, p, p.label) for p in self.source.labelled_pictures(split)]
 
     def origin(self) -> dict[str, Any]:
         options = self.options
-        keys = ("library", "split", "source", "seed", "resize", "crop", "mean", "std", "dtype")
-        return {key: getattr(options, key) for key in keys} | {"weights": weights_id(options)}
+        keys = ("library", "split", "source", "seed", "resize", "crop", "mean", "std")
+        known = {key: getattr(options, key) for key in keys}
+        return known | {"dtype": options.origin_dtype, "weights": weights_id(options)}
 
     def picture(self, sample: Sample) -> Tensor:
         """The network's input, (1, 3, crop, crop) float32, normalised.
@@ -111,14 +112,9 @@ class ResNetMachine(Machine):
         Raises:
             FileNotFoundError: the picture is not there. Only extraction needs pictures.
         """
-        side = self.options.crop
-        if self.options.source == "world":
-            rgb = vision.to_tensor(world.render(sample.source, side, side).rgb)
-        else:
-            with Image.open(sample.source) as image:
-                image = vision.resize(image.convert("RGB"), self.options.resize)
-                rgb = vision.to_tensor(vision.center_crop(image, [side, side]))
-        return vision.normalize(rgb, self.options.mean, self.options.std)[None]
+        options = self.options
+        rgb = vision.to_tensor(sample.source.rgb(options.resize, options.crop))  # 0..1
+        return vision.normalize(rgb, options.mean, options.std)[None]
 
     @torch.inference_mode()
     def extract(self, sample: Sample) -> np.ndarray:
@@ -197,30 +193,6 @@ def weights_id(options: ResNetOptions) -> str:
     if options.library == "transformers":
         return weights_digest(find_folder(options, TRANSFORMERS_HELP))
     return weights_digest(find_checkpoint(options, options.checkpoint, TORCHVISION_HELP))
-
-
-def read_list(options: ResNetOptions, split: Split) -> list[Sample]:
-    """The pictures of ``source/<split>.txt``: lines ``path label``, paths relative to ``source/``.
-
-    Raises:
-        FileNotFoundError: the list is not there; the message says what goes where.
-        UserError: a line is not as above, or two pictures would share a feature file.
-    """
-    path = options.root.source / f"{split}.txt"
-    holds = (
-        f"the {split} pictures of ImageNet (https://image-net.org), a line each: path below "
-        f"{path.parent}, space, class index 0..999"
-    )
-    samples: dict[str, Sample] = {}
-    for number, line in read_lines(path, holds, "prepare_imagenet.py"):
-        name, _, label = line.rpartition(" ")
-        if not name or not label.isdecimal():
-            raise UserError(f"{path}:{number}: expected 'path label', got {line!r}")
-        stem = Path(name).stem
-        if stem in samples:
-            raise UserError(f"{path}:{number}: a second picture named {stem}; names must differ")
-        samples[stem] = Sample(stem, path.parent / name, int(label))
-    return list(samples.values())[: options.counts.get(split)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

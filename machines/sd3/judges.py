@@ -1,7 +1,7 @@
 """How good pictures are: do they show what the caption says, and how far are they from others.
 
 CLIP score (Hessel et al., arXiv 2104.08718) and FID in Inception features (Heusel et al.,
-arXiv 1706.08500) for photographs; for the generated world the embedded ResNet stands in for both.
+arXiv 1706.08500) for photographs; for the generated world the tiny ResNet stands in for both.
 """
 
 from abc import ABC, abstractmethod
@@ -62,7 +62,7 @@ class ClipJudge(Judge):
 
 
 class ResNetFeatures(nn.Module):
-    """Pictures (B, 3, H, W) uint8 -> pooled features (B, num_features) of the embedded ResNet."""
+    """Pictures (B, 3, H, W) uint8 -> pooled features (B, num_features) of the tiny ResNet."""
 
     def __init__(self, network: ResNetForImageClassification):
         super().__init__()
@@ -70,7 +70,7 @@ class ResNetFeatures(nn.Module):
         self.num_features = network.config.hidden_sizes[-1]
 
     def forward(self, pictures: Tensor) -> Tensor:
-        x = (pictures.float() / 255 - 0.5) / 0.25  # as the embedded ResNet was trained
+        x = (pictures.float() / 255 - 0.5) / 0.25  # as the tiny ResNet was trained
         size = (RESNET_SIDE, RESNET_SIDE)
         if x.shape[2:] != size:
             x = nn.functional.interpolate(x, size, mode="bilinear", antialias=True)

@@ -22,13 +22,14 @@ from coding.errors import UserError
 from coding.feature import FeatureError, read_feature
 from machines.checkpoints import find_folder, weights_digest
 from machines.command import parse_options, run
-from machines.lists import read_lines
 from machines.machine import Machine, Sample, Score, Split
 from machines.options import ModelOptions
 from machines.sd3.judges import ClipJudge, Distance, Judge, ResNetJudge, inception_distance
-from machines.tiny import world
+from machines.sources import providers
+from machines.sources.source import Captions
 
 PRESET = "sd3_tiny"
+SOURCES = providers("captions")
 HELP = (
     "It is a folder in diffusers' format of "
     "https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers; the back half needs its "
@@ -41,8 +42,8 @@ FRONT_PARTS = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3"
 class DiffusionOptions(ModelOptions):
     """A Stable Diffusion 3 pipeline and its captions."""
 
-    source: Literal["captions", "world"] = "captions"
-    """Captions: lists under source/, or those of the generated world."""
+    source: Literal[SOURCES] = SOURCES[0]
+    """Where the captions come from: lists under source/, or the generated world."""
     side: int = 1024
     """Height and width of the pictures, pixels."""
     steps: int = 28
@@ -86,6 +87,10 @@ class DiffusionMachine(Machine):
     def __init__(self, options: DiffusionOptions):
         self.options = options
 
+    @cached_property
+    def source(self) -> Captions:
+        return self.options.open_source()
+
     @property
     def batch_size(self) -> int:
         return self.options.batch
@@ -123,19 +128,14 @@ class DiffusionMachine(Machine):
 
     def samples(self, split: Split) -> list[Sample]:
         """source is the caption and its place in the list; label is what the judge looks for."""
-        options = self.options
-        if options.source == "world":
-            scenes = [world.scene(options.seed, i, split) for i in range(options.count(split))]
-            return [
-                Sample(f"{i:05d}", (world.title(s), i), world.label(s))
-                for i, s in enumerate(scenes)
-            ]
-        return read_captions(options, split)
+        captions = self.source.captions(split)
+        return [Sample(c.name, (c.text, place), c.label) for place, c in enumerate(captions)]
 
     def origin(self) -> dict[str, Any]:
         keys = ("source", "seed", "side", "steps", "guidance", "noise_seed", "batch", "t5",
-                "t5_tokens", "dtype")  # fmt: skip
+                "t5_tokens")  # fmt: skip
         known: dict[str, Any] = {key: getattr(self.options, key) for key in keys}
+        known["dtype"] = self.options.origin_dtype
         for part in FRONT_PARTS:
             known[part] = weights_digest(self.folder / part) if self._has(part) else None
         return known
@@ -222,26 +222,6 @@ class DiffusionMachine(Machine):
                 distance.add(picture[None])
         value = float(np.mean([row[self.judge.metric] for row in rows]))
         return Score(self.judge.metric, value, rows, {"fid": distance.value()} if distance else {})
-
-
-def read_captions(options: DiffusionOptions, split: Split) -> list[Sample]:
-    """The captions of ``source/<split>.txt``: lines of an image's id, a space and a caption.
-
-    Raises:
-        FileNotFoundError, UserError: the list is missing or a line is not as above.
-    """
-    path = options.root.source / f"{split}.txt"
-    samples: list[Sample] = []
-    holds = "a COCO image's id and a caption (https://cocodataset.org) a line"
-    lines = read_lines(path, holds, "prepare_coco.py")
-    known: set[str] = set()
-    for number, line in lines:
-        name, _, caption = line.partition(" ")
-        if not name.isalnum() or not caption.strip() or name in known:
-            raise UserError(f"{path}:{number}: expected 'id caption', each id once, got {line!r}")
-        known.add(name)
-        samples.append(Sample(name, (caption.strip(), len(samples)), caption.strip()))
-    return samples[: options.counts.get(split)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
