@@ -25,7 +25,14 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from coding import config
 from coding.errors import UserError
-from machines.checkpoints import find_checkpoint, find_folder, open_weights, quiet, weights_digest
+from machines.checkpoints import (
+    checkpoint_files,
+    find_checkpoint,
+    find_folder,
+    loading,
+    open_weights,
+    weights_digest,
+)
 from machines.command import parse_options, run
 from machines.machine import Machine, Sample, Score, Split
 from machines.options import ModelOptions, find_layer
@@ -102,7 +109,7 @@ class MetaEmbeddings(Dinov2Embeddings):
         scale = tuple((size + 0.1) / side for size in grid)
         table = nn.functional.interpolate(table, scale_factor=scale, mode="bicubic")
         if table.shape[2:] != grid:
-            raise UserError(f"positions resized to {tuple(table.shape[2:])}, not {grid}")
+            raise RuntimeError(f"positions resized to {tuple(table.shape[2:])}, not {grid}")
         table = table.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)  # (1, h * w, D)
         return torch.cat([positions[:, :1], table], dim=1)
 
@@ -169,9 +176,10 @@ class DinoMachine(Machine):
 
     @cached_property
     def config(self) -> Dinov2Config:
-        if self.path.is_dir():
-            return Dinov2Config.from_pretrained(self.path)
-        return read_config(open_weights(self.path), self.path)
+        with loading(self.path):
+            if self.path.is_dir():
+                return Dinov2Config.from_pretrained(self.path)
+            return read_config(open_weights(self.path), self.path)
 
     @property
     def layer(self) -> int:
@@ -187,9 +195,12 @@ class DinoMachine(Machine):
     def back(self) -> Back:
         blocks = range(self.layer + 1, self.config.num_hidden_layers)
         head = LinearHead(self.config.hidden_size, len(self.options.classes))
-        load_head(head, find_checkpoint(self.options, self.options.head, HEAD_HELP))
+        load_head(head, self._find_head())
         half = Back(load_backbone(self.path, self.config, blocks), self.layer, head)
         return half.eval().to(self.options.torch_device, self.options.torch_dtype)
+
+    def _find_head(self) -> Path:
+        return find_checkpoint(self.options, self.options.head, HEAD_HELP)
 
     def samples(self, split: Split) -> list[Sample]:
         """source is the picture with its mask, which stands for the label."""
@@ -200,6 +211,12 @@ class DinoMachine(Machine):
         known = {key: getattr(self.options, key) for key in keys}
         known |= {"dtype": self.options.origin_dtype, "layer": self.layer}
         return known | {"weights": weights_digest(self.path)}
+
+    def inputs(self) -> list[Path]:
+        """The list and the masks, the weights of the backbone, and the head."""
+        weights = [*checkpoint_files(lambda: self.path), *checkpoint_files(self._find_head)]
+        # the head may lie in the backbone's folder
+        return [*self.source.inputs("test"), *dict.fromkeys(weights)]
 
     def picture(self, sample: Sample) -> np.ndarray:
         """(height, width, 3) uint8 RGB.
@@ -340,10 +357,10 @@ def load_backbone(path: Path, known: Dinov2Config, blocks: range) -> Dinov2Model
     block 0 is not among them, and the norm where the last one is.
 
     Raises:
-        UserError: the file lacks a weight.
+        UserError: the file lacks a weight, or is damaged.
     """
     if path.is_dir():
-        with quiet():
+        with loading(path):
             return Dinov2Model.from_pretrained(path, dtype=torch.float32)
     stored = open_weights(path)
     with init_empty_weights():
@@ -357,7 +374,8 @@ def load_backbone(path: Path, known: Dinov2Config, blocks: range) -> Dinov2Model
         state = {name: from_meta(stored, name) for name in names}
     except KeyError as error:
         raise UserError(f"{path}: lacks the weight {error}") from error
-    model.load_state_dict(state, strict=False, assign=True)
+    with loading(path):
+        model.load_state_dict(state, strict=False, assign=True)
     return model
 
 
@@ -392,14 +410,12 @@ def load_head(head: LinearHead, path: Path) -> None:
     """Read a head: Meta's file (``decode_head.*`` of a segmenter) or the same names without prefix.
 
     Raises:
-        UserError: names or shapes differ.
+        UserError: it is damaged, or names or shapes differ.
     """
     stored = open_weights(path)
     state = {name.removeprefix("decode_head."): value for name, value in stored.items()}
-    try:
+    with loading(path, "a linear head of this width and classes"):
         head.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path}: not a linear head of this width and classes ({error})") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

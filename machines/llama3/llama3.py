@@ -21,7 +21,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from coding import config
 from coding.errors import UserError
-from machines.checkpoints import find_folder, open_weights, quiet, weights_digest
+from machines.checkpoints import (
+    checkpoint_files,
+    find_folder,
+    loading,
+    open_weights,
+    weights_digest,
+)
 from machines.command import parse_options, run
 from machines.machine import Machine, Sample, Score, Split
 from machines.options import ModelOptions, find_layer
@@ -81,7 +87,8 @@ class LlamaMachine(Machine):
 
     @cached_property
     def config(self):
-        return AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        with loading(self.folder):
+            return AutoConfig.from_pretrained(self.folder, local_files_only=True)
 
     @property
     def layer(self) -> int:
@@ -90,13 +97,14 @@ class LlamaMachine(Machine):
 
     @cached_property
     def tokenizer(self):
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        with loading(self.folder):
+            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     @cached_property
     def front(self) -> nn.Module:
         """Token ids (1, T) -> ``last_hidden_state`` (1, T, width)."""
         options = self.options
-        with quiet():  # the layers behind the cut are reported as unexpected
+        with loading(self.folder):  # the layers behind the cut are reported as unexpected
             model = AutoModel.from_pretrained(
                 self.folder,
                 num_hidden_layers=self.layer + 1,
@@ -120,6 +128,13 @@ class LlamaMachine(Machine):
         known = {key: getattr(self.options, key) for key in ("source", "seed")}
         known |= {"dtype": self.options.origin_dtype, "layer": self.layer}
         return known | {"weights": weights_digest(self.folder)}
+
+    def inputs(self) -> list[Path]:
+        """The questions, the weights of both halves, and the tokenizer, which words the answer."""
+        return [
+            *self.source.inputs("test"),
+            *checkpoint_files(lambda: self.folder, "tokenizer*"),
+        ]
 
     @torch.inference_mode()
     def extract(self, sample: Sample) -> np.ndarray:
@@ -147,10 +162,10 @@ def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:
     """The model from layer ``first`` on; only those weights are read.
 
     Raises:
-        UserError: the checkpoint lacks a weight; the message names it.
+        UserError: the checkpoint lacks a weight, which the message names, or is damaged.
     """
-    known = AutoConfig.from_pretrained(folder, local_files_only=True)
-    with init_empty_weights(), quiet():
+    with loading(folder), init_empty_weights():
+        known = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_config(known, dtype=dtype)
     model.model.layers = model.model.layers[first:]
     model.model.embed_tokens = None  # the feature comes in its place
@@ -168,8 +183,9 @@ def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:
         raise UserError(
             f"{folder}: its *.safetensors lack {missing[0]} and {len(missing) - 1} more"
         )
-    state = {ours: stored[theirs].to(dtype) for theirs, ours in wanted.items()}
-    model.load_state_dict(state, assign=True)
+    with loading(folder):
+        state = {ours: stored[theirs].to(dtype) for theirs, ours in wanted.items()}
+        model.load_state_dict(state, assign=True)
     return model
 
 

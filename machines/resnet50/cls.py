@@ -8,6 +8,7 @@ published is ``layer4``, before pooling. Two libraries give the same ordered lis
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,13 @@ from transformers import ResNetForImageClassification
 
 from coding import config
 from coding.errors import UserError
-from machines.checkpoints import find_checkpoint, find_folder, quiet, weights_digest
+from machines.checkpoints import (
+    checkpoint_files,
+    find_checkpoint,
+    find_folder,
+    loading,
+    weights_digest,
+)
 from machines.command import parse_options, run
 from machines.machine import Machine, Sample, Score, Split
 from machines.options import ModelOptions
@@ -106,6 +113,14 @@ class ResNetMachine(Machine):
         known = {key: getattr(options, key) for key in keys}
         return known | {"dtype": options.origin_dtype, "weights": weights_id(options)}
 
+    def inputs(self) -> list[Path]:
+        """The list with the labels, and the weights; those that torchvision downloads have a name
+        among the settings."""
+        return [
+            *self.source.inputs("test"),
+            *checkpoint_files(lambda: find_weights(self.options)),
+        ]
+
     def picture(self, sample: Sample) -> Tensor:
         """The network's input, (1, 3, crop, crop) float32, normalised.
 
@@ -164,35 +179,42 @@ def load_network(options: ResNetOptions) -> nn.Module:
         FileNotFoundError: the checkpoint is not there; the message says where it is looked for.
         UserError: it is no checkpoint of this network.
     """
+    path = find_weights(options)
+    if path is None:
+        return torchvision.models.resnet50(weights=options.weights).eval()
     if options.library == "transformers":
-        folder = find_folder(options, TRANSFORMERS_HELP)
-        with quiet():
+        with loading(path):
             network = ResNetForImageClassification.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32
+                path, local_files_only=True, dtype=torch.float32
             )
         return network.eval()
-    if options.checkpoint is None:
-        return torchvision.models.resnet50(weights=options.weights).eval()
-    path = find_checkpoint(options, options.checkpoint, TORCHVISION_HELP)
     network = torchvision.models.resnet50()
-    try:
+    with loading(path, "a state dict of torchvision's resnet50"):
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
-    except Exception as error:  # torch, pickle and safetensors each raise their own
-        raise UserError(f"{path}: not a state dict of torchvision's resnet50 ({error})") from error
     return network.eval()
 
 
-def weights_id(options: ResNetOptions) -> str:
-    """What names the weights: the digest of the checkpoint's file, or torchvision's name."""
-    if options.library == "torchvision" and options.checkpoint is None:
-        return options.weights
+def find_weights(options: ResNetOptions) -> Path | None:
+    """The file or folder of the checkpoint; None where torchvision downloads what ``weights`` names.
+
+    Raises:
+        FileNotFoundError, UserError: as :func:`machines.checkpoints.find_checkpoint`.
+    """
     if options.library == "transformers":
-        return weights_digest(find_folder(options, TRANSFORMERS_HELP))
-    return weights_digest(find_checkpoint(options, options.checkpoint, TORCHVISION_HELP))
+        return find_folder(options, TRANSFORMERS_HELP)
+    if options.checkpoint is None:
+        return None
+    return find_checkpoint(options, options.checkpoint, TORCHVISION_HELP)
+
+
+def weights_id(options: ResNetOptions) -> str:
+    """What names the weights: the digest of the checkpoint's files, or torchvision's name."""
+    path = find_weights(options)
+    return options.weights if path is None else weights_digest(path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
