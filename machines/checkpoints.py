@@ -1,13 +1,13 @@
 """Where the weights of a machine are, and what names them."""
 
 import contextlib
-import pickle
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import logging
 
@@ -83,7 +83,7 @@ def open_weights(path: Path) -> Mapping[str, Tensor]:
     Raises:
         UserError: not such a file; the message names it.
     """
-    try:
+    with loading(path):
         if path.is_dir():
             return SafetensorsFiles(sorted(path.glob("*.safetensors")))
         if path.suffix == ".safetensors":
@@ -91,19 +91,57 @@ def open_weights(path: Path) -> Mapping[str, Tensor]:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = stored.get("state_dict", stored)
         if not all(isinstance(value, Tensor) for value in state.values()):
-            raise UserError("it holds other things than tensors")
-    except (SafetensorError, RuntimeError, ValueError, OSError, AttributeError, EOFError,
-            pickle.UnpicklingError) as error:  # fmt: skip
-        raise UserError(f"{path}: not a readable checkpoint ({error})") from error
-    return state
+            raise UserError(f"{path}: not a readable checkpoint (it holds more than tensors)")
+        return state
+
+
+def weights_files(path: Path) -> list[Path]:
+    """A file itself, or a folder's ``*.safetensors`` and ``config.json``; what is not there is left
+    out."""
+    if path.is_file():
+        return [path]
+    found = [*sorted(path.glob("*.safetensors")), path / "config.json"]
+    return [file for file in found if file.is_file()]
 
 
 def weights_digest(path: Path) -> str:
-    """SHA-256 over a file, or over a folder's ``*.safetensors`` and ``config.json``."""
-    if path.is_file():
-        return files.digest(path)
-    found = [*sorted(path.glob("*.safetensors")), path / "config.json"]
-    return files.digest(*(file for file in found if file.is_file()))
+    """SHA-256 over the :func:`weights_files`."""
+    return files.digest(*weights_files(path))
+
+
+def checkpoint_files(find: Callable[[], Path | None], *patterns: str) -> list[Path]:
+    """The :func:`weights_files` of what ``find`` gives, and what else in the folder matches.
+
+    Args:
+        find: gives a file or folder, or None; none is there where it raises FileNotFoundError.
+        patterns: of the folder's further files.
+    """
+    try:
+        path = find()
+    except FileNotFoundError:
+        return []
+    if path is None:
+        return []
+    others = [file for pattern in patterns for file in sorted(path.glob(pattern))]
+    return list(dict.fromkeys([*weights_files(path), *others]))
+
+
+@contextlib.contextmanager
+def loading(path: Path, what: str = "a readable checkpoint") -> Iterator[None]:
+    """Let a library load a checkpoint, without its bars and reports.
+
+    Raises:
+        UserError: what the library raises at a damaged file or one of another kind, as one line:
+            ``path`` is not ``what``. FileNotFoundError passes.
+    """
+    try:
+        with quiet():
+            yield
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:  # torch, pickle, safetensors, tokenizers: each raises its own
+        why = textwrap.shorten(str(error), 300)
+        raise UserError(f"{path}: not {what} ({type(error).__name__}: {why})") from error
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ class Score:
     value: float
     """The metric, more is better unless the machine says otherwise."""
     rows: list[dict[str, Any]]
-    """One a sample, same keys."""
+    """One per sample, same keys."""
     others: dict[str, float] = field(default_factory=dict)
     """Further metrics by name: the IoU of each class, the CLIP score."""
 
@@ -59,7 +59,13 @@ class Machine(ABC):
     @abstractmethod
     def origin(self) -> dict[str, Any]:
         """What decides the features, as JSON values: the settings and a digest of the weights. None
-        stands for weights that are not at hand; the other half may do without them."""
+        stands for what this half cannot tell, such as weights that it does without."""
+
+    def inputs(self) -> list[Path]:
+        """The files beside the features that decide predictions and scores of the test split: weights
+        of the back half, what scores with its own weights, lists and labels. A file that is not there
+        is left out."""
+        return []
 
     def inputs(self) -> list[Path]:
         """The files beside the features that decide predictions and scores."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -11,6 +11,7 @@ from coding.errors import UserError
 from coding.feature import FeatureFacts, load_facts
 from coding.paths import DataRoot, FeatureRoot, default_data_root
 from machines.machine import Split
+from machines.sources import open_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +50,22 @@ class ModelOptions(MachineOptions):
     """torch device of the model; auto is CUDA where there is one, else the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """dtype that the model computes in."""
+    source: str
+    """Where the samples come from."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Samples of the splits train, validation, test. Lists are taken whole by default, the generated
-    world has no end and needs them."""
+    """Samples of the splits train, validation, test. Lists are taken whole by default, what is
+    generated has no end and needs them."""
     seed: int = 0
-    """Seed of the world's scenes."""
+    """Seed of samples that are generated."""
 
     def __post_init__(self):
         known = get_args(Split)
         if self.counts.keys() - set(known) or min(self.counts.values(), default=1) < 1:
             raise UserError(f"counts: expected at least 1 for some of {known}, got {self.counts}")
 
-    def count(self, split: Split) -> int:
-        """Samples of a split of the world.
-
-        Raises:
-            UserError: not given.
-        """
-        if split not in self.counts:
-            raise UserError(f"counts: the world needs the number of {split} samples")
-        return self.counts[split]
+    def open_source(self) -> Any:
+        """The source of the samples, of the class that provides what the machine asks for."""
+        return open_source(self.source, self.root.source, self.counts, self.seed)
 
     @property
     def torch_device(self) -> torch.device:
@@ -78,7 +75,18 @@ class ModelOptions(MachineOptions):
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The dtype that is computed in, on this device."""
         return getattr(torch, self.dtype)
+
+    @property
+    def origin_dtype(self) -> str | None:
+        """Name of the dtype that decides the features: the one that is computed in.
+
+        None where features are only evaluated, on a device that cannot tell: it computes in another
+        dtype than was asked for, and the features may be those of a device that did not.
+        """
+        computed = str(self.torch_dtype).removeprefix("torch.")
+        return None if self.mode == "evaluate" and computed != self.dtype else computed
 
 
 def find_layer(layer: int, count: int) -> int:

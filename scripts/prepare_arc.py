@@ -10,7 +10,7 @@ Takes the folder of either release, or single files of it:
   ``{train,validation,test}-00000-of-00001.parquet``
 
 Either is written below ``source/`` in the form of the first: ``arc_challenge_<split>.jsonl`` with every
-question, and ``<split>.txt`` with the ids of those whose features are extracted, one a line.
+question, and ``<split>.txt`` with the ids of those whose features are extracted, one per line.
 As published, ``test.txt`` holds the 500 longest questions (:func:`length`). The complete release has
 1119 train, 299 validation and 1172 test questions.
 """

@@ -4,7 +4,7 @@
 
 The files are ``captions_{train,val}2017.json`` of
 http://images.cocodataset.org/annotations/annotations_trainval2017.zip (https://cocodataset.org). Each
-list, ``<split>.txt`` below ``source/``, has one line an image: its id as 12 digits, a space, its
+list, ``<split>.txt`` below ``source/``, has one line per image: its id as 12 digits, a space, its
 longest caption. Images stand in the order of their ids. Splits of the same file take consecutive
 ranges of it, test first, then train, then validation, so that they never overlap.
 """

@@ -5,8 +5,8 @@
 ``DIR`` holds ``ILSVRC2012_img_val.tar`` of https://image-net.org/challenges/LSVRC/2012/2012-downloads
 unpacked to ``val/``, in either layout:
 
-- a folder a class: ``val/n01440764/ILSVRC2012_val_00000293.JPEG``; the label is the place of the folder
-  among all of them in order of name;
+- a folder per class: ``val/n01440764/ILSVRC2012_val_00000293.JPEG``; the label is the place of the
+  folder among all of them in order of name;
 - all pictures in ``val/``, and ``val.txt`` beside it with lines ``ILSVRC2012_val_00000001.JPEG 65``, as
   in http://dl.caffe.berkeleyvision.org/caffe_ilsvrc12.tar.gz. The devkit's own numbers, from 1 and in
   another order, are not these labels.

@@ -4,7 +4,7 @@
 
 The folder is unpacked from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar.
 It is linked as ``source/VOC2012`` (``--copy`` copies it), and ``<split>.txt`` below ``source/`` names
-the pictures, one id a line: test takes the first of VOC's ``val``, train the first of its ``train``,
+the pictures, one id per line: test takes the first of VOC's ``val``, train the first of its ``train``,
 validation those after them.
 """
 

@@ -247,7 +247,7 @@ def test_miou_is_mmsegmentations():
     assert math.isnan(seg.iou(total)[5])
 
 
-def test_embedded_checkpoint(tmp_path):
+def test_tiny_checkpoint(tmp_path):
     """mIoU over 200 held-out pictures with sliding crops."""
     flags = ["--counts", "{test: 200}", "--data_root", str(tmp_path), "--device", "cpu"]
     machine = DinoMachine(parse_options(DinoOptions, seg.PRESET, flags, None))
@@ -336,7 +336,7 @@ def test_impossible_values_are_named(flags, capsys):
 
 
 def test_training_script(tmp_path, capsys):
-    """A few steps of the training that made the embedded checkpoint."""
+    """A few steps of the training that made the tiny checkpoint."""
     flags = ["--steps", "3", "--batch_size", "2", "--held_out", "3"]
     train_dinov2.main(["--output", str(tmp_path), *flags])
     assert "mIoU on 3 held-out pictures" in capsys.readouterr().out

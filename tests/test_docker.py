@@ -97,12 +97,28 @@ def test_the_three_differ_in_comment_and_command_only():
     bodies = set()
     for name in SCRIPTS:
         lines = (REPOSITORY / "docker" / name).read_text().splitlines()
-        assert len(lines) <= 25
+        assert len(lines) <= 30
         head = next(i for i, line in enumerate(lines) if not line.startswith("#"))
         assert lines[-1].startswith("CMD ")
         bodies.add("\n".join(lines[head:-1]))
     assert len(bodies) == 1
     assert {path.name for path in (REPOSITORY / "docker").iterdir()} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_revision_is_an_optional_argument(name):
+    """After all that is built, in the environment of what runs; empty where none is given."""
+    text = (REPOSITORY / "docker" / name).read_text()
+    names = [instruction for instruction, _ in instructions(text)]
+    at = names.index("ARG")
+    assert instructions(text)[at : at + 2] == [
+        ("ARG", "REVISION="),
+        ("ENV", "DTUFC_REVISION=$REVISION"),
+    ]
+    assert not {"RUN", "COPY"} & set(names[at:])
+    comment = re.search(r"^# --build-arg REVISION=\$\((git describe .*)\)$", text, re.M)
+    # as coding.records.git_revision asks git itself
+    assert comment.group(1).split() == ["git", "describe", "--always", "--dirty", "--abbrev=12"]
 
 
 def test_the_cached_layer_takes_all_requirements_but_the_project():

@@ -20,7 +20,9 @@ from coding import files
 from coding.feature import find_machine_config
 from machines.command import parse_options
 from machines.llama3 import llama3
-from machines.llama3.llama3 import LlamaMachine, LlamaOptions, Question, prompt
+from machines.llama3.llama3 import LlamaMachine, LlamaOptions, prompt
+from machines.sources.source import Question
+from machines.sources.world import world_question
 from machines.tiny import train_llama3
 
 KINDS = {
@@ -122,14 +124,14 @@ def test_tokenizer_is_of_llamas_kind(tokenizer):
 
 def test_world_questions():
     for i in range(50):
-        q = llama3.world_question(0, i, "test")
+        q = world_question(0, i, "test")
         assert len(set(q.choices)) == 4
-        assert q == llama3.world_question(0, i, "test")
-    answers = {llama3.world_question(0, i, "test").answer for i in range(50)}
+        assert q == world_question(0, i, "test")
+    answers = {world_question(0, i, "test").answer for i in range(50)}
     assert answers == {0, 1, 2, 3}
 
 
-def test_embedded_checkpoint(tmp_path):
+def test_tiny_checkpoint(tmp_path):
     """400 held-out questions through both halves."""
     flags = ["--counts", "{test: 400}", "--data_root", str(tmp_path), "--device", "cpu"]
     machine = LlamaMachine(parse_options(LlamaOptions, llama3.PRESET, flags, None))
@@ -199,7 +201,7 @@ def test_unsound_questions_are_named(tmp_path, row, message):
     (options.root.source / "test.txt").write_text("Q_1\n")
     (options.root.source / "arc_challenge_test.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match=message):
-        llama3.read_questions(options, "test")
+        options.open_source().questions("test")
 
 
 def test_unsound_lists_are_named(tmp_path):
@@ -209,13 +211,13 @@ def test_unsound_lists_are_named(tmp_path):
     options.root.source.mkdir(parents=True)
     (options.root.source / "test.txt").write_text("Q_1\n\nQ_1\n")
     with pytest.raises(ValueError, match=r"test\.txt:3: Q_1 is there twice"):
-        llama3.read_questions(options, "test")
+        options.open_source().questions("test")
     (options.root.source / "test.txt").write_text("Q_1\n")
     with pytest.raises(FileNotFoundError, match=r"arc_challenge_test\.jsonl: missing"):
-        llama3.read_questions(options, "test")
+        options.open_source().questions("test")
     (options.root.source / "arc_challenge_test.jsonl").write_text("{}\n{\n")
     with pytest.raises(ValueError, match=r"arc_challenge_test\.jsonl:2: not valid JSON"):
-        llama3.read_questions(options, "test")
+        options.open_source().questions("test")
 
 
 def test_hub_model(checkpoints, tmp_path, monkeypatch):
@@ -247,7 +249,7 @@ def test_training_rows():
     rows = train_llama3.draw(0, 8, 2)
     assert [len(places) for _, places in rows] == [4, 16, 4, 1] * 2
     for index, (text, places) in enumerate(rows, start=16):
-        asked = [llama3.world_question(0, 4 * index + n, "network") for n in range(4)]
+        asked = [world_question(0, 4 * index + n, "network") for n in range(4)]
         words = [f" {q.choices[q.answer]}" for q in asked]
         letters = [f" {'ABCD'[q.answer]}" for q in asked]
         marked = [f" {'yes' if n == q.answer else 'no'}" for q in asked for n in range(4)]
@@ -261,7 +263,7 @@ def test_training_rows():
 
 
 def test_training_script(tmp_path, capsys):
-    """A few steps of the training that made the embedded checkpoint."""
+    """A few steps of the training that made the tiny checkpoint."""
     flags = ["--steps", "3", "--batch_size", "4", "--held_out", "8"]
     train_llama3.main(["--output", str(tmp_path), *flags])
     assert "accuracy on 8 held-out questions" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Machines: the cut changes nothing, extraction resumes, evaluation records, errors say what to do."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -14,8 +15,12 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from coding import files
 from coding.feature import load_facts
 from coding.paths import REPOSITORY
+from machines.checkpoints import weights_digest
 from machines.command import parse_options
+from machines.dinov2 import seg
+from machines.llama3 import llama3
 from machines.resnet50 import cls
+from machines.sd3 import sd3
 from machines.tiny import train_resnet50
 
 
@@ -51,7 +56,7 @@ def test_the_cut_changes_nothing(network, monkeypatch, tmp_path):
             assert torch.equal(machine.back(torch.from_numpy(feature)), whole), name
 
 
-def test_embedded_checkpoint_is_good(tmp_path):
+def test_tiny_checkpoint_is_good(tmp_path):
     """The whole machine, from pictures to top-1: at least 95% on held-out pictures."""
     options = tiny_options(tmp_path, "--counts", "{test: 200}")
     machine = cls.ResNetMachine(options)
@@ -205,6 +210,111 @@ def test_full_size_preset(tmp_path):
     cls.main([*argv, "--mode", "evaluate"])
 
 
+MACHINES = {
+    "llama3": (llama3, llama3.LlamaOptions, llama3.LlamaMachine),
+    "dinov2": (seg, seg.DinoOptions, seg.DinoMachine),
+    "resnet50": (cls, cls.ResNetOptions, cls.ResNetMachine),
+    "sd3": (sd3, sd3.DiffusionOptions, sd3.DiffusionMachine),
+}
+INPUTS = {
+    "llama3": ["llama3/config.json", "llama3/model.safetensors", "llama3/tokenizer.json",
+               "llama3/tokenizer_config.json"],
+    "dinov2": ["dinov2/config.json", "dinov2/head.safetensors", "dinov2/model.safetensors"],
+    "resnet50": ["resnet50/config.json", "resnet50/model.safetensors"],
+    "sd3": ["resnet50/config.json", "resnet50/model.safetensors", "sd3/vae/config.json",
+            "sd3/vae/diffusion_pytorch_model.safetensors"],
+}  # fmt: skip
+
+
+def machine_of(name, *argv):
+    module, options, machine = MACHINES[name]
+    return machine(parse_options(options, module.PRESET, argv, None))
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_inputs_of_the_tiny_machines(name, tmp_path):
+    """What decides predictions and scores beside the features; the world has no files."""
+    inputs = machine_of(name, "--data_root", str(tmp_path)).inputs()
+    tiny = REPOSITORY / "machines" / "tiny"
+    assert sorted(str(path.relative_to(tiny)) for path in inputs) == INPUTS[name]
+
+
+@pytest.mark.parametrize(
+    ("preset", "listed"),
+    [
+        ("llama3", ["source/arc_challenge_test.jsonl", "source/test.txt",
+                    "Meta-Llama-3-8B-Instruct/tokenizer.json",
+                    "Meta-Llama-3-8B-Instruct/w.safetensors"]),
+        ("dinov2", ["source/VOC2012/SegmentationClass/000000000139.png", "source/test.txt",
+                    "dinov2_vitg14_pretrain.pth", "dinov2_vitg14_voc2012_linear_head.pth"]),
+        ("resnet50", ["source/test.txt", "resnet50-0676ba61.pth"]),
+        ("sd3", ["source/test.txt", "stable-diffusion-3-medium-diffusers/vae/w.safetensors",
+                 "clip-vit-base-patch16/config.json", "clip-vit-base-patch16/pytorch_model.bin",
+                 "pt_inception-2015-12-05-6726825d.pth", "feature_test/000000000139.npy"]),
+    ],
+)  # fmt: skip
+def test_inputs_of_the_full_size_machines(preset, listed, tmp_path):
+    """Only what is there is told: nothing at first, then each file that decides a score."""
+    machine = machine_of(preset, "--machine", preset, "--data_root", str(tmp_path))
+    root = machine.options.root
+    assert machine.inputs() == []
+    paths = [(root.folder if "source/" in name or "feature_test/" in name
+              else root.pretrained_head) / name for name in listed]  # fmt: skip
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("000000000139 7\n" if preset != "dinov2" else "000000000139\n")
+    (root.source / "train.txt").write_text("1 2\n")
+    assert sorted(machine.inputs()) == sorted(paths)
+
+
+def test_weights_digest_is_over_weights_and_config(tmp_path):
+    for name, text in (("b.safetensors", "b"), ("a.safetensors", "a"), ("config.json", "{}"),
+                       ("README.md", "")):  # fmt: skip
+        (tmp_path / name).write_text(text)
+    assert weights_digest(tmp_path) == files.digest(b"a", b"b", b"{}")
+    assert weights_digest(tmp_path / "README.md") == files.digest(b"")
+
+
+def test_weights_that_torchvision_downloads_are_no_files(tmp_path):
+    argv = ["--machine", "resnet50", "--checkpoint", "null", "--data_root", str(tmp_path)]
+    machine = machine_of("resnet50", *argv)
+    assert machine.inputs() == []
+    assert machine.origin()["weights"] == "IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("llama3", "model.safetensors"), ("llama3", "config.json"), ("llama3", "tokenizer.json"),
+        ("dinov2", "model.safetensors"), ("dinov2", "config.json"), ("dinov2", "head.safetensors"),
+        ("resnet50", "model.safetensors"), ("resnet50", "config.json"),
+        ("sd3", "transformer/diffusion_pytorch_model.safetensors"),
+        ("sd3", "vae/diffusion_pytorch_model.safetensors"), ("sd3", "tokenizer/tokenizer.json"),
+        ("sd3", "judge"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["cut", "brackets"])
+def test_damaged_checkpoints_end_with_one_line(name, damaged, how, tmp_path):
+    folder = tmp_path / name
+    shutil.copytree(REPOSITORY / "machines" / "tiny" / name, folder)
+    judge = tmp_path / "judge"
+    shutil.copytree(REPOSITORY / "machines" / "tiny" / "resnet50", judge)
+    path = judge / "model.safetensors" if damaged == "judge" else folder / damaged
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] if how == "cut" else b"[" * 100_000)
+    flags = ["--checkpoint", str(folder), "--data_root", str(tmp_path), "--device", "cpu"]
+    flags += ["--counts", "{train: 1, validation: 1, test: 1}"]
+    flags += {"dinov2": ["--head", str(folder / "head.safetensors")],
+              "sd3": ["--steps", "1", "--batch", "1", "--judge_checkpoint", str(judge)]
+              }.get(name, [])  # fmt: skip
+    with pytest.raises(
+        SystemExit, match=r"error: .*: not a readable checkpoint \(\w+Error: "
+    ) as end:
+        MACHINES[name][0].main(flags)
+    assert "\n" not in str(end.value)
+    assert str(path.parent) in str(end.value) or str(folder) in str(end.value)
+
+
 def test_presets_name_unknown_keys(tmp_path, capsys):
     text = (REPOSITORY / "configs/machines/resnet50.yaml").read_text()
     path = tmp_path / "mine.yaml"
@@ -225,7 +335,7 @@ def test_presets_name_unknown_keys(tmp_path, capsys):
 
 
 def test_training_script(tmp_path, capsys):
-    """A few steps of the training that made the embedded checkpoint."""
+    """A few steps of the training that made the tiny checkpoint."""
     train_resnet50.main(
         ["--output", str(tmp_path), "--steps", "3", "--batch_size", "4", "--held_out", "8"]
     )

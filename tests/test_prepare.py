@@ -437,7 +437,7 @@ def picture(path: Path) -> None:
 
 @pytest.fixture
 def folders(tmp_path) -> Path:
-    """ImageNet's val/ with a folder a class."""
+    """ImageNet's val/ with a folder per class."""
     for name, label in PICTURES.items():
         picture(tmp_path / "folders" / "val" / SYNSETS[label] / name)
     (tmp_path / "folders" / "val" / SYNSETS[0] / "readme.txt").touch()

@@ -165,8 +165,32 @@ def test_batches_resume(tmp_path):
     assert files.read_json(tmp_path / "coded" / "accuracy.json")["others"] == {}
 
 
+def test_origin_tells_the_dtype_that_is_computed_in(tmp_path):
+    """A CPU computes in float32 whatever is asked for, so its latents never mix with a GPU's."""
+    preset = tmp_path / "mine.yaml"
+    text = find_machine_config("sd3_tiny").read_text()
+    preset.write_text(text.replace("[1, 16, 14, 14]", "[1, 16, 4, 4]"))
+    random_pipeline(tmp_path / "p", False)
+    argv = ["--machine", str(preset), "--checkpoint", str(tmp_path / "p"), "--batch", "1"]
+    argv += ["--data_root", str(tmp_path), "--side", str(SIDE), "--steps", "1", "--device", "cpu"]
+    argv += ["--counts", "{train: 1, validation: 1, test: 1}", "--fid", "false"]
+    half = [*argv, "--dtype", "float16"]
+    sd3.main([*half, "--mode", "extract"])
+    path = tmp_path / "sd3_tiny" / "tti" / "origin.json"
+    origin = files.read_json(path)
+    assert origin["dtype"] == "float32"
+    sd3.main(argv)  # asked for float32, which is what was computed in
+    files.write_json(path, origin | {"dtype": "float16"})  # as a GPU writes it
+    for mode in ("extract", "both"):
+        with pytest.raises(SystemExit, match="made with dtype float16, not float32"):
+            sd3.main([*half, "--mode", mode])
+    sd3.main([*half, "--mode", "evaluate"])  # the VAE alone may run on another device
+    with pytest.raises(SystemExit, match="made with dtype float16, not float32"):
+        sd3.main([*argv, "--mode", "evaluate"])
+
+
 def test_fid_is_the_frechet_distance(tmp_path):
-    """Against its definition, in the features of the embedded ResNet."""
+    """Against its definition, in the features of the tiny ResNet."""
     options = parse_options(DiffusionOptions, sd3.PRESET, ["--device", "cpu"], None)
     network = judges.ResNetJudge(options).network
     rng = np.random.default_rng(0)
@@ -219,7 +243,7 @@ def test_clip_score(tmp_path):
 
 
 @pytest.mark.slow
-def test_embedded_checkpoint_follows_captions(tmp_path):
+def test_tiny_checkpoint_follows_captions(tmp_path):
     """200 pictures show the shape and, at the edge, the background that their captions name."""
     flags = ["--counts", "{test: 200}", "--data_root", str(tmp_path), "--device", "cpu"]
     flags += ["--fid", "false"]
@@ -243,7 +267,7 @@ def test_embedded_checkpoint_follows_captions(tmp_path):
     assert right >= 0.95 * len(samples)
 
 
-def test_embedded_checkpoints_are_small():
+def test_tiny_checkpoints_are_small():
     """At most 12 MiB, all four together."""
     stored = (REPOSITORY / "machines" / "tiny").rglob("*")
     files_of = [path for path in stored if path.is_file() and path.suffix not in (".py", ".pyc")]
@@ -275,7 +299,9 @@ def test_paper_preset_names_what_is_missing(tmp_path):
         (root / "source" / f"{split}.txt").write_text(
             "000000000139 A living room — with  a table.\n"
         )
-    samples = sd3.read_captions(parse_options(DiffusionOptions, sd3.PRESET, argv[:4], None), "test")
+    samples = DiffusionMachine(parse_options(DiffusionOptions, sd3.PRESET, argv, None)).samples(
+        "test"
+    )
     assert samples[0].source == ("A living room — with  a table.", 0)
     with pytest.raises(
         SystemExit, match=r"put it at .*pretrained_head/stable-diffusion-3-medium-di"
@@ -306,7 +332,7 @@ def test_inception_file_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_training_script(tmp_path, capsys):
-    """A few steps of both stages of the training that made the embedded checkpoint."""
+    """A few steps of both stages of the training that made the tiny checkpoint."""
     flags = ["--vae_steps", "2", "--vae_batch_size", "2", "--pictures", "8", "--steps", "2"]
     flags += ["--text_steps", "2"]
     flags += ["--batch_size", "4", "--held_out", "2", "--output", str(tmp_path)]

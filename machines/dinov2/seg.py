@@ -2,9 +2,10 @@
 
 A ViT with patches of 14 pixels and a linear head (Oquab et al., arXiv 2304.07193, section 7.4). The
 picture is resized and covered by sliding crops; the split is after any block, published is the last
-one, before the norm; the feature is one row of tokens a crop, the class token kept: (crops, 1, tokens,
-width) float32. The back half runs the remaining blocks, norm and head, averages where crops overlap,
-and resizes to the picture. Meta's own checkpoints load, and folders in transformers' format.
+one, before the norm; the feature has one row of tokens per crop, the class token kept:
+(crops, 1, tokens, width) float32. The back half runs the remaining blocks, norm and head, averages
+where crops overlap, and resizes to the picture. Meta's own checkpoints load, and folders in
+transformers' format.
 """
 
 import math
@@ -18,21 +19,28 @@ import mmcv
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from PIL import Image
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from coding import config
 from coding.errors import UserError
-from machines.checkpoints import find_checkpoint, find_folder, open_weights, quiet, weights_digest
+from machines.checkpoints import (
+    checkpoint_files,
+    find_checkpoint,
+    find_folder,
+    loading,
+    open_weights,
+    weights_digest,
+)
 from machines.command import parse_options, run
-from machines.lists import read_names
 from machines.machine import Machine, Sample, Score, Split
 from machines.options import ModelOptions, find_layer
-from machines.tiny import world
+from machines.sources import providers
+from machines.sources.source import MaskedPictures
 
 PRESET = "dinov2_tiny"
+SOURCES = providers("masked_pictures")
 BACKBONE_HELP = (
     "It is Meta's file (https://dl.fbaipublicfiles.com/dinov2/dinov2_vitg14/"
     "dinov2_vitg14_pretrain.pth; vits14, vitb14 and vitl14 likewise) or a folder in transformers' "
@@ -41,10 +49,6 @@ BACKBONE_HELP = (
 HEAD_HELP = (
     "It is Meta's linear head (https://dl.fbaipublicfiles.com/dinov2/dinov2_vitg14/"
     "dinov2_vitg14_voc2012_linear_head.pth; vits14, vitb14 and vitl14 likewise)"
-)
-VOC_HELP = (
-    "pictures are at source/VOC2012/JPEGImages and masks at source/VOC2012/SegmentationClass of "
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 )
 PATCH = 14
 HEAD_WIDTH = 64
@@ -61,8 +65,8 @@ class DinoOptions(ModelOptions):
     """Weights of the linear head, a file; looked for as checkpoint is."""
     layer: int = -1
     """The last block of the front half, from 0; negative ones count from the end."""
-    source: Literal["voc", "world"] = "voc"
-    """Pictures: VOC2012 under source/, or the generated world."""
+    source: Literal[SOURCES] = SOURCES[0]
+    """Where the pictures with masks come from: files under source/, or the generated world."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes, in the order of the masks' values."""
     resize: list[int] = field(default_factory=lambda: [2048, 512])
@@ -105,7 +109,7 @@ class MetaEmbeddings(Dinov2Embeddings):
         scale = tuple((size + 0.1) / side for size in grid)
         table = nn.functional.interpolate(table, scale_factor=scale, mode="bicubic")
         if table.shape[2:] != grid:
-            raise UserError(f"positions resized to {tuple(table.shape[2:])}, not {grid}")
+            raise RuntimeError(f"positions resized to {tuple(table.shape[2:])}, not {grid}")
         table = table.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)  # (1, h * w, D)
         return torch.cat([positions[:, :1], table], dim=1)
 
@@ -161,6 +165,10 @@ class DinoMachine(Machine):
         self.options = options
 
     @cached_property
+    def source(self) -> MaskedPictures:
+        return self.options.open_source()
+
+    @cached_property
     def path(self) -> Path:
         if self.options.hub is not None:
             return find_folder(self.options, BACKBONE_HELP)
@@ -168,9 +176,10 @@ class DinoMachine(Machine):
 
     @cached_property
     def config(self) -> Dinov2Config:
-        if self.path.is_dir():
-            return Dinov2Config.from_pretrained(self.path)
-        return read_config(open_weights(self.path), self.path)
+        with loading(self.path):
+            if self.path.is_dir():
+                return Dinov2Config.from_pretrained(self.path)
+            return read_config(open_weights(self.path), self.path)
 
     @property
     def layer(self) -> int:
@@ -186,24 +195,28 @@ class DinoMachine(Machine):
     def back(self) -> Back:
         blocks = range(self.layer + 1, self.config.num_hidden_layers)
         head = LinearHead(self.config.hidden_size, len(self.options.classes))
-        load_head(head, find_checkpoint(self.options, self.options.head, HEAD_HELP))
+        load_head(head, self._find_head())
         half = Back(load_backbone(self.path, self.config, blocks), self.layer, head)
         return half.eval().to(self.options.torch_device, self.options.torch_dtype)
 
+    def _find_head(self) -> Path:
+        return find_checkpoint(self.options, self.options.head, HEAD_HELP)
+
     def samples(self, split: Split) -> list[Sample]:
-        options = self.options
-        if options.source == "world":
-            indices = range(options.count(split))
-            return [Sample(f"{i:05d}", (options.seed, i, split), None) for i in indices]
-        path = options.root.source / f"{split}.txt"
-        holds = f"ids of VOC2012 pictures, one a line; {VOC_HELP}"
-        names = read_names(path, holds, "prepare_voc.py")
-        return [Sample(name, name, None) for name in names[: options.counts.get(split)]]
+        """source is the picture with its mask, which stands for the label."""
+        return [Sample(p.name, p, None) for p in self.source.masked_pictures(split)]
 
     def origin(self) -> dict[str, Any]:
-        keys = ("source", "seed", "dtype", "resize", "crop", "stride", "mean", "std")
+        keys = ("source", "seed", "resize", "crop", "stride", "mean", "std")
         known = {key: getattr(self.options, key) for key in keys}
-        return known | {"layer": self.layer, "weights": weights_digest(self.path)}
+        known |= {"dtype": self.options.origin_dtype, "layer": self.layer}
+        return known | {"weights": weights_digest(self.path)}
+
+    def inputs(self) -> list[Path]:
+        """The list and the masks, the weights of the backbone, and the head."""
+        weights = [*checkpoint_files(lambda: self.path), *checkpoint_files(self._find_head)]
+        # the head may lie in the backbone's folder
+        return [*self.source.inputs("test"), *dict.fromkeys(weights)]
 
     def picture(self, sample: Sample) -> np.ndarray:
         """(height, width, 3) uint8 RGB.
@@ -211,25 +224,11 @@ class DinoMachine(Machine):
         Raises:
             FileNotFoundError: not there. Only extraction needs pictures.
         """
-        if self.options.source == "world":
-            return world_picture(*sample.source).rgb
-        path = self.options.root.source / "VOC2012" / "JPEGImages" / f"{sample.source}.jpg"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; {VOC_HELP}")
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+        return sample.source.rgb()
 
     def mask(self, sample: Sample) -> np.ndarray:
         """(height, width) uint8: the class of every pixel. Only evaluation needs masks."""
-        if self.options.source == "world":
-            return world_picture(*sample.source).mask
-        path = self.options.root.source / "VOC2012" / "SegmentationClass" / f"{sample.source}.png"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; {VOC_HELP}")
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise UserError(f"{path}: expected one value a pixel, got mode {image.mode}")
-            return np.asarray(image)
+        return sample.source.mask()
 
     def prepare(self, picture: np.ndarray) -> Tensor:
         """RGB uint8 -> the resized, normalised picture, (1, 3, height, width)."""
@@ -265,7 +264,7 @@ class DinoMachine(Machine):
             grid = tuple(math.ceil(length / PATCH) for length in size)
             x = torch.from_numpy(tokens).to(device, dtype)  # (1, tokens, D)
             if x.shape[1] != 1 + grid[0] * grid[1]:
-                raise UserError(f"{sample.name}: {x.shape[1]} tokens a crop, expected 1 + {grid}")
+                raise UserError(f"{sample.name}: {x.shape[1]} tokens per crop, expected 1 + {grid}")
             logits = nn.functional.interpolate(self.back(x, grid).float(), size, mode="bilinear")
             total[:, :, top:bottom, left:right] += logits
             count[top:bottom, left:right] += 1
@@ -330,12 +329,6 @@ def iou(counts: np.ndarray) -> np.ndarray:
     return np.divide(inside, union, out=np.full(len(counts), np.nan), where=union > 0)
 
 
-def world_picture(seed: int, index: int, split: str) -> world.Picture:
-    """A plain picture of the world, 112 pixels high and 1 to 1.4 times as wide."""
-    ratio = np.random.default_rng([seed, index, world.SPLITS.index(split)]).uniform(1, 1.4)
-    return world.render(world.plain(world.scene(seed, index, split)), 112, round(112 * ratio))
-
-
 def read_config(weights: Mapping[str, Tensor], path: Path) -> Dinov2Config:
     """The architecture of Meta's checkpoint, from the shapes of its weights.
 
@@ -364,10 +357,10 @@ def load_backbone(path: Path, known: Dinov2Config, blocks: range) -> Dinov2Model
     block 0 is not among them, and the norm where the last one is.
 
     Raises:
-        UserError: the file lacks a weight.
+        UserError: the file lacks a weight, or is damaged.
     """
     if path.is_dir():
-        with quiet():
+        with loading(path):
             return Dinov2Model.from_pretrained(path, dtype=torch.float32)
     stored = open_weights(path)
     with init_empty_weights():
@@ -381,7 +374,8 @@ def load_backbone(path: Path, known: Dinov2Config, blocks: range) -> Dinov2Model
         state = {name: from_meta(stored, name) for name in names}
     except KeyError as error:
         raise UserError(f"{path}: lacks the weight {error}") from error
-    model.load_state_dict(state, strict=False, assign=True)
+    with loading(path):
+        model.load_state_dict(state, strict=False, assign=True)
     return model
 
 
@@ -416,14 +410,12 @@ def load_head(head: LinearHead, path: Path) -> None:
     """Read a head: Meta's file (``decode_head.*`` of a segmenter) or the same names without prefix.
 
     Raises:
-        UserError: names or shapes differ.
+        UserError: it is damaged, or names or shapes differ.
     """
     stored = open_weights(path)
     state = {name.removeprefix("decode_head."): value for name, value in stored.items()}
-    try:
+    with loading(path, "a linear head of this width and classes"):
         head.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path}: not a linear head of this width and classes ({error})") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,16 +19,23 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from coding import config, files
+from coding import config
 from coding.errors import UserError
-from machines.checkpoints import find_folder, open_weights, quiet, weights_digest
+from machines.checkpoints import (
+    checkpoint_files,
+    find_folder,
+    loading,
+    open_weights,
+    weights_digest,
+)
 from machines.command import parse_options, run
-from machines.lists import read_names
 from machines.machine import Machine, Sample, Score, Split
 from machines.options import ModelOptions, find_layer
-from machines.tiny import world
+from machines.sources import providers
+from machines.sources.source import Question, Questions
 
 PRESET = "llama3_tiny"
+SOURCES = providers("questions")
 LETTERS = "ABCDE"
 ASKED = 4  # choices that the published prompt lists
 HELP = (
@@ -43,19 +50,8 @@ class LlamaOptions(ModelOptions):
 
     layer: int = -1
     """The last decoder layer of the front half, from 0; negative ones count from the end."""
-    source: Literal["arc", "world"] = "arc"
-    """Questions: ARC's files under source/, or those of the generated world."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question with its choices."""
-
-    id: str
-    stem: str
-    choices: tuple[str, ...]
-    answer: int
-    """Index of the right choice."""
+    source: Literal[SOURCES] = SOURCES[0]
+    """Where the questions come from: files under source/, or the generated world."""
 
 
 def prompt(question: Question) -> str:
@@ -82,12 +78,17 @@ class LlamaMachine(Machine):
         self.options = options
 
     @cached_property
+    def source(self) -> Questions:
+        return self.options.open_source()
+
+    @cached_property
     def folder(self) -> Path:
         return find_folder(self.options, HELP)
 
     @cached_property
     def config(self):
-        return AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        with loading(self.folder):
+            return AutoConfig.from_pretrained(self.folder, local_files_only=True)
 
     @property
     def layer(self) -> int:
@@ -96,13 +97,14 @@ class LlamaMachine(Machine):
 
     @cached_property
     def tokenizer(self):
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        with loading(self.folder):
+            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     @cached_property
     def front(self) -> nn.Module:
         """Token ids (1, T) -> ``last_hidden_state`` (1, T, width)."""
         options = self.options
-        with quiet():  # the layers behind the cut are reported as unexpected
+        with loading(self.folder):  # the layers behind the cut are reported as unexpected
             model = AutoModel.from_pretrained(
                 self.folder,
                 num_hidden_layers=self.layer + 1,
@@ -119,19 +121,20 @@ class LlamaMachine(Machine):
         return model.eval().to(self.options.torch_device)
 
     def samples(self, split: Split) -> list[Sample]:
-        options = self.options
-        if options.source == "world":
-            questions = [
-                world_question(options.seed, i, split) for i in range(options.count(split))
-            ]
-        else:
-            questions = read_questions(options, split)
-        return [Sample(q.id, q, LETTERS[q.answer]) for q in questions]
+        """source is the question; label is its answer's letter."""
+        return [Sample(q.id, q, LETTERS[q.answer]) for q in self.source.questions(split)]
 
     def origin(self) -> dict[str, Any]:
-        keys = ("source", "seed", "dtype")
-        known = {key: getattr(self.options, key) for key in keys}
-        return known | {"layer": self.layer, "weights": weights_digest(self.folder)}
+        known = {key: getattr(self.options, key) for key in ("source", "seed")}
+        known |= {"dtype": self.options.origin_dtype, "layer": self.layer}
+        return known | {"weights": weights_digest(self.folder)}
+
+    def inputs(self) -> list[Path]:
+        """The questions, the weights of both halves, and the tokenizer, which words the answer."""
+        return [
+            *self.source.inputs("test"),
+            *checkpoint_files(lambda: self.folder, "tokenizer*"),
+        ]
 
     @torch.inference_mode()
     def extract(self, sample: Sample) -> np.ndarray:
@@ -159,10 +162,10 @@ def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:
     """The model from layer ``first`` on; only those weights are read.
 
     Raises:
-        UserError: the checkpoint lacks a weight; the message names it.
+        UserError: the checkpoint lacks a weight, which the message names, or is damaged.
     """
-    known = AutoConfig.from_pretrained(folder, local_files_only=True)
-    with init_empty_weights(), quiet():
+    with loading(folder), init_empty_weights():
+        known = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_config(known, dtype=dtype)
     model.model.layers = model.model.layers[first:]
     model.model.embed_tokens = None  # the feature comes in its place
@@ -180,60 +183,10 @@ def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:
         raise UserError(
             f"{folder}: its *.safetensors lack {missing[0]} and {len(missing) - 1} more"
         )
-    state = {ours: stored[theirs].to(dtype) for theirs, ours in wanted.items()}
-    model.load_state_dict(state, assign=True)
+    with loading(folder):
+        state = {ours: stored[theirs].to(dtype) for theirs, ours in wanted.items()}
+        model.load_state_dict(state, assign=True)
     return model
-
-
-def world_question(seed: int, index: int, split: str) -> Question:
-    """A question about a scene of the world that is told in words."""
-    scene = world.scene(seed, index, split)
-    rng = np.random.default_rng([seed, index, world.SPLITS.index(split)])
-    facts = world.facts(scene)
-    fact = facts[rng.integers(len(facts))]
-    wrong = rng.permutation(fact.wrong)[: ASKED - 1]
-    choices = [str(text) for text in wrong]
-    answer = int(rng.integers(ASKED))
-    choices.insert(answer, fact.answer)
-    stem = f"A picture shows {world.caption(scene)}. {fact.question}"
-    return Question(f"{index:05d}", stem, tuple(choices), answer)
-
-
-def read_questions(options: LlamaOptions, split: Split) -> list[Question]:
-    """The questions that ``source/<split>.txt`` lists, from ``source/arc_challenge_<split>.jsonl``.
-
-    Raises:
-        FileNotFoundError: a file is missing; the message says where it comes from.
-        UserError: a listed question is not there or not sound; the message names file and id.
-    """
-    source = options.root.source
-    holds = "ids of questions of ARC-Challenge (https://allenai.org/data/arc), one a line"
-    names = read_names(source / f"{split}.txt", holds, "prepare_arc.py")
-    path = source / f"arc_challenge_{split}.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; scripts/prepare_arc.py writes it")
-    known = {row.get("id"): row for row in files.read_json_lines(path)}
-    chosen = names[: options.counts.get(split)]
-    return [_parse(known.get(name), f"{path}: question {name}") for name in chosen]
-
-
-def _parse(row: dict | None, where: str) -> Question:
-    if row is None:
-        raise UserError(f"{where}: not in the file")
-    try:
-        choices = row["question"]["choices"]
-        labels = [choice["label"] for choice in choices]
-        texts = tuple(choice["text"] for choice in choices)
-        answer = labels.index(row["answerKey"])  # labels are letters or 1..4: the place counts
-        question = Question(row["id"], row["question"]["stem"], texts, answer)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where}: expected id, question.stem, question.choices of text and label, and an "
-            f"answerKey that is a label ({error!r})"
-        ) from error
-    if not 2 <= len(texts) <= len(LETTERS):
-        raise UserError(f"{where}: expected 2 to {len(LETTERS)} choices, got {len(texts)}")
-    return question
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 The split is after any stage (He et al., arXiv 1512.03385, table 1): ``stem``, ``layer1`` .. ``layer4``;
 published is ``layer4``, before pooling. Two libraries give the same ordered list of stages: torchvision
-(the full-size preset) and transformers (the embedded one). A feature is one picture, batch size 1.
+(the full-size preset) and transformers (the tiny one). Pictures are computed one at a time.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import functional as vision
@@ -22,14 +21,21 @@ from transformers import ResNetForImageClassification
 
 from coding import config
 from coding.errors import UserError
-from machines.checkpoints import find_checkpoint, find_folder, quiet, weights_digest
+from machines.checkpoints import (
+    checkpoint_files,
+    find_checkpoint,
+    find_folder,
+    loading,
+    weights_digest,
+)
 from machines.command import parse_options, run
-from machines.lists import read_lines
 from machines.machine import Machine, Sample, Score, Split
 from machines.options import ModelOptions
-from machines.tiny import world
+from machines.sources import providers
+from machines.sources.source import LabelledPictures
 
 PRESET = "resnet50_tiny"
+SOURCES = providers("labelled_pictures")
 TRANSFORMERS_HELP = "It is a folder with config.json and model.safetensors"
 TORCHVISION_HELP = (
     "torchvision's ResNet50 weights are at "
@@ -48,12 +54,13 @@ class ResNetOptions(ModelOptions):
     """torchvision's name of the weights that it downloads where checkpoint is null."""
     split: str = "layer4"
     """The last stage of the front half."""
-    source: Literal["imagenet", "world"] = "imagenet"
-    """Pictures: a folder with lists under source/, or the generated world."""
+    source: Literal[SOURCES] = SOURCES[0]
+    """Where the pictures come from: a folder with lists under source/, or the generated world."""
     resize: int = 256
-    """imagenet: length of the shorter side, pixels."""
+    """Shorter side that photographs are resized to, pixels."""
     crop: int = 224
-    """Side of the centre crop (imagenet) or of the picture (world), pixels."""
+    """Side of the network's input, pixels: photographs are cropped at the centre, generated pictures
+    are drawn at this size."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     """Taken off the RGB values in 0..1."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
@@ -72,6 +79,10 @@ class ResNetMachine(Machine):
 
     def __init__(self, options: ResNetOptions):
         self.options = options
+
+    @cached_property
+    def source(self) -> LabelledPictures:
+        return self.options.open_source()
 
     @cached_property
     def front(self) -> nn.Module:
@@ -94,16 +105,21 @@ class ResNetMachine(Machine):
         return half.to(self.options.torch_device, self.options.torch_dtype)
 
     def samples(self, split: Split) -> list[Sample]:
-        if self.options.source == "world":
-            count = self.options.count(split)
-            scenes = [world.scene(self.options.seed, i, split) for i in range(count)]
-            return [Sample(f"{i:05d}", s, world.label(s)) for i, s in enumerate(scenes)]
-        return read_list(self.options, split)
+        return [Sample(p.name, p, p.label) for p in self.source.labelled_pictures(split)]
 
     def origin(self) -> dict[str, Any]:
         options = self.options
-        keys = ("library", "split", "source", "seed", "resize", "crop", "mean", "std", "dtype")
-        return {key: getattr(options, key) for key in keys} | {"weights": weights_id(options)}
+        keys = ("library", "split", "source", "seed", "resize", "crop", "mean", "std")
+        known = {key: getattr(options, key) for key in keys}
+        return known | {"dtype": options.origin_dtype, "weights": weights_id(options)}
+
+    def inputs(self) -> list[Path]:
+        """The list with the labels, and the weights; those that torchvision downloads have a name
+        among the settings."""
+        return [
+            *self.source.inputs("test"),
+            *checkpoint_files(lambda: find_weights(self.options)),
+        ]
 
     def picture(self, sample: Sample) -> Tensor:
         """The network's input, (1, 3, crop, crop) float32, normalised.
@@ -111,14 +127,9 @@ class ResNetMachine(Machine):
         Raises:
             FileNotFoundError: the picture is not there. Only extraction needs pictures.
         """
-        side = self.options.crop
-        if self.options.source == "world":
-            rgb = vision.to_tensor(world.render(sample.source, side, side).rgb)
-        else:
-            with Image.open(sample.source) as image:
-                image = vision.resize(image.convert("RGB"), self.options.resize)
-                rgb = vision.to_tensor(vision.center_crop(image, [side, side]))
-        return vision.normalize(rgb, self.options.mean, self.options.std)[None]
+        options = self.options
+        rgb = vision.to_tensor(sample.source.rgb(options.resize, options.crop))  # 0..1
+        return vision.normalize(rgb, options.mean, options.std)[None]
 
     @torch.inference_mode()
     def extract(self, sample: Sample) -> np.ndarray:
@@ -168,59 +179,42 @@ def load_network(options: ResNetOptions) -> nn.Module:
         FileNotFoundError: the checkpoint is not there; the message says where it is looked for.
         UserError: it is no checkpoint of this network.
     """
+    path = find_weights(options)
+    if path is None:
+        return torchvision.models.resnet50(weights=options.weights).eval()
     if options.library == "transformers":
-        folder = find_folder(options, TRANSFORMERS_HELP)
-        with quiet():
+        with loading(path):
             network = ResNetForImageClassification.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32
+                path, local_files_only=True, dtype=torch.float32
             )
         return network.eval()
-    if options.checkpoint is None:
-        return torchvision.models.resnet50(weights=options.weights).eval()
-    path = find_checkpoint(options, options.checkpoint, TORCHVISION_HELP)
     network = torchvision.models.resnet50()
-    try:
+    with loading(path, "a state dict of torchvision's resnet50"):
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
-    except Exception as error:  # torch, pickle and safetensors each raise their own
-        raise UserError(f"{path}: not a state dict of torchvision's resnet50 ({error})") from error
     return network.eval()
 
 
-def weights_id(options: ResNetOptions) -> str:
-    """What names the weights: the digest of the checkpoint's file, or torchvision's name."""
-    if options.library == "torchvision" and options.checkpoint is None:
-        return options.weights
-    if options.library == "transformers":
-        return weights_digest(find_folder(options, TRANSFORMERS_HELP))
-    return weights_digest(find_checkpoint(options, options.checkpoint, TORCHVISION_HELP))
-
-
-def read_list(options: ResNetOptions, split: Split) -> list[Sample]:
-    """The pictures of ``source/<split>.txt``: lines ``path label``, paths relative to ``source/``.
+def find_weights(options: ResNetOptions) -> Path | None:
+    """The file or folder of the checkpoint; None where torchvision downloads what ``weights`` names.
 
     Raises:
-        FileNotFoundError: the list is not there; the message says what goes where.
-        UserError: a line is not as above, or two pictures would share a feature file.
+        FileNotFoundError, UserError: as :func:`machines.checkpoints.find_checkpoint`.
     """
-    path = options.root.source / f"{split}.txt"
-    holds = (
-        f"the {split} pictures of ImageNet (https://image-net.org), a line each: path below "
-        f"{path.parent}, space, class index 0..999"
-    )
-    samples: dict[str, Sample] = {}
-    for number, line in read_lines(path, holds, "prepare_imagenet.py"):
-        name, _, label = line.rpartition(" ")
-        if not name or not label.isdecimal():
-            raise UserError(f"{path}:{number}: expected 'path label', got {line!r}")
-        stem = Path(name).stem
-        if stem in samples:
-            raise UserError(f"{path}:{number}: a second picture named {stem}; names must differ")
-        samples[stem] = Sample(stem, path.parent / name, int(label))
-    return list(samples.values())[: options.counts.get(split)]
+    if options.library == "transformers":
+        return find_folder(options, TRANSFORMERS_HELP)
+    if options.checkpoint is None:
+        return None
+    return find_checkpoint(options, options.checkpoint, TORCHVISION_HELP)
+
+
+def weights_id(options: ResNetOptions) -> str:
+    """What names the weights: the digest of the checkpoint's files, or torchvision's name."""
+    path = find_weights(options)
+    return options.weights if path is None else weights_digest(path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,10 +1,12 @@
 """How good pictures are: do they show what the caption says, and how far are they from others.
 
 CLIP score (Hessel et al., arXiv 2104.08718) and FID in Inception features (Heusel et al.,
-arXiv 1706.08500) for photographs; for the generated world the embedded ResNet stands in for both.
+arXiv 1706.08500) for photographs; for the generated world the tiny ResNet stands in for both.
 """
 
 from abc import ABC, abstractmethod
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import CLIPModel, CLIPProcessor, ResNetForImageClassification
 
-from machines.checkpoints import find_checkpoint, quiet
+from machines.checkpoints import checkpoint_files, find_checkpoint, loading
 from machines.machine import Sample
 from machines.options import ModelOptions
 
@@ -33,6 +35,24 @@ class Judge(ABC):
 
     metric: str
     """Key of the rows that is averaged; more is better."""
+    what: str
+    """What its checkpoint is, for the error."""
+    others: tuple[str, ...] = ()
+    """Patterns of files that it reads of its checkpoint beside weights and config.json."""
+
+    @classmethod
+    def folder(cls, options: ModelOptions) -> Path:
+        """The folder of its checkpoint.
+
+        Raises:
+            FileNotFoundError: not there; the message says where to put what.
+        """
+        return find_checkpoint(options, options.judge_checkpoint, cls.what)
+
+    @classmethod
+    def inputs(cls, options: ModelOptions) -> list[Path]:
+        """The files that decide its rows, those that are there."""
+        return checkpoint_files(partial(cls.folder, options), *cls.others)
 
     @abstractmethod
     def row(self, sample: Sample, picture: np.ndarray) -> dict[str, Any]:
@@ -43,10 +63,12 @@ class ClipJudge(Judge):
     """100 times the cosine of a CLIP model's embeddings of picture and caption, at least 0."""
 
     metric = "clip_score"
+    what = CLIP_HELP
+    others = ("*.bin", "*.json", "*.txt")
 
     def __init__(self, options: ModelOptions):
-        folder = find_checkpoint(options, options.judge_checkpoint, CLIP_HELP)
-        with quiet():
+        folder = self.folder(options)
+        with loading(folder):
             self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
             self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         self.model.to(options.torch_device)
@@ -62,7 +84,7 @@ class ClipJudge(Judge):
 
 
 class ResNetFeatures(nn.Module):
-    """Pictures (B, 3, H, W) uint8 -> pooled features (B, num_features) of the embedded ResNet."""
+    """Pictures (B, 3, H, W) uint8 -> pooled features (B, num_features) of the tiny ResNet."""
 
     def __init__(self, network: ResNetForImageClassification):
         super().__init__()
@@ -70,7 +92,7 @@ class ResNetFeatures(nn.Module):
         self.num_features = network.config.hidden_sizes[-1]
 
     def forward(self, pictures: Tensor) -> Tensor:
-        x = (pictures.float() / 255 - 0.5) / 0.25  # as the embedded ResNet was trained
+        x = (pictures.float() / 255 - 0.5) / 0.25  # as the tiny ResNet was trained
         size = (RESNET_SIDE, RESNET_SIDE)
         if x.shape[2:] != size:
             x = nn.functional.interpolate(x, size, mode="bilinear", antialias=True)
@@ -81,10 +103,11 @@ class ResNetJudge(Judge):
     """Whether a classifier of the world sees the shape that the caption names."""
 
     metric = "caption_accuracy"
+    what = RESNET_HELP
 
     def __init__(self, options: ModelOptions):
-        folder = find_checkpoint(options, options.judge_checkpoint, RESNET_HELP)
-        with quiet():
+        folder = self.folder(options)
+        with loading(folder):
             network = ResNetForImageClassification.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32
             )
@@ -132,5 +155,15 @@ class Distance:
 
 def inception_distance(options: ModelOptions) -> Distance:
     """FID in the 2048 features of torch-fidelity's Inception, which resizes to 299 x 299 itself."""
-    weights = find_checkpoint(options, options.inception, INCEPTION_HELP)
-    return Distance(2048, options, feature_extractor_weights_path=str(weights))
+    weights = find_inception(options)
+    with loading(weights, "the Inception weights of torch-fidelity"):
+        return Distance(2048, options, feature_extractor_weights_path=str(weights))
+
+
+def find_inception(options: ModelOptions) -> Path:
+    """The file of the Inception weights.
+
+    Raises:
+        FileNotFoundError: not there; the message says where to put what.
+    """
+    return find_checkpoint(options, options.inception, INCEPTION_HELP)

@@ -6,6 +6,7 @@ are denoised in batches of a fixed size; the noise of the n-th caption of a spli
 ``noise_seed`` + n, so that a resumed run gives the same latents.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,15 +21,23 @@ from diffusers.image_processor import VaeImageProcessor
 from coding import config
 from coding.errors import UserError
 from coding.feature import FeatureError, read_feature
-from machines.checkpoints import find_folder, weights_digest
+from machines.checkpoints import checkpoint_files, find_folder, loading, weights_digest
 from machines.command import parse_options, run
-from machines.lists import read_lines
 from machines.machine import Machine, Sample, Score, Split
 from machines.options import ModelOptions
-from machines.sd3.judges import ClipJudge, Distance, Judge, ResNetJudge, inception_distance
-from machines.tiny import world
+from machines.sd3.judges import (
+    ClipJudge,
+    Distance,
+    Judge,
+    ResNetJudge,
+    find_inception,
+    inception_distance,
+)
+from machines.sources import providers
+from machines.sources.source import Captions
 
 PRESET = "sd3_tiny"
+SOURCES = providers("captions")
 HELP = (
     "It is a folder in diffusers' format of "
     "https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers; the back half needs its "
@@ -41,8 +50,8 @@ FRONT_PARTS = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3"
 class DiffusionOptions(ModelOptions):
     """A Stable Diffusion 3 pipeline and its captions."""
 
-    source: Literal["captions", "world"] = "captions"
-    """Captions: lists under source/, or those of the generated world."""
+    source: Literal[SOURCES] = SOURCES[0]
+    """Where the captions come from: lists under source/, or the generated world."""
     side: int = 1024
     """Height and width of the pictures, pixels."""
     steps: int = 28
@@ -86,6 +95,10 @@ class DiffusionMachine(Machine):
     def __init__(self, options: DiffusionOptions):
         self.options = options
 
+    @cached_property
+    def source(self) -> Captions:
+        return self.options.open_source()
+
     @property
     def batch_size(self) -> int:
         return self.options.batch
@@ -105,40 +118,59 @@ class DiffusionMachine(Machine):
             absent |= {"text_encoder_3": None, "tokenizer_3": None}
         if not (self.folder / "model_index.json").is_file():
             raise FileNotFoundError(f"{self.folder / 'model_index.json'}: missing. {HELP}")
-        pipeline = StableDiffusion3Pipeline.from_pretrained(
-            self.folder, dtype=options.torch_dtype, local_files_only=True, **absent
-        )
+        with loading(self.folder):
+            pipeline = StableDiffusion3Pipeline.from_pretrained(
+                self.folder, dtype=options.torch_dtype, local_files_only=True, **absent
+            )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(options.torch_device)
 
     @cached_property
     def back(self) -> AutoencoderKL:
         """Latents -> pictures: the VAE."""
-        if not (self.folder / "vae").is_dir():
-            raise FileNotFoundError(f"{self.folder / 'vae'}: missing. {HELP}")
-        vae = AutoencoderKL.from_pretrained(
-            self.folder / "vae", dtype=self.options.torch_dtype, local_files_only=True
-        )
+        folder = self.folder / "vae"
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: missing. {HELP}")
+        with loading(folder):
+            vae = AutoencoderKL.from_pretrained(
+                folder, dtype=self.options.torch_dtype, local_files_only=True
+            )
         return vae.eval().to(self.options.torch_device)
 
     def samples(self, split: Split) -> list[Sample]:
         """source is the caption and its place in the list; label is what the judge looks for."""
-        options = self.options
-        if options.source == "world":
-            scenes = [world.scene(options.seed, i, split) for i in range(options.count(split))]
-            return [
-                Sample(f"{i:05d}", (world.title(s), i), world.label(s))
-                for i, s in enumerate(scenes)
-            ]
-        return read_captions(options, split)
+        captions = self.source.captions(split)
+        return [Sample(c.name, (c.text, place), c.label) for place, c in enumerate(captions)]
 
     def origin(self) -> dict[str, Any]:
         keys = ("source", "seed", "side", "steps", "guidance", "noise_seed", "batch", "t5",
-                "t5_tokens", "dtype")  # fmt: skip
+                "t5_tokens")  # fmt: skip
         known: dict[str, Any] = {key: getattr(self.options, key) for key in keys}
+        known["dtype"] = self.options.origin_dtype
         for part in FRONT_PARTS:
             known[part] = weights_digest(self.folder / part) if self._has(part) else None
         return known
+
+    def inputs(self) -> list[Path]:
+        """The captions, the VAE, the judge, and what the FID compares with: the uncompressed latents
+        and the network that sees them."""
+        options = self.options
+        found = [
+            *self.source.inputs("test"),
+            *checkpoint_files(lambda: self.folder / "vae"),
+            *self.judge_class.inputs(options),
+        ]
+        if options.fid and options.judge == "clip":
+            found += checkpoint_files(lambda: find_inception(options))
+        if options.fid:
+            with contextlib.suppress(FileNotFoundError):  # no list, so no test split either
+                found += [path for path in self._references() if path.is_file()]
+        return found
+
+    def _references(self) -> list[Path]:
+        """The uncompressed test latents, in the order of the samples."""
+        folder = self.options.root.feature_test
+        return [folder / f"{sample.name}.npy" for sample in self.samples("test")]
 
     def _has(self, part: str) -> bool:
         return any((self.folder / part).glob("*.safetensors"))
@@ -184,11 +216,13 @@ class DiffusionMachine(Machine):
         images = processor.postprocess(decoded, output_type="np")
         return (images * 255).round().astype(np.uint8)
 
+    @property
+    def judge_class(self) -> type[Judge]:
+        return ClipJudge if self.options.judge == "clip" else ResNetJudge
+
     @cached_property
     def judge(self) -> Judge:
-        options = self.options
-        kind = ClipJudge if options.judge == "clip" else ResNetJudge
-        return kind(options)
+        return self.judge_class(self.options)
 
     @cached_property
     def distance(self) -> Distance:
@@ -198,12 +232,9 @@ class DiffusionMachine(Machine):
             distance = Distance(self.judge.network, options)
         else:
             distance = inception_distance(options)
-        samples = self.samples("test")
-        for first in range(0, len(samples), self.batch_size):
-            paths = [
-                options.root.feature_test / f"{sample.name}.npy"
-                for sample in samples[first : first + self.batch_size]
-            ]
+        references = self._references()
+        for first in range(0, len(references), self.batch_size):
+            paths = references[first : first + self.batch_size]
             if missing := [path for path in paths if not path.is_file()]:
                 raise FeatureError(
                     f"{missing[0]}: missing; the FID compares with the pictures of the uncompressed "
@@ -222,26 +253,6 @@ class DiffusionMachine(Machine):
                 distance.add(picture[None])
         value = float(np.mean([row[self.judge.metric] for row in rows]))
         return Score(self.judge.metric, value, rows, {"fid": distance.value()} if distance else {})
-
-
-def read_captions(options: DiffusionOptions, split: Split) -> list[Sample]:
-    """The captions of ``source/<split>.txt``: lines of an image's id, a space and a caption.
-
-    Raises:
-        FileNotFoundError, UserError: the list is missing or a line is not as above.
-    """
-    path = options.root.source / f"{split}.txt"
-    samples: list[Sample] = []
-    holds = "a COCO image's id and a caption (https://cocodataset.org) a line"
-    lines = read_lines(path, holds, "prepare_coco.py")
-    known: set[str] = set()
-    for number, line in lines:
-        name, _, caption = line.partition(" ")
-        if not name.isalnum() or not caption.strip() or name in known:
-            raise UserError(f"{path}:{number}: expected 'id caption', each id once, got {line!r}")
-        known.add(name)
-        samples.append(Sample(name, (caption.strip(), len(samples)), caption.strip()))
-    return samples[: options.counts.get(split)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

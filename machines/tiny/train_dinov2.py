@@ -1,4 +1,4 @@
-"""Train the embedded DINOv2 and its head on the generated world: ``python train_dinov2.py``.
+"""Train the tiny DINOv2 and its head on the generated world: ``python train_dinov2.py``.
 
 A ViT of 6 blocks and width 96 with patches of 14 pixels (transformers' classes) and a linear head,
 trained together with the labels of every pixel. A step takes one sliding crop of each fresh picture,
@@ -6,7 +6,7 @@ prepared as the machine prepares it.
 
 Labels alone teach a small ViT slowly: it soon tells shapes from the background, and for thousands of
 steps no more. So its tokens are also to give, through linear readings that are thrown away afterwards,
-the maps of the embedded ResNet at the same places: the last but one stage after half of the blocks, the
+the maps of the tiny ResNet at the same places: the last but one stage after half of the blocks, the
 last one at the end. The positions start as waves.
 
 Seed 0, 3600 steps: 2095 s with one thread beside two other trainings; mIoU 0.911 on 200 held-out
@@ -39,8 +39,8 @@ from machines.dinov2.seg import (
     LinearHead,
     pad,
     sliding_boxes,
-    world_picture,
 )
+from machines.sources.world import plain_picture
 from machines.tiny.training import Descent, Teacher, draw_ahead
 
 BF16 = fast_bf16("cpu")
@@ -49,14 +49,14 @@ Crops = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training of the embedded DINOv2."""
+    """Training of the tiny DINOv2."""
 
     output: Path = REPOSITORY / "machines" / "tiny" / "dinov2"
     """Folder of the checkpoint."""
     steps: int = 3600
     """Optimiser steps."""
     batch_size: int = 32
-    """Crops of fresh pictures a step."""
+    """Crops of fresh pictures per step."""
     learning_rate: float = 3e-3
     """The highest of the run."""
     seed: int = 0
@@ -142,7 +142,7 @@ def draw(options: DinoOptions, seed: int, batch_size: int, step: int) -> Crops:
     rng = np.random.default_rng([seed, step])
     rgbs, masks = [], []
     for index in range(step * batch_size, (step + 1) * batch_size):
-        picture = world_picture(seed, index, "network")
+        picture = plain_picture(seed, index, "network")
         rgb = mmcv.imrescale(picture.rgb, tuple(options.resize))
         mask = mmcv.imrescale(picture.mask, tuple(options.resize), interpolation="nearest")
         boxes = list(sliding_boxes(*mask.shape, options.crop, options.stride))

@@ -1,4 +1,4 @@
-"""Train the embedded LLaMA on questions about the generated world: ``python train_llama3.py``.
+"""Train the tiny LLaMA on questions about the generated world: ``python train_llama3.py``.
 
 A Llama of 4 layers and width 128 (transformers' classes, grouped-query attention) reads a scene told
 in words and a question with four choices, in the published prompt, and is to give the letter. The
@@ -6,7 +6,7 @@ tokenizer is a byte-level BPE with Llama 3's special tokens and pattern, trained
 
 One letter at the end of a long prompt teaches little: looking the answer up, finding it among the
 choices and naming its letter must all be there before any of it pays. So three quarters of the rows
-drill these steps, several times a row: questions answered in words, choices marked right or wrong,
+drill these steps, several times per row: questions answered in words, choices marked right or wrong,
 questions with choices in few words. In half of these the answer is told in the question. The loss is
 that of the answers plus a tenth of that of all other tokens.
 
@@ -30,7 +30,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from coding import config, files
 from coding.paths import REPOSITORY
-from machines.llama3.llama3 import LETTERS, Question, prompt, world_question
+from machines.llama3.llama3 import LETTERS, prompt
+from machines.sources.source import Question
+from machines.sources.world import world_question
 from machines.tiny import world
 from machines.tiny.training import draw_ahead
 
@@ -50,14 +52,14 @@ Row = tuple[str, list[tuple[int, int]]]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training of the embedded LLaMA."""
+    """Training of the tiny LLaMA."""
 
     output: Path = REPOSITORY / "machines" / "tiny" / "llama3"
     """Folder of the checkpoint."""
     steps: int = 3000
     """Optimiser steps."""
     batch_size: int = 32
-    """Rows a step, a quarter of each kind."""
+    """Rows per step, a quarter of each kind."""
     learning_rate: float = 2e-3
     """Peak of the one-cycle schedule."""
     seed: int = 0

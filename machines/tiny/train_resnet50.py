@@ -1,6 +1,6 @@
-"""Train the embedded ResNet on the generated world: ``python train_resnet50.py``.
+"""Train the tiny ResNet on the generated world: ``python train_resnet50.py``.
 
-A ResNet of basic blocks (transformers' classes), 32, 64 and 128 channels, one block a stage; a picture
+A ResNet of basic blocks (transformers' classes), 32, 64 and 128 channels, one block per stage; a picture
 of 112 x 112 becomes 128 x 7 x 7. Fresh scenes in every step, AdamW with a one-cycle schedule, bf16
 autocast where the CPU gains by it. The checkpoint is stored as float16 and run as float32.
 
@@ -30,14 +30,14 @@ SIDE = 112
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training of the embedded ResNet."""
+    """Training of the tiny ResNet."""
 
     output: Path = REPOSITORY / "machines" / "tiny" / "resnet50"
     """Folder of the checkpoint."""
     steps: int = 4000
     """Optimiser steps."""
     batch_size: int = 32
-    """Fresh scenes a step."""
+    """Fresh scenes per step."""
     learning_rate: float = 4e-3
     """Peak of the one-cycle schedule."""
     seed: int = 0

@@ -1,8 +1,8 @@
-"""Train the embedded Stable Diffusion 3 on captions of the generated world: ``python train_sd3.py``.
+"""Train the tiny Stable Diffusion 3 on captions of the generated world: ``python train_sd3.py``.
 
 The classes of the real pipeline, small: a VAE with 16 latent channels and a factor of 8, an MMDiT with
 patches of 2 x 2 latents, two CLIP text encoders, no T5. Pictures are 112 x 112. Three stages: the VAE
-on crops of scenes without noise (L1, features of the embedded ResNet, a little KL); the text encoders,
+on crops of scenes without noise (L1, features of the tiny ResNet, a little KL); the text encoders,
 so that their embeddings tell what a caption says; then MMDiT and text encoders together on latents of
 plain scenes by flow matching with logit-normal times (Esser et al., arXiv 2403.03206, section 3), one
 caption in ten empty for guidance. The mean of the weights is kept.
@@ -59,14 +59,14 @@ BF16 = fast_bf16("cpu")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training of the embedded Stable Diffusion 3."""
+    """Training of the tiny Stable Diffusion 3."""
 
     output: Path = REPOSITORY / "machines" / "tiny" / "sd3"
     """Folder of the pipeline. A VAE that is there already is kept unless vae_steps is above 0."""
     vae_steps: int = 5000
     """Optimiser steps of the VAE."""
     vae_batch_size: int = 16
-    """Crops of fresh scenes a step of the VAE."""
+    """Crops of fresh scenes per step of the VAE."""
     vae_learning_rate: float = 1.5e-3
     """Peak of its one-cycle schedule."""
     text_steps: int = 600
@@ -76,7 +76,7 @@ class TrainConfig:
     steps: int = 8000
     """Optimiser steps of the MMDiT and the text encoders."""
     batch_size: int = 64
-    """Latents a step."""
+    """Latents per step."""
     learning_rate: float = 2e-3
     """The highest of this stage."""
     start: Path | None = None
@@ -133,7 +133,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def distance(teacher: Teacher, x: Tensor, x_hat: Tensor) -> Tensor:
-    """Mean squared distance of pictures (B, 3, H, W) in -1..1 in the stages of the embedded ResNet."""
+    """Mean squared distance of pictures (B, 3, H, W) in -1..1 in the stages of the tiny ResNet."""
     ours, theirs = (teacher(picture / 2 + 0.5) for picture in (x_hat, x))
     terms = [
         nn.functional.mse_loss(a.float(), b.float()) / b.float().var()

@@ -1,4 +1,4 @@
-"""What the training scripts of the embedded models share: scenes drawn ahead, a teacher, the descent."""
+"""What the training scripts of the tiny models share: scenes drawn ahead, a teacher, the descent."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def scenes(seed: int, first: int, count: int, split: str) -> list[world.Scene]:
 
 
 class Teacher(nn.Module):
-    """Stages of the embedded ResNet, which learns the world in minutes: what others may learn from."""
+    """Stages of the tiny ResNet, which learns the world in minutes: what others may learn from."""
 
     widths = (32, 64, 128)
     strides = (4, 8, 16)

@@ -1,6 +1,6 @@
 """The generated world: one scene description, and from it a picture, labels, words and facts.
 
-Every embedded machine is trained and tested on this world, so that the whole project runs with no
+Every tiny machine is trained and tested on this world, so that the whole project runs with no
 download. A scene is one large shape (the main one), up to four small shapes of other classes and a
 textured background, all in random colours, places, turns and textures, under uneven light, blotches
 and noise. One :class:`Scene` gives all that the machines need::
@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from coding.errors import UserError
 
 SPLITS = ("network", "train", "validation", "test")
-"""network: what the embedded machines are trained on. The others: what features are made of."""
+"""network: what the tiny machines are trained on. The others: what features are made of."""
 
 PALETTE = {
     "red": (205, 45, 45),
@@ -185,10 +185,11 @@ def scene(seed: int, index: int, split: str) -> Scene:
     """The ``index``-th scene of a split.
 
     Raises:
-        UserError: ``split`` is none of SPLITS, or a number is negative.
+        ValueError: ``split`` is none of SPLITS.
+        UserError: a number is negative.
     """
     if split not in SPLITS:
-        raise UserError(f"split: expected one of {SPLITS}, got {split!r}")
+        raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
     if seed < 0 or index < 0:
         raise UserError(f"seed and index: expected at least 0, got {seed} and {index}")
     key = np.random.SeedSequence(entropy=seed, spawn_key=(SPLITS.index(split), index))
@@ -274,7 +275,7 @@ def label(scene: Scene) -> int:
 
 
 def render(scene: Scene, height: int = 112, width: int = 112) -> Picture:
-    """Draw a scene; its content is the same at every size, only the noise is drawn a pixel."""
+    """Draw a scene; its content is the same at every size, only the noise is drawn per pixel."""
     canvas = np.zeros((height, width, 3), np.float32)
     mask = np.zeros((height, width), np.uint8)
     _fill(canvas, np.ones((height, width), np.float32), scene.background, 0, 0, min(height, width))
