@@ -67,10 +67,6 @@ class Machine(ABC):
         is left out."""
         return []
 
-    def inputs(self) -> list[Path]:
-        """The files beside the features that decide predictions and scores."""
-        return []
-
     @abstractmethod
     def extract(self, sample: Sample) -> np.ndarray:
         """Front half: one sample -> its feature (N, C, H, W), float16 or float32."""
