@@ -1,4 +1,4 @@
-"""The bitstream: one self-describing file a feature.
+"""The bitstream: one self-describing file per feature.
 
 Layout, all integers little-endian, ``v`` a base-128 variable-length integer (7 bits a byte, low
 first, high bit set on all but the last)::

@@ -57,17 +57,15 @@ class FeatureFacts:
     range: list[float] | None = None
     """[lowest, highest] value observed over the published features; for reading, never for clipping."""
     rows: int = 0
-    """Tokens a file that the transform's fit samples; 0 takes all (published: 64 for csr)."""
+    """Tokens per file that the transform's fit samples; 0 takes all (published: 64 for csr)."""
     script: str | None = None
     """The machine's script that makes these features (``--machine THIS_FILE --mode extract``), a path
     below the repository's ``machines`` or beside the YAML; null where the features are simply there."""
 
     def __post_init__(self):
-        for name in ("model", "task"):  # they become folders
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", getattr(self, name)):
-                raise UserError(
-                    f"{name}: expected letters, digits, '.', '_' and '-', got {getattr(self, name)!r}"
-                )
+        for name in ("model", "task"):  # the kind becomes a file's name; load_facts allows less
+            if {"/", "\0"} & set(getattr(self, name)):
+                raise UserError(f"{name}: expected no path, got {getattr(self, name)!r}")
         if len(self.shape) != 4 or any(size is not None and size < 1 for size in self.shape):
             raise UserError(f"shape: expected four sizes or nulls, got {self.shape}")
         channels = self.views.channels(self.shape)  # raises where the axes are none
@@ -93,9 +91,10 @@ class FeatureFacts:
         """The facts in the form that codec ids are made of, as JSON values. It never changes."""
         values = files.jsonable(asdict(self))
         values.pop("axes"), values.pop("tiles")
-        rows, cols = 0, 0
-        if self.views.is_map and self.shape[1] is not None:
-            rows, cols = self.views.grid(self.shape[1])
+        grid = self.views.tiles
+        if grid is None and self.shape[1] is not None:
+            grid = self.views.grid(self.shape[1])
+        rows, cols = grid or (0, 0)
         layout = "tiles" if self.views.is_map else "tokens"
         return values | {"packing": {"layout": layout, "rows": rows, "cols": cols}}
 
@@ -114,13 +113,16 @@ class FeatureFacts:
             raise UserError(f"{where}: expected the facts of a kind of feature")
         values = dict(values)
         packing = values.pop("packing")
-        if packing.get("layout") == "tiles":
-            values.setdefault("axes", list(MAP_AXES))
-            grid = [packing.get("rows"), packing.get("cols")]
-            values["tiles"] = None if grid == [0, 0] else grid
-        else:
-            values.setdefault("axes", list(TOKEN_AXES))
-        return config.build(cls, values, where)
+        families = {"tokens": TOKEN_AXES, "tiles": MAP_AXES}
+        if packing.keys() != {"layout", "rows", "cols"} or packing["layout"] not in [*families]:
+            raise UserError(f"{where}: packing: {packing} is none of this code's")
+        values.setdefault("axes", list(families[packing["layout"]]))
+        grid = [packing["rows"], packing["cols"]]
+        values["tiles"] = None if grid == [0, 0] else grid
+        facts = config.build(cls, values, where)
+        if facts.views.is_map != (packing["layout"] == "tiles"):
+            raise UserError(f"{where}: axes: {facts.axes} are not packed as {packing['layout']}")
+        return facts
 
     def mismatch(self, x: np.ndarray) -> str | None:
         """Why ``x`` is not a feature of this kind, or ``None`` if it is."""
@@ -165,23 +167,30 @@ def load_facts(path: str | Path) -> FeatureFacts:
     unknown = set(values) - {"feature", "machine"}
     if unknown or "feature" not in values:
         raise UserError(f"{path}: expected the key 'feature' (and 'machine'), got {sorted(values)}")
-    _refuse_packing(values["feature"], path)
+    _check_axes(values["feature"], path)
     facts = config.build(FeatureFacts, values["feature"], f"{path}: feature")
+    for key, value in (("model", facts.model), ("task", facts.task)):  # they become folders
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise UserError(
+                f"{path}: feature: {key}: expected letters, digits, '.', '_' and '-', got {value!r}"
+            )
     if facts.script is not None:
         find_script(path, facts.script)
     return facts
 
 
-def _refuse_packing(values: Any, path: Path) -> None:
-    """Facts of earlier versions said how a feature is packed rather than what its axes are."""
-    packing = values.get("packing") if isinstance(values, dict) else None
-    if packing is None:
-        return
-    lines = f"axes: [{', '.join(TOKEN_AXES)}]"
-    if isinstance(packing, dict) and packing.get("layout") == "tiles":
-        lines = f"axes: [{', '.join(MAP_AXES)}]"
-        lines += f" and tiles: [{packing.get('rows')}, {packing.get('cols')}]"
-    raise UserError(f"{path}: feature: packing is no key any more; write {lines} instead")
+def _check_axes(values: Any, path: Path) -> None:
+    """Say what to write where there are no axes; earlier versions had ``packing`` in their place."""
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: feature: expected a mapping of keys to values")
+    tokens, maps = (f"axes: [{', '.join(names)}]" for names in (TOKEN_AXES, MAP_AXES))
+    if "packing" in values:
+        packing, lines = values["packing"], tokens
+        if isinstance(packing, dict) and packing.get("layout") == "tiles":
+            lines = f"{maps} and tiles: [{packing.get('rows')}, {packing.get('cols')}]"
+        raise UserError(f"{path}: feature: packing is no key any more; write {lines} instead")
+    if "axes" not in values:
+        raise UserError(f"{path}: feature: axes: missing; write {tokens} or {maps}")
 
 
 def find_script(preset: Path, script: str) -> Path:
@@ -191,6 +200,8 @@ def find_script(preset: Path, script: str) -> Path:
         UserError: it lies elsewhere, links resolved, or is no Python file.
         FileNotFoundError: it is not there.
     """
+    if "\0" in script:
+        raise UserError(f"{preset}: feature: script: expected a path, got {script!r}")
     beside = preset.resolve().parent
     rooms = ((REPOSITORY, REPOSITORY / "machines"), (beside, beside))
     places = [
@@ -249,7 +260,9 @@ def read_array(path: str | Path) -> np.ndarray:
     except FileNotFoundError:
         raise
     except MemoryError as error:
-        raise FeatureError(f"{path}: the header asks for more memory than there is") from error
+        raise FeatureError(
+            f"{path}: the header asks for more memory than there is, or is nested too deep"
+        ) from error
     except _UNREADABLE as error:
         raise FeatureError(f"{path}: not a readable .npy file ({str(error)[:200]})") from error
     if not isinstance(x, np.ndarray):

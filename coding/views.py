@@ -94,6 +94,14 @@ class Views:
             )
         return rows, cols
 
+    def sequence(self, shape: Shape) -> int | None:
+        """Number of consecutive tokens along the token axis; ``None`` for maps."""
+        return None if self.is_map else shape[2]
+
+    def sides(self, shape: Sequence[int | None]) -> Sequence[int | None] | None:
+        """Rows and columns of a map, ``None`` each where not known; ``None`` for tokens."""
+        return shape[2:] if self.is_map else None
+
     # One plane (P, Q), which 2-D codecs see.
 
     def plane(self, shape: Shape) -> tuple[int, int]:
@@ -194,7 +202,7 @@ class Views:
     # A matrix, a column per channel.
 
     def to_matrix(self, x: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) -> (points of a channel, channels) float32."""
+        """(N, C, H, W) -> (points per channel, channels) float32."""
         if not self.is_map:
             return self.pack(x).astype(np.float32)
         return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1]).astype(np.float32)

@@ -43,7 +43,7 @@ class BenchConfig:
     tokens: int = 50_000
     """Tokens to fit on."""
     tokens_per_file: int = 200
-    """Tokens of a feature."""
+    """Tokens per feature."""
     clusters: list[int] | None = None
     """As fit_klt.py's."""
     qualities: list[float] | None = None

@@ -133,7 +133,7 @@ def _write_patches(folder: Path, count: int, side: int) -> Path:
                 np.save(file, rng.random((side, side), dtype=np.float32))
     Mapping(np.linspace(-3, 3, 256)).save(folder / MAPPING_JSON)
     facts = FeatureFacts("bench", "none", [1, 1, None, None], list(TOKEN_AXES))
-    files.write_json(folder / PATCHES_JSON, {"facts": asdict(facts), "assignment": "nearest"})
+    files.write_json(folder / PATCHES_JSON, {"facts": facts.record(), "assignment": "nearest"})
     return folder
 
 

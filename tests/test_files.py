@@ -1,5 +1,6 @@
 """Features, configs and atomic files: the ground that everything stands on."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,39 @@ def test_damaged_feature_files_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FeatureError, match="holds no"):
         list_features(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("header", ["(" * 9000, "[" * 4900 + "]" * 4900], ids=["open", "closed"])
+def test_headers_of_brackets_are_named(tmp_path, header):
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(FeatureError, match=r"x\.npy: "):
+        read_feature(path)
+
+
+def test_json_of_brackets_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"x\.json: not valid JSON"):
+        files.read_json(path)
+    with pytest.raises(UserError, match=r"x\.json:1: not valid JSON"):
+        files.read_json_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [(b"\xff.npy", "not UTF-8"), (b"x" * 237 + b".npy", "241 bytes, 240 at most")]
+)
+def test_names_that_results_cannot_have_are_refused(tmp_path, name, why):
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes(b"")
+    for given in (tmp_path, path):
+        with pytest.raises(FeatureError, match=why) as caught:
+            list_features(given)
+        str(caught.value).encode()  # can be printed
+    path.unlink()
+    kept = tmp_path / (236 * "x" + ".npy")
+    kept.write_bytes(b"")
+    assert list_features(tmp_path) == [kept]
 
 
 def test_write_is_all_or_nothing(tmp_path):

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coding.codec import load_codec
+from coding.errors import UserError
 from coding.feature import FeatureFacts, load_facts
 from coding.handcrafted.codec import CastCodec
+from coding.klt.entropy import Bank
+from coding.klt.model import RUNGS, KltModel, Layout, Rung, Transform
 from coding.prepare import script_path
 from coding.views import MAP_AXES, TOKEN_AXES, Views
 
@@ -99,6 +103,11 @@ OLD = {
         "packing": {"layout": "tiles", "rows": 4, "cols": 4},
         "dtype": "float16", "range": [-1.0, 2.0], "rows": 0, "script": "machines/sd3/sd3.py",
     },
+    "e4457a2bc2f3ed15d05fa8d47907a9a838eab7d1bce6fd81ea124606e977f04c": {
+        "model": "toy", "task": "my maps", "shape": [1, None, 7, 7],
+        "packing": {"layout": "tiles", "rows": 2, "cols": 8},
+        "dtype": "float32", "range": None, "rows": 0, "script": None,
+    },
 }  # fmt: skip
 
 
@@ -111,10 +120,39 @@ def test_facts_of_earlier_versions_keep_their_codec_ids(id):
     assert again == facts
 
 
+def test_klt_folders_of_earlier_versions_keep_their_id(tmp_path):
+    """A ``config.json`` as version 0.1 wrote it, and the id that it computed then."""
+    bank = Bank(
+        (np.array([40000, 25535, 1]),), np.array([-1], np.int32), np.zeros((1, 5), np.float32)
+    )
+    entropy = Rung(bank, np.zeros((1, 4), np.int32), np.array([65535, 1], np.int32))
+    mean = np.arange(4, dtype=np.float32).reshape(1, 4, 1)
+    transform = Transform(Layout(False, 1, 1, True), mean, None, 1.5)
+    facts = FeatureFacts("toy", "map", [1, 4, None, None], list(MAP_AXES), dtype="float16")
+    KltModel(facts, transform, (entropy,) * RUNGS, 0.12).save(tmp_path, 1.0, {})
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    values["facts"] = {
+        "model": "toy", "task": "map", "shape": [1, 4, None, None],
+        "packing": {"layout": "tiles", "rows": 2, "cols": 2},
+        "dtype": "float16", "range": None, "rows": 0, "script": None,
+    }  # fmt: skip
+    path.write_text(json.dumps(values))
+    assert load_codec(tmp_path).id.hex() == (
+        "02887ad7dc0fd32c3ed7cccc095bc22e5145631f860a5c6a862f74c32af9d8a6"
+    )
+
+
 def test_records_keep_the_names_of_axes():
     facts = FeatureFacts("m", "t", [None, 2, 3, 4], ["crop", "layer", "token", "channel"])
     assert FeatureFacts.of_record(facts.record(), "x").axes == facts.axes
-    for values in (None, [], {}, {"packing": 1}, {**facts.record(), "extra": 1}):
+    record = facts.record()
+    tiles = {"layout": "tiles", "rows": 1, "cols": 2}
+    for values in (
+        None, [], {}, {"packing": 1}, {**record, "extra": 1}, {**record, "model": "../up"},
+        {**record, "packing": {**tiles, "layout": "spiral"}}, {**record, "packing": tiles},
+        {**record, "axes": list(MAP_AXES)}, {**record, "packing": {"layout": "tokens"}},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=r"^x: "):
             FeatureFacts.of_record(values, "x")
 
@@ -139,11 +177,16 @@ def test_yamls_of_earlier_versions_are_told_what_to_write(tmp_path):
         ValueError, match=r"axes: \[sample, channel, row, column\] and tiles: \[1, 4\]"
     ):
         load_facts(path)
+    write(path, "feature: {model: m, task: t, shape: [1, 4, 2, 2]}")
+    with pytest.raises(
+        ValueError, match=r"axes: missing; write axes: \[sample, layer,.*, column\]"
+    ):
+        load_facts(path)
 
 
 @pytest.mark.parametrize("model", ["../up", "a/b", ".hidden", "''"])
 def test_names_that_are_no_folders_are_refused(tmp_path, model):
-    with pytest.raises(ValueError, match="model: expected letters"):
+    with pytest.raises(ValueError, match=r"model: expected (letters|no path)"):
         load_facts(write(tmp_path / "m.yaml", BASE % (model, MAPS, "")))
 
 
@@ -162,6 +205,9 @@ def test_scripts_are_confined(tmp_path):
         write(path, BASE % ("m", MAPS, f", script: {script}"))
         with pytest.raises(ValueError, match=r"script: expected a \.py file"):
             load_facts(path)
+    write(path, BASE % ("m", MAPS, ', script: "a\\0.py"'))
+    with pytest.raises(UserError, match="script: expected a path"):
+        load_facts(path)
     write(path, BASE % ("m", MAPS, ", script: none.py"))
     with pytest.raises(FileNotFoundError, match=r"none\.py is not there"):
         load_facts(path)

@@ -182,7 +182,7 @@ class HandcraftedCodec(OneKindCodec):
 
 
 class IntegerCodec(HandcraftedCodec):
-    """Even steps between two bounds a channel; quality is the bit depth, 2 .. 8.
+    """Even steps between two bounds per channel; quality is the bit depth, 2 .. 8.
 
     Values beyond the bounds are clamped. One byte a symbol, as they come: zstd's Huffman codes then see
     symbols. On hidden states packed bits came out 7% larger at 3 and 6 bits and within 1% at 4 and 8,

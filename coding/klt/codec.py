@@ -103,8 +103,8 @@ class KltCodec(OneKindCodec):
         count = self.facts.views.count_vectors(shape, block)
         check = _check(parts[0], parts[2:], shape) if mode == 1 else 0
         clusters, symbols = self.read_symbols(parts[1], grade, count, check)
-        # tokens: a sequence has the feature's H rows
-        vectors = self.model.restore(clusters, symbols, grade, shape[2])
+        length = self.facts.views.sequence(shape)
+        vectors = self.model.restore(clusters, symbols, grade, length)
         if len(parts) == 3:
             _put_raw(parts[2], vectors)
         return self.facts.views.from_vectors(vectors, shape, block)

@@ -309,10 +309,11 @@ def candidates(known: Statistics, block: int, cfg: FitConfig) -> list[Candidate]
 
 def blocks(facts: FeatureFacts) -> list[int]:
     """Sides of blocks worth trying: none, 4, 8, and the whole of a small map."""
-    if not facts.views.is_map:
+    size = facts.views.sides(facts.shape)
+    if size is None:
         return [1]
     sides = {1, 4, 8}
-    height, width = facts.shape[2:]
+    height, width = size
     if height is not None and height == width and height <= 16:
         sides.add(height)
     return sorted(side for side in sides if height is None or side <= max(height, width or side))
@@ -325,7 +326,7 @@ def validate(
     candidate: Candidate,
     cfg: FitConfig,
 ) -> list[tuple[float, float]]:
-    """Bits a point and MSE on held-out vectors (R, C, S) at some qualities."""
+    """Bits per point and MSE on held-out vectors (R, C, S) at some qualities."""
     transform = fit_transform(known, candidate, cfg.seed)
     grades = [round(quality * PER_OCTAVE) for quality in sorted(cfg.compared_at)]
     y = in_bases(transform, thin(known.sample, FEW))
@@ -430,7 +431,8 @@ def fit_filter(
             clusters, symbols, _, raw = model.quantise(vectors, grade)
             y = components(model.restore(clusters, symbols, grade))
             missing = (components(vectors) - y)[~raw]
-            told = np.stack([y, neighbours(y, x.shape[2])], axis=2)[~raw]  # (rows, C, 2)
+            length = model.facts.views.sequence(x.shape)
+            told = np.stack([y, neighbours(y, length)], axis=2)[~raw]  # (rows, C, 2)
             fold = int(i % 5 == 0)
             square[fold] += np.einsum("rci,rcj->cij", told, told)
             cross[fold] += np.einsum("rci,rc->ci", told, missing)
