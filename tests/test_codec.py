@@ -114,7 +114,7 @@ def test_estimate_is_the_rate(trained):
     assert plane.shape == (1024, CHANNELS)
     with torch.inference_mode():
         y, z = codec.model.analysis(torch.from_numpy(plane)[None, None])
-        estimator = LikelihoodCoder(codec.model, "noise")
+        estimator = LikelihoodCoder(codec.model)
         encoder = SymbolEncoder(codec.nets, codec.tables)
         codec.model.walk(estimator, y, z)
         codec.model.walk(encoder, y, z, _coded_mask(plane.shape, codec.model, codec.device))

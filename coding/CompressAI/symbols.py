@@ -1,6 +1,6 @@
 """From latents to symbols and back: the latent coders that stand before the entropy coder.
 
-Both walk a model's latents (``models.py``) and run what decides entropy parameters through its frozen
+Both walk a model's latents (``models``) and run what decides entropy parameters through its frozen
 form, so that the decoder sees the very numbers that the encoder saw. Latents that stand for padding
 alone are not coded and decode to their mean.
 """
@@ -52,7 +52,7 @@ class SymbolTables:
 
 
 class SymbolEncoder:
-    """Latent coder that quantises to symbols and remembers them in order; see models.LatentCoder."""
+    """Latent coder that quantises to symbols and remembers them in order; see models/base.py."""
 
     def __init__(self, nets: EntropyNets, tables: SymbolTables):
         self.nets, self.tables = nets, tables
