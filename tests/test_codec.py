@@ -1,5 +1,8 @@
 """The learned codecs behind the API: round trips, like-for-like mode, and damaged bitstreams."""
 
+import ctypes
+import sys
+import threading
 import zlib
 from dataclasses import replace
 
@@ -29,6 +32,7 @@ from coding.CompressAI.models import (
 )
 from coding.CompressAI.symbols import SymbolEncoder
 from coding.feature import FeatureError
+from coding.memory import keep_memory
 from coding.transform.mapping import Mapping
 
 STOCK = {"hyperprior": ScaleHyperprior, "elic": Elic2022Official}
@@ -345,6 +349,52 @@ def test_a_kind_from_outside(untrained, toy, toy_mapping, tmp_path):
     assert np.isfinite(codec.decode(data)).all()
     with pytest.raises(BitstreamError, match="written with mapping"):
         load_codec(untrained).decode(data)
+
+
+def test_the_threads_of_others_are_left_alone(untrained, monkeypatch):
+    """Two tiles share the caller's threads; the caller and threads begun meanwhile keep their count."""
+    codec = load_codec(untrained).at_tile(64)
+    inside, outside = set(), set()
+    for name in ("analysis", "walk"):
+        stock = getattr(codec.model, name)
+
+        def watched(*args, stock=stock, **kwargs):
+            inside.add(torch.get_num_threads())
+            other = threading.Thread(target=lambda: outside.add(torch.get_num_threads()))
+            other.start()
+            other.join()
+            return stock(*args, **kwargs)
+
+        monkeypatch.setattr(codec.model, name, watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        codec.decode(codec.encode(toy_feature(0, 200)))
+        outside.add(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert inside == {3}
+    assert outside == {6}
+
+
+def test_the_memory_of_the_process_is_left_alone(untrained, monkeypatch):
+    """Only a script's main changes how the process frees memory."""
+    stock = ctypes.CDLL
+
+    class Library:
+        def __init__(self, *args, **kwargs):
+            self.library = stock(*args, **kwargs)
+
+        def __getattr__(self, name):
+            assert name != "mallopt"
+            return getattr(self.library, name)
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    codec = load_codec(untrained).at_tile(64)
+    codec.decode(codec.encode(toy_feature(0, 100)))
+    if sys.platform == "linux":
+        with pytest.raises(AssertionError):
+            keep_memory()
 
 
 def test_damaged_folders_are_named(untrained, tmp_path):

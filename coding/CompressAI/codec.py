@@ -39,7 +39,7 @@ from coding.CompressAI.checkpoint import Kind, load_frozen, load_kinds, load_mod
 from coding.CompressAI.frozen import FrozenNets
 from coding.CompressAI.models import Elic, Model
 from coding.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
-from coding.devices import check_device, fast_bf16, keep_memory
+from coding.devices import check_device, fast_bf16, limit_threads
 from coding.errors import UserError
 from coding.feature import FeatureError, check_feature
 from coding.views import Shape, Views
@@ -85,8 +85,6 @@ class LearnedCodec(Codec):
         self.kinds = {kind.facts.kind: kind for kind in kinds}
         self.published = published
         self.device = check_device(device)
-        if self.device.type == "cpu":
-            keep_memory()
         self.tables = SymbolTables(model)
         self._id = id
         for module in model.modules():
@@ -239,13 +237,8 @@ class LearnedCodec(Codec):
         if len(tiles[0]) < 2 or (threads < 2 and self.device.type == "cpu"):
             return [code(*each) for each in zip(*tiles, strict=True)]
         share = max(1, threads // 2)
-        try:
-            with ThreadPoolExecutor(
-                2, initializer=torch.set_num_threads, initargs=(share,)
-            ) as pool:
-                return list(pool.map(torch.inference_mode(code), *tiles))
-        finally:
-            torch.set_num_threads(threads)  # what is global of it
+        with ThreadPoolExecutor(2, initializer=limit_threads, initargs=(share,)) as pool:
+            return list(pool.map(torch.inference_mode(code), *tiles))
 
     def _analyse(self, plane: np.ndarray, zero: float) -> SymbolEncoder:
         """(B, K, p, q) in [0, 1) -> its symbols."""
