@@ -1,6 +1,8 @@
 """The learned codecs behind the API: round trips, like-for-like mode, and damaged bitstreams."""
 
 import ctypes
+import multiprocessing
+import resource
 import sys
 import threading
 import zlib
@@ -18,20 +20,22 @@ from torch.nn import functional as F
 
 from coding import bitstream, files, rans
 from coding.codec import BitstreamError, ExtraKind, load_codec
-from coding.CompressAI.checkpoint import Kind, save_checkpoint, write_weights
+from coding.CompressAI.checkpoint import Kind, load_model, save_checkpoint, write_weights
 from coding.CompressAI.codec import _coded_mask
 from coding.CompressAI.import_published import main as import_main
 from coding.CompressAI.models import (
     Elic,
     ElicArch,
     Hyperprior,
+    HyperpriorArch,
     LikelihoodCoder,
+    NativeArch,
     build_model,
     checkerboard_merge,
     checkerboard_split,
 )
 from coding.CompressAI.symbols import SymbolEncoder
-from coding.feature import FeatureError
+from coding.feature import FeatureError, FeatureFacts
 from coding.memory import keep_memory
 from coding.transform.mapping import Mapping
 
@@ -306,6 +310,65 @@ def test_forged_headers_are_refused(untrained, mode):
     ):
         with pytest.raises(BitstreamError):
             codec.decode(bitstream.pack(replace(good, **change)))
+
+
+WIDE = {
+    "hyperprior": HyperpriorArch(N=256, M=24),
+    "native": NativeArch(inputs=8, N=64),
+}
+
+
+def peak_growth(folder, published: bool, feature: np.ndarray, streams: list[bytes]) -> int:
+    """MiB by which refusing these raises the peak of a process that has decoded before."""
+    codec = load_codec(folder, published=published)
+    codec.decode(codec.encode(feature))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for data in streams:
+        with pytest.raises(BitstreamError):
+            codec.decode(data)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+
+
+@pytest.mark.parametrize(("name", "published"), [("hyperprior", True), ("native", False)])
+def test_small_files_that_announce_much_take_no_memory(toy_mapping, tmp_path, name, published):
+    """Some 40 bytes that announce up to 2^28 points: in one tile, or in more than there are strings."""
+    torch.manual_seed(0)
+    facts = FeatureFacts("toy", "maps", [1, 8, None, 32], ["sample", "channel", "row", "column"])
+    save_checkpoint(tmp_path, build_model(name, WIDE[name]), name, [Kind(facts, toy_mapping)], {})
+    feature = toy_feature(0, 64).reshape(1, 8, -1, 32)
+    codec = load_codec(tmp_path, published=published)
+    good = bitstream.unpack(codec.encode(feature))
+    rng, streams = np.random.default_rng(0), []
+    for bits in (8, 12, 16, 18, 20):
+        string = rng.bytes(3) + b"\x40" + rng.bytes(4)  # a sound state, from which much can be read
+        for parts in [(string,) * len(good.parts)] + [(b"\1\0\1\0", string, string)] * (
+            not published
+        ):
+            stream = replace(good, shape=(1, 8, 1 << bits, 32), parts=parts)
+            streams.append(bitstream.pack(stream))
+    assert max(map(len, streams)) < 60
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(peak_growth, (tmp_path, published, feature, streams)) < 150
+
+
+def test_kinds_that_share_a_codebook(toy, toy_facts, toy_mapping, untrained, tmp_path):
+    """Which kind a bitstream is of is told by what it announces, not by its mapping alone."""
+    shape, axes = [1, 8, None, 16], ["sample", "channel", "row", "column"]
+    maps = FeatureFacts("toy", "maps", shape, axes)
+    half = replace(toy_facts, task="half", dtype="float16")
+    model, values = load_model(untrained)
+    name = values["codec"]
+    kinds = [Kind(facts, toy_mapping) for facts in (toy_facts, maps, half)]
+    save_checkpoint(tmp_path, model, name, kinds, {})
+    codec = load_codec(tmp_path)
+    x = toy_feature(0, 40)
+    for feature in (x, x.reshape(1, 8, 40, 16), x.astype(np.float16)):
+        decoded = codec.decode(codec.encode(feature))
+        assert decoded.shape == feature.shape
+        assert decoded.dtype == feature.dtype
+    stream = bitstream.unpack(codec.encode(x))
+    with pytest.raises(BitstreamError, match=r"is no toy_hidden; .* is no toy_maps"):
+        codec.decode(bitstream.pack(replace(stream, shape=(1, 1, 80, 64))))
 
 
 def test_other_codecs_and_mappings_are_refused(untrained, toy_facts, tmp_path):
