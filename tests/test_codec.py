@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import resource
+import shutil
 import sys
 import threading
 import zlib
@@ -20,7 +21,13 @@ from torch.nn import functional as F
 
 from coding import bitstream, files, rans
 from coding.codec import BitstreamError, ExtraKind, load_codec
-from coding.CompressAI.checkpoint import Kind, load_model, save_checkpoint, write_weights
+from coding.CompressAI.checkpoint import (
+    Kind,
+    load_model,
+    read_weights,
+    save_checkpoint,
+    write_weights,
+)
 from coding.CompressAI.codec import _coded_mask
 from coding.CompressAI.import_published import main as import_main
 from coding.CompressAI.models import (
@@ -35,6 +42,7 @@ from coding.CompressAI.models import (
     checkerboard_split,
 )
 from coding.CompressAI.symbols import SymbolEncoder
+from coding.errors import UserError
 from coding.feature import FeatureError, FeatureFacts
 from coding.memory import keep_memory
 from coding.transform.mapping import Mapping
@@ -484,6 +492,75 @@ def test_damaged_folders_are_named(untrained, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="missing from the codec folder"):
         load_codec(tmp_path)
+
+
+def test_hostile_folders_are_refused(untrained, tmp_path):
+    """One line that names file and key, before a model of hostile widths takes memory."""
+    values = files.read_json(untrained / "config.json")
+    kind = values["kinds"]["toy_hidden"]
+    facts = {**kind["facts"], "task": "other"}
+    arch = values["arch"]
+    shutil.copytree(untrained, tmp_path / "codec")
+    path = tmp_path / "codec" / "config.json"
+    for changed, text in (
+        ({"kinds": [1]}, r"config\.json: kinds: expected an object"),
+        ({"kinds": {"toy_hidden": 5}}, r"config\.json: kinds\.toy_hidden: expected the keys"),
+        ({"kinds": {"toy_hidden": {**kind, "facts": 3}}}, r"config\.json: kinds\.toy_hidden: "),
+        (
+            {"kinds": {"../../toy_hidden": kind}},
+            r"kinds\.\.\./\.\./toy_hidden: the facts are of toy",
+        ),
+        ({"kinds": {"toy_hidden": {**kind, "facts": facts}}}, "the facts are of toy_other"),
+        ({"kinds": {"toy_hidden": {**kind, "assignment": []}}}, r"toy_hidden\.json: .*assignment"),
+        ({"arch": {**arch, "M": -1}}, r"config\.json: arch: .*M: expected 1 \.\. 65536, got -1"),
+        ({"arch": {**arch, "N": 1 << 40}}, r"config\.json: arch: .*N: expected 1 \.\. 65536"),
+        ({"arch": {**arch, "N": 1 << 16}}, r"config\.json: arch: the weights do not fit"),
+        ({"arch": {**arch, "N": "wide"}}, r"config\.json: arch: "),
+        ({"arch": 7}, r"config\.json: arch: "),
+        ({"codec": ["elic"]}, r"config\.json: key 'codec'"),
+        ({"format": {}}, r"config\.json: format"),
+    ):
+        files.write_json(path, {**values, **changed})
+        with pytest.raises(UserError, match=text):
+            load_codec(tmp_path / "codec")
+
+
+def test_no_kind_of_damage_to_weights_is_a_fault_of_ours(untrained, tmp_path):
+    """Every tensor in turn gone, of another shape or type, or not finite: one line, or it decodes."""
+    folder = tmp_path / "codec"
+    shutil.copytree(untrained, folder)
+    rng = np.random.default_rng(0)
+    for name in ("model.safetensors", "exact.safetensors"):
+        path = folder / name
+        good = read_weights(path)
+        for key in rng.permutation(sorted(good))[:10]:
+            value = good[key]
+            damaged = [None, value.reshape(-1)[:1], value[None], value.double(), value * 0 - 1]
+            if value.is_floating_point():
+                damaged.append(value + torch.inf)
+            for other in (damaged[i] for i in rng.permutation(len(damaged))[:2]):
+                state = {**good, key: other}
+                write_weights(path, {k: v for k, v in state.items() if v is not None})
+                try:
+                    codec = load_codec(folder)
+                except UserError as error:
+                    assert str(path) in str(error)
+                    assert other is None or not other.isinf().any() or "finite" in str(error)
+                else:
+                    assert not other.isinf().any()
+                    assert codec.decode(codec.encode(toy_feature(0, 4))).shape[2] == 4
+        write_weights(path, good)
+
+
+def test_least_weights():
+    """What is said of the widths of a model is true of it."""
+    for name, arch in (
+        *ARCHS.items(), *WIDE.items(), ("elic", ElicArch()), ("hyperprior", HyperpriorArch()),
+        ("elic", ElicArch(24, 64, [1] * 64, [[9, 2]] * 63)), ("native", NativeArch(3, [1, 7], 9, 2)),
+    ):  # fmt: skip
+        model = build_model(name, arch)
+        count = sum(value.numel() for value in model.parameters())
+        assert 1 <= count / model.arch.least_weights < 10
 
 
 def test_model_without_tables_is_refused(toy_facts, toy_mapping, tmp_path):

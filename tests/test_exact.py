@@ -301,6 +301,7 @@ def golden_coder(name: str):
         frozen.limit.fill_(1 << 24 if net.writes == "params" else LARGEST)
         nets |= {f"nets.{key}.{part}": value for part, value in frozen.state_dict().items()}
     scales = torch.tensor([2.0**k for k in range(-3, 9)])
+    model.conditional.scale_table = scales
     frozen = FrozenNets(
         model,
         {"medians": torch.zeros(ARCHS[name].N), "scale_edges": scales[:-1] * 1.5, **nets},

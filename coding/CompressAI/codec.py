@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from coding import files, rans
 from coding.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
 from coding.codec import Codec, ExtraKind, to_dtype
-from coding.CompressAI.checkpoint import Kind, load_frozen, load_kinds, load_model
+from coding.CompressAI.checkpoint import WEIGHTS, Kind, load_frozen, load_kinds, load_model
 from coding.CompressAI.frozen import FrozenNets
 from coding.CompressAI.models import Elic, Model
 from coding.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
@@ -61,6 +61,7 @@ class LearnedCodec(Codec):
 
     Args:
         model: a model with its entropy tables.
+        tables: these tables.
         frozen: the integers by which its symbols are coded.
         id: SHA-256 of both.
         kinds: what it codes.
@@ -74,6 +75,7 @@ class LearnedCodec(Codec):
     def __init__(
         self,
         model: Model,
+        tables: SymbolTables,
         frozen: FrozenNets,
         id: bytes,
         kinds: Sequence[Kind],
@@ -85,7 +87,7 @@ class LearnedCodec(Codec):
         self.kinds = {kind.facts.kind: kind for kind in kinds}
         self.published = published
         self.device = check_device(device)
-        self.tables = SymbolTables(model)
+        self.tables = tables
         self._id = id
         for module in model.modules():
             if isinstance(module, EntropyModel):
@@ -99,9 +101,13 @@ class LearnedCodec(Codec):
         cls, folder: Path, *, device: str, published: bool, kinds: Sequence[ExtraKind]
     ) -> Self:
         model, values = load_model(folder)
+        try:
+            tables = SymbolTables(model)
+        except UserError as error:
+            raise UserError(f"{folder / WEIGHTS}: {error}") from error
         frozen, integers = load_frozen(folder, model)
         known = [*load_kinds(folder, values), *(Kind.from_files(extra) for extra in kinds)]
-        return cls(model, frozen, _identify(model, integers), known, device, published)
+        return cls(model, tables, frozen, _identify(model, integers), known, device, published)
 
     @property
     def id(self) -> bytes:

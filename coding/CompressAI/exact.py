@@ -82,7 +82,7 @@ class ExactConv(nn.Module):
         if (self.weight.int().abs() > LARGEST).any():
             raise UserError(f"exact: a weight is above {LARGEST}")
         sums, limbs = self.bounds()
-        if (sums >= 1 << 53).any() or (limbs >= 1 << 31).any() or limit > LARGEST_RESULT:
+        if (sums >= 1 << 53).any() or (limbs >= 1 << 31).any() or not 1 <= limit <= LARGEST_RESULT:
             raise UserError("exact: the weights allow sums that are not exact")
 
     def bounds(self) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ from coding.CompressAI.models.base import (
 )
 from coding.errors import UserError
 
+MAX_GROUPS = 64
+
 
 @dataclass(frozen=True)
 class ElicArch:
@@ -33,12 +35,25 @@ class ElicArch:
 
     def __post_init__(self):
         check_widths(N=self.N, M=self.M)
-        if sum(self.groups) != self.M or min(self.groups) < 1:
+        if len(self.groups) > MAX_GROUPS:
+            raise UserError(f"groups: {MAX_GROUPS} at most, got {len(self.groups)}")
+        if sum(self.groups) != self.M or min(self.groups, default=0) < 1:
             raise UserError(f"groups: {self.groups} must be positive and sum to M = {self.M}")
         if len(self.context) != len(self.groups) - 1 or any(len(w) != 2 for w in self.context):
             raise UserError("context: two widths for every group but the first")
         for width in (width for widths in self.context for width in widths):
             check_widths(context=width)
+
+    @property
+    def least_weights(self) -> int:
+        """No model of these widths has fewer weights, or ten times as many."""
+        count = 25 * (4 * self.N**2 + self.N * self.M) + self.M**2
+        count += sum(50 * group**2 for group in self.groups)
+        before = self.groups[0]
+        for group, (first, second) in zip(self.groups[1:], self.context, strict=True):
+            count += 25 * (before * first + first * second + second * 2 * group)
+            before += group
+        return count
 
 
 class Elic(Networks, Elic2022Official):

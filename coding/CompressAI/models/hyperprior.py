@@ -22,6 +22,11 @@ class HyperpriorArch:
     def __post_init__(self):
         check_widths(N=self.N, M=self.M)
 
+    @property
+    def least_weights(self) -> int:
+        """No model of these widths has fewer weights, or ten times as many."""
+        return 25 * (5 * self.N**2 + 2 * self.N * self.M)
+
 
 class Hyperprior(OneStep, ScaleHyperprior):
     """bmshj2018-hyperprior with one channel in and out."""

@@ -34,6 +34,13 @@ class NativeArch:
         # 0 stands for what the patches have
         check_widths(N=self.N, inputs=self.inputs or 1, M=self.M or 1)
 
+    @property
+    def least_weights(self) -> int:
+        """No model of these widths has fewer weights, or ten times as many."""
+        latents, area = self.M or self.inputs, math.prod(self.kernel)
+        inner = area * self.N * (6 * self.N + 2 * self.inputs + 5 * latents)
+        return inner + 2 * self.inputs * latents
+
 
 class LinearAndMore(nn.Module):
     """A linear map over channels plus a small convolutional network, which begins at zero."""
@@ -87,13 +94,6 @@ class Native(OneStep, CompressionModel):
         )  # fmt: skip
         self.entropy_bottleneck = EntropyBottleneck(arch.N)
         self.gaussian_conditional = GaussianConditional(None)
-
-    @staticmethod
-    def infer_arch(state: dict[str, Tensor]) -> NativeArch:
-        """Widths of a checkpoint, from its weights."""
-        inputs = state["g_a.linear.weight"].size(1)
-        latents, inner, *kernel = state["g_a.more.4.weight"].shape
-        return NativeArch(inputs, kernel, inner, latents)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, lambda_value: float) -> None:
