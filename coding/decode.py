@@ -16,6 +16,7 @@ from coding.bitstream import SUFFIX, BitstreamError
 from coding.codec import codec_digest
 from coding.errors import UserError
 from coding.feature import check_name, write_feature
+from coding.memory import keep_memory
 from coding.options import CodecOptions, progress
 from coding.overlap import check_coders, overlap
 from coding.paths import DECODED_JSON
@@ -85,6 +86,7 @@ def decode(cfg: DecodeConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    keep_memory()
     with config.report_errors():
         decode(config.parse(DecodeConfig, argv, __doc__))
 

@@ -1,13 +1,10 @@
 """What a device is good at."""
 
 import ctypes
-import sys
 
 import torch
 
 from coding.errors import UserError
-
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 
 
 def fast_bf16(device: str | torch.device) -> bool:
@@ -24,16 +21,18 @@ def fast_int8() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def keep_memory() -> None:
-    """Let the process keep freed memory, where the C library can: large tensors then come without a
-    page fault for every 4 KiB, which takes up to half of an elementwise pass. Its peak stays as it is.
+def limit_threads(count: int) -> None:
+    """Let what the calling thread asks of torch run on ``count`` threads; no other thread notices.
+
+    ``torch.set_num_threads`` does the same and, beyond it, sets the count of every thread that begins
+    afterwards. Where torch has another OpenMP than one that is found through it, nothing changes.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not
-        if mallopt is not None:
-            # an older glibc takes no more than 32 MiB
-            mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 1 << 25)
-            mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    torch.get_num_threads()  # a thread's first call takes over what is global
+    torch_library = ctypes.CDLL(torch._C.__file__)  # finds what it is linked to as well
+    for name in ("omp_set_num_threads", "MKL_Set_Num_Threads_Local"):
+        function = getattr(torch_library, name, None)
+        if function is not None:
+            function(count)
 
 
 def check_device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ from coding import config, files, locks
 from coding.bitstream import SUFFIX
 from coding.errors import UserError
 from coding.feature import list_features, points, read_feature
+from coding.memory import keep_memory
 from coding.options import RateOptions, progress
 from coding.overlap import check_coders, overlap
 
@@ -60,6 +61,7 @@ def encode(cfg: EncodeConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    keep_memory()
     with config.report_errors():
         encode(config.parse(EncodeConfig, argv, __doc__))
 

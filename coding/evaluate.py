@@ -26,6 +26,7 @@ from coding.feature import (
     read_feature,
     write_feature,
 )
+from coding.memory import keep_memory
 from coding.options import RateOptions, progress
 from coding.overlap import overlap
 from coding.paths import BITSTREAMS, DECODED, RATE_CSV, RUN_JSON, SUMMARY_JSON
@@ -198,6 +199,7 @@ def _clear_stale(output: Path, done: dict[str, records.RateRow]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    keep_memory()
     with config.report_errors():
         cfg = config.parse(EvaluateConfig, argv, __doc__)
         summary = evaluate(cfg)

@@ -28,6 +28,7 @@ from coding.codec import load_codec
 from coding.CompressAI.checkpoint import Kind, load_kinds, load_model, save_checkpoint
 from coding.CompressAI.models import MODELS, PUBLISHED_NAMES, ElicArch, HyperpriorArch, build_model
 from coding.feature import FeatureFacts
+from coding.memory import keep_memory
 from coding.records import format_table
 from coding.transform.mapping import Mapping
 from coding.views import TOKEN_AXES
@@ -158,7 +159,8 @@ def _in_process(
 
 
 def _ours(cfg: BenchConfig, folder: Path, size: tuple[int, int]) -> Measured:
-    """From array to bitstream and back."""
+    """From array to bitstream and back, as ``encode.py`` and ``decode.py`` do it."""
+    keep_memory()
     x = _feature(cfg, size)
     codec = load_codec(folder, device=cfg.device)
     data = codec.encode(x)

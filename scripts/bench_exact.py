@@ -28,6 +28,7 @@ from coding.CompressAI.codec import LearnedCodec
 from coding.CompressAI.frozen import FloatNets
 from coding.CompressAI.models import MODELS, PUBLISHED_NAMES
 from coding.feature import FeatureFacts
+from coding.memory import keep_memory
 from coding.records import format_table
 
 
@@ -133,6 +134,7 @@ def run(cfg: TrialConfig) -> list[TrialRow]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    keep_memory()
     with config.report_errors():
         print(format_table(run(config.parse(TrialConfig, argv, __doc__))))
 

@@ -27,6 +27,7 @@ from coding import config, files
 from coding.CompressAI.models import MODELS, PUBLISHED_NAMES, build_model
 from coding.CompressAI.train import TrainConfig, Training
 from coding.feature import FeatureFacts
+from coding.memory import keep_memory
 from coding.paths import MAPPING_JSON, PATCHES_JSON
 from coding.records import format_table
 from coding.transform.mapping import Mapping
@@ -138,6 +139,7 @@ def _write_patches(folder: Path, count: int, side: int) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    keep_memory()
     with config.report_errors():
         print(format_table(bench(config.parse(BenchConfig, argv, __doc__))))
 

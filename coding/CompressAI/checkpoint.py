@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -143,8 +144,18 @@ def load_model(folder: str | Path) -> tuple[Model, dict[str, Any]]:
     if version != FORMAT:
         raise UserError(f"{where}: format {version}, this code reads format {FORMAT}")
     arch = config.build(model_class.arch_class, arch_values, f"{where}: arch")
+    state = read_weights(folder / WEIGHTS)
+    stored = sum(value.numel() for value in state.values())
+    if arch.least_weights > stored:  # before a model of such widths takes memory
+        raise UserError(
+            f"{where}: arch: the weights do not fit: {WEIGHTS} holds {stored} values, "
+            f"these widths take {arch.least_weights} or more"
+        )
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{folder / WEIGHTS}: {name}: holds values that are not finite")
     model = build_model(codec, arch)
-    load_state(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    load_state(model, state, folder / WEIGHTS)
     return model.eval(), values
 
 
@@ -175,7 +186,7 @@ def load_state(model: Model, state: dict[str, Tensor], where: str | Path) -> Non
     """
     try:
         model.load_state_dict(state)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{where}: the weights do not fit the architecture: {error}") from error
 
 
@@ -183,14 +194,19 @@ def load_kinds(folder: Path, values: dict[str, Any]) -> list[Kind]:
     """The kinds that a codec folder knows.
 
     Raises:
-        UserError: a mapping is missing or damaged, or the facts are wrong.
+        FileNotFoundError, UserError: a mapping is missing or damaged, or the facts are wrong.
     """
     kinds = []
     where = folder / CONFIG_JSON
-    for name, entry in values.get("kinds", {}).items():
+    described = values.get("kinds", {})
+    if not isinstance(described, dict):
+        raise UserError(f"{where}: kinds: expected an object, got {described!r:.40}")
+    for name, entry in described.items():
         if not isinstance(entry, dict) or not {"facts", "assignment"} <= entry.keys():
             raise UserError(f"{where}: kinds.{name}: expected the keys facts and assignment")
         facts = FeatureFacts.of_record(entry["facts"], f"{where}: kinds.{name}")
+        if name != facts.kind:  # it becomes a path
+            raise UserError(f"{where}: kinds.{name}: the facts are of {facts.kind}")
         mapping = Mapping.load(folder / "mappings" / f"{name}.json", entry["assignment"])
         kinds.append(Kind(facts, mapping))
     return kinds

@@ -35,11 +35,11 @@ from torch.nn import functional as F
 from coding import files, rans
 from coding.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
 from coding.codec import Codec, ExtraKind, to_dtype
-from coding.CompressAI.checkpoint import Kind, load_frozen, load_kinds, load_model
+from coding.CompressAI.checkpoint import WEIGHTS, Kind, load_frozen, load_kinds, load_model
 from coding.CompressAI.frozen import FrozenNets
 from coding.CompressAI.models import Elic, Model
 from coding.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
-from coding.devices import check_device, fast_bf16, keep_memory
+from coding.devices import check_device, fast_bf16, limit_threads
 from coding.errors import UserError
 from coding.feature import FeatureError, check_feature
 from coding.views import Shape, Views
@@ -61,6 +61,7 @@ class LearnedCodec(Codec):
 
     Args:
         model: a model with its entropy tables.
+        tables: these tables.
         frozen: the integers by which its symbols are coded.
         id: SHA-256 of both.
         kinds: what it codes.
@@ -74,6 +75,7 @@ class LearnedCodec(Codec):
     def __init__(
         self,
         model: Model,
+        tables: SymbolTables,
         frozen: FrozenNets,
         id: bytes,
         kinds: Sequence[Kind],
@@ -85,9 +87,7 @@ class LearnedCodec(Codec):
         self.kinds = {kind.facts.kind: kind for kind in kinds}
         self.published = published
         self.device = check_device(device)
-        if self.device.type == "cpu":
-            keep_memory()
-        self.tables = SymbolTables(model)
+        self.tables = tables
         self._id = id
         for module in model.modules():
             if isinstance(module, EntropyModel):
@@ -101,9 +101,13 @@ class LearnedCodec(Codec):
         cls, folder: Path, *, device: str, published: bool, kinds: Sequence[ExtraKind]
     ) -> Self:
         model, values = load_model(folder)
+        try:
+            tables = SymbolTables(model)
+        except UserError as error:
+            raise UserError(f"{folder / WEIGHTS}: {error}") from error
         frozen, integers = load_frozen(folder, model)
         known = [*load_kinds(folder, values), *(Kind.from_files(extra) for extra in kinds)]
-        return cls(model, frozen, _identify(model, integers), known, device, published)
+        return cls(model, tables, frozen, _identify(model, integers), known, device, published)
 
     @property
     def id(self) -> bytes:
@@ -162,15 +166,7 @@ class LearnedCodec(Codec):
     def decode(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
         stream = unpack(data, max_points)
         stream.check_codec(self.id)
-        for kind in self.kinds.values():
-            if kind.mapping.id[:ID_BYTES] == stream.mapping_id:
-                break
-        else:
-            known = [kind.mapping.id[:ID_BYTES].hex() for kind in self.kinds.values()]
-            raise BitstreamError(
-                f"written with mapping {stream.mapping_id.hex()}, this codec has {known}"
-            )
-        stream.check_facts(kind.facts)
+        kind = self._kind_of(stream)
         views = kind.facts.views
         size = self._size(views, stream.shape)
         if misfit := self._misfit(size):
@@ -221,6 +217,29 @@ class LearnedCodec(Codec):
             raise FeatureError(f"the feature fits several kinds, name one of {fits}")
         return self.kinds[fits[0]]
 
+    def _kind_of(self, stream: Bitstream) -> Kind:
+        """The kind that a bitstream is of, by its mapping and what it announces.
+
+        Where several fit, any will do: values depend on the mapping and on what is announced alone.
+        """
+        mapped = [
+            kind for kind in self.kinds.values() if kind.mapping.id[:ID_BYTES] == stream.mapping_id
+        ]
+        if not mapped:
+            known = [kind.mapping.id[:ID_BYTES].hex() for kind in self.kinds.values()]
+            raise BitstreamError(
+                f"written with mapping {stream.mapping_id.hex()}, this codec has {known}"
+            )
+        why = []
+        for kind in mapped:
+            try:
+                stream.check_facts(kind.facts)
+            except BitstreamError as error:
+                why.append(str(error))
+            else:
+                return kind
+        raise BitstreamError("; ".join(why))
+
     def _compress(self, plane: np.ndarray, zero: float) -> tuple[bytes, ...]:
         """One string; or, of a plane larger than a tile, the tiles' size and a string a tile."""
         size = tile_size(plane.shape[2:], self.tile)
@@ -239,13 +258,8 @@ class LearnedCodec(Codec):
         if len(tiles[0]) < 2 or (threads < 2 and self.device.type == "cpu"):
             return [code(*each) for each in zip(*tiles, strict=True)]
         share = max(1, threads // 2)
-        try:
-            with ThreadPoolExecutor(
-                2, initializer=torch.set_num_threads, initargs=(share,)
-            ) as pool:
-                return list(pool.map(torch.inference_mode(code), *tiles))
-        finally:
-            torch.set_num_threads(threads)  # what is global of it
+        with ThreadPoolExecutor(2, initializer=limit_threads, initargs=(share,)) as pool:
+            return list(pool.map(torch.inference_mode(code), *tiles))
 
     def _analyse(self, plane: np.ndarray, zero: float) -> SymbolEncoder:
         """(B, K, p, q) in [0, 1) -> its symbols."""
@@ -266,14 +280,22 @@ class LearnedCodec(Codec):
         size = shape[2:]
         if len(parts) > 1:
             size, parts = _read_tile_size(parts[0]), parts[1:]
+        count = math.prod(-(-length // step) for length, step in zip(shape[2:], size, strict=True))
+        if len(parts) != count:
+            raise BitstreamError(f"inconsistent: {len(parts)} strings, expected {count}")
         places = list(tiles(shape[2:], size))
-        if len(parts) != len(places):
-            raise BitstreamError(f"inconsistent: {len(parts)} strings, expected {len(places)}")
+        for place, string in zip(places, parts, strict=True):
+            p, q = (where.stop - where.start for where in place)
+            bits = self.tables.least_bits(
+                shape[0] * math.prod(_hyper_size((p, q), self.model)),
+                shape[0] * math.prod(_coded_size((p, q), self.model)),
+            )
+            rans.check_room(string, sum(bits))
         plane = np.empty(shape, np.float32)
 
         def code(place: Place, string: bytes) -> None:
             p, q = (where.stop - where.start for where in place)
-            hyper = (shape[0], self.nets.medians.numel(), *_hyper_size((p, q), self.model))
+            hyper = (shape[0], self.tables.latent, *_hyper_size((p, q), self.model))
             coder = SymbolDecoder(self.nets, self.tables, string, hyper)
             y_hat = self.model.walk(coder, mask=_coded_mask((p, q), self.model, self.device))
             coder.finish()
@@ -293,17 +315,23 @@ class LearnedCodec(Codec):
         return tuple(string for (string,) in strings)  # one feature: one string each
 
     def _decompress_published(self, parts: tuple[bytes, ...], size: Shape) -> np.ndarray:
-        p, q = _padded(size[2:], self.model)
+        padded = _padded(size[2:], self.model)
         _, unpad = compute_padding(*size[2:], min_div=self.model.stride[0])
-        hyper = torch.Size(_hyper_size((p, q), self.model))
+        hyper = torch.Size(_hyper_size(padded, self.model))
+        latent = _coded_size(padded, self.model)
         if isinstance(self.model, Elic):
-            latent = (p // self.model.latent_stride[0], q // self.model.latent_stride[1])
             shape = {"hyper": hyper, "y": [(count, *latent) for count in self.model.groups]}
-            expected = 2 * len(self.model.groups) + 1
+            # per group a string of its anchors and one of the others
+            channels = [count / 2 for count in self.model.groups for _ in range(2)]
         else:
-            shape, expected = hyper, 2
-        if len(parts) != expected:
-            raise BitstreamError(f"inconsistent: {len(parts)} parts, expected {expected}")
+            shape, channels = hyper, [self.model.arch.M]
+        if len(parts) != len(channels) + 1:
+            raise BitstreamError(f"inconsistent: {len(parts)} parts, expected {len(channels) + 1}")
+        *y_parts, z_part = parts
+        z_bits, y_bits = self.tables.least_bits(math.prod(hyper), math.prod(latent))
+        rans.check_room(z_part, z_bits)
+        for part, count in zip(y_parts, channels, strict=True):
+            rans.check_room(part, y_bits * count / self.model.arch.M)
         x_hat = self.model.decompress([[part] for part in parts], shape)["x_hat"]
         return F.pad(x_hat, unpad).contiguous().cpu().numpy()
 
@@ -333,11 +361,18 @@ def _hyper_size(size: Size, model: Model) -> Size:
     return p // model.stride[0], q // model.stride[1]
 
 
+def _coded_size(size: Size, model: Model) -> Size:
+    """Rows and columns of the latents that cover real values."""
+    rows, cols = (
+        -(-length // step) for length, step in zip(size, model.latent_stride, strict=True)
+    )
+    return rows, cols
+
+
 def _coded_mask(size: Size, model: Model, device: torch.device) -> Tensor:
     """(1, 1, h, w) bool over the latents of the padded plane: True where they cover real values."""
-    steps = model.latent_stride
-    h, w = (length // step for length, step in zip(_padded(size, model), steps, strict=True))
-    rows, cols = (-(-length // step) for length, step in zip(size, steps, strict=True))
+    h, w = _coded_size(_padded(size, model), model)
+    rows, cols = _coded_size(size, model)
     mask = torch.zeros(1, 1, h, w, dtype=torch.bool, device=device)
     mask[..., :rows, :cols] = True
     return mask

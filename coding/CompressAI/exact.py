@@ -82,7 +82,7 @@ class ExactConv(nn.Module):
         if (self.weight.int().abs() > LARGEST).any():
             raise UserError(f"exact: a weight is above {LARGEST}")
         sums, limbs = self.bounds()
-        if (sums >= 1 << 53).any() or (limbs >= 1 << 31).any() or limit > LARGEST_RESULT:
+        if (sums >= 1 << 53).any() or (limbs >= 1 << 31).any() or not 1 <= limit <= LARGEST_RESULT:
             raise UserError("exact: the weights allow sums that are not exact")
 
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,8 @@ class ExactConv(nn.Module):
     def _round(self, sums: Tensor, limit: int) -> Tensor:
         """(rows, O) float64 integers, changed in place."""
         sums += self.bias.double()
-        sums *= torch.exp2(-self.shift.double())
+        # 2^-shift put together from its bits: a compiler's exp2 may be off in the last one
+        sums *= ((1023 - self.shift) << 52).view(torch.float64)
         sums = sums.add_(0.5).floor_().clamp_(-limit, limit)
         leak = self._leak() / (1 << LEAK_BITS)
         return torch.where(sums < 0, (sums * leak).add_(0.5).floor_(), sums)
@@ -212,7 +213,7 @@ class ExactNet(nn.Module):
     def forward(self, x: Tensor, how: Literal["auto", "int8", "float64"] = "auto") -> Tensor:
         """(B, I, H, W) float32 -> (B, O, H', W') float32, multiples of 2^-exponent_out."""
         if how == "auto":
-            how = "int8" if x.device.type == "cpu" and _int8_is_exact() else "float64"
+            how = "int8" if x.device.type == "cpu" and use_int8() else "float64"
         a = x.permute(0, 2, 3, 1) * 2.0 ** int(self.exponent_in)
         a = quantise(a)
         for layer in self.layers:
@@ -288,12 +289,15 @@ def _round_int8(upper, lower, bias, shift, leak, limit, out):
             out[i, o] = value
 
 
+def use_int8() -> bool:
+    """Whether 8-bit integer products are the faster way to the sums on this CPU, and right."""
+    return fast_int8() and int8_is_right()
+
+
 @lru_cache(maxsize=1)
-def _int8_is_exact() -> bool:
-    """Whether integer products are fast here, and right at their extremes (some processors without
-    AMX saturate)."""
-    if not fast_int8():
-        return False
+def int8_is_right() -> bool:
+    """Whether integer products are right at their extremes: processors with neither AMX nor VNNI
+    saturate."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randint(-128, 128, (33, 515), generator=generator, dtype=torch.int8)
     b = torch.randint(-128, 128, (515, 34), generator=generator, dtype=torch.int8)

@@ -22,6 +22,7 @@ from coding.CompressAI.codec import LearnedCodec
 from coding.CompressAI.frozen import FloatNets
 from coding.errors import UserError
 from coding.feature import list_features, read_feature
+from coding.memory import keep_memory
 from coding.options import progress
 
 
@@ -83,6 +84,7 @@ def cost(codec: LearnedCodec, paths: Sequence[Path], kind: str | None = None) ->
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    keep_memory()
     with config.report_errors():
         found = freeze_codec(config.parse(FreezeConfig, argv, __doc__))
         for key, value in found.items():

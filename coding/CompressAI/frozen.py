@@ -39,13 +39,21 @@ class FrozenNets:
     def __init__(self, model: Model, state: dict[str, Tensor]):
         nets = {name: ExactNet(net.module) for name, net in model.entropy_nets().items()}
         self.nets = nn.ModuleDict(nets)
-        try:
-            self.medians, self.edges = state["medians"], state["scale_edges"]
-            self.nets.load_state_dict(
-                {key[5:]: value for key, value in state.items() if key.startswith("nets.")}
-            )
-        except (KeyError, RuntimeError) as error:
-            raise UserError(f"the integers do not fit the model: {error}") from error
+        wanted = {f"nets.{key}": value for key, value in self.nets.state_dict().items()}
+        wanted["medians"] = torch.empty(model.arch.N)
+        wanted["scale_edges"] = torch.empty(model.conditional.scale_table.numel() - 1)
+        for key in wanted.keys() | state.keys():
+            found, want = (_describe(values.get(key)) for values in (state, wanted))
+            if found != want:
+                raise UserError(
+                    f"the integers do not fit the model: {key} is {found}, expected {want}"
+                )
+        self.medians, self.edges = state["medians"], state["scale_edges"]
+        if not (self.medians.isfinite().all() and (self.edges.diff() > 0).all()):
+            raise UserError("medians, scale_edges: expected finite numbers, edges that increase")
+        self.nets.load_state_dict(
+            {key[5:]: value for key, value in state.items() if key.startswith("nets.")}
+        )
         for net in nets.values():
             net.check()
         self._by_module = {id(net.module): nets[name] for name, net in model.entropy_nets().items()}
@@ -82,6 +90,10 @@ class FloatNets:
         return module(x).float()
 
     table_indexes = FrozenNets.table_indexes
+
+
+def _describe(value: Tensor | None) -> str:
+    return "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
 
 
 @torch.no_grad()

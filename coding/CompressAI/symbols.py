@@ -1,6 +1,6 @@
 """From latents to symbols and back: the latent coders that stand before the entropy coder.
 
-Both walk a model's latents (``models.py``) and run what decides entropy parameters through its frozen
+Both walk a model's latents (``models``) and run what decides entropy parameters through its frozen
 form, so that the decoder sees the very numbers that the encoder saw. Latents that stand for padding
 alone are not coded and decode to their mean.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coding import rans
+from coding.CompressAI.models import Model
 from coding.errors import UserError
 
 
@@ -28,19 +29,28 @@ class EntropyNets(Protocol):
         """Scales -> number of the table, (same shape) int."""
 
 
+_WIDEST = (1 << rans.PRECISION) + 2
+"""Columns of a matrix of tables, at most: a row increases from 0 to 2^16."""
+
+
 class SymbolTables:
-    """The tables of z (one a channel) followed by those of y (one a scale).
+    """The tables of z (one per channel) followed by those of y (one per scale).
 
     Raises:
-        UserError: the model has none.
+        UserError: the model has none, or they are not sound.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         z, y = model.hyper_bottleneck, model.conditional
         if not z._quantized_cdf.numel() or not y._quantized_cdf.numel():
             raise UserError("the model has no entropy tables: save it with save_checkpoint")
         rows = [table._quantized_cdf.cpu() for table in (z, y)]
+        if any(row.ndim != 2 or row.size(1) > _WIDEST for row in rows):
+            raise UserError(f"tables: _quantized_cdf: expected rows of up to {_WIDEST} values")
+        if [len(row) for row in rows] != [model.arch.N, y.scale_table.numel()]:
+            raise UserError("tables: _quantized_cdf: expected a row per channel of z and per scale")
         self.latent = len(rows[0])  # y's first table
+        self.channels = model.arch.M
         cdf = torch.zeros(sum(map(len, rows)), max(row.size(1) for row in rows), dtype=torch.int32)
         cdf[: self.latent, : rows[0].size(1)] = rows[0]
         cdf[self.latent :, : rows[1].size(1)] = rows[1]
@@ -48,11 +58,20 @@ class SymbolTables:
             torch.cat([getattr(table, name).reshape(-1) for table in (z, y)]).cpu().numpy()
             for name in ("_cdf_length", "_offset")
         )
-        self.tables = rans.Tables(cdf.numpy(), length, offset)
+        try:
+            self.tables = rans.Tables(cdf.numpy(), length, offset)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def least_bits(self, hyper: int, latents: int) -> tuple[float, float]:
+        """The fewest bits that z at so many positions and y at so many take, whatever they are."""
+        least = self.tables.least
+        z_bits = hyper * float(least[: self.latent].sum())
+        return z_bits, latents * self.channels * float(least[self.latent :].min())
 
 
 class SymbolEncoder:
-    """Latent coder that quantises to symbols and remembers them in order; see models.LatentCoder."""
+    """Latent coder that quantises to symbols and remembers them in order; see models/base.py."""
 
     def __init__(self, nets: EntropyNets, tables: SymbolTables):
         self.nets, self.tables = nets, tables

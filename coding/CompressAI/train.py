@@ -47,8 +47,9 @@ from coding.CompressAI.curves import plot_curves
 from coding.CompressAI.import_published import read_published
 from coding.CompressAI.models import MODELS, Model, Native, build_model
 from coding.CompressAI.patches import PatchDataset, digest_patches, load_patch_kind
-from coding.devices import check_device, fast_bf16, keep_memory
+from coding.devices import check_device, fast_bf16
 from coding.errors import UserError
+from coding.memory import keep_memory
 from coding.paths import LOG_CSV
 from coding.stamps import Stamp, digest_file
 
@@ -179,8 +180,6 @@ class Training:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.device = check_device(cfg.device) if cfg.device else self.accelerator.device
-        if self.device.type == "cpu":
-            keep_memory()
         self.processes = self.accelerator.num_processes
         if cfg.batch_size % self.processes:
             raise UserError(f"batch_size: {cfg.batch_size} does not divide by {self.processes}")
@@ -449,6 +448,7 @@ def _load_pretrained(model: Model, path: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    keep_memory()
     with config.report_errors():
         best = train(config.parse(TrainConfig, argv, __doc__))
         losses = ", ".join(f"{key} {best[key]:.6g}" for key in ("loss", "bpp", "mse"))

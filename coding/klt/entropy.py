@@ -143,7 +143,7 @@ def to_frequencies(weights: np.ndarray) -> np.ndarray:
     return freq
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def count(y, symbols, group, reach, counts, sums):
     """Add symbols (R, D) and what quantisation left over to the histograms of their components.
 
@@ -158,7 +158,7 @@ def count(y, symbols, group, reach, counts, sums):
                 sums[g, q + CENTROIDS - 1] += y[r, i] - q
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def choose(y, table, bits, centroid, weight, limit, symbols):
     """Symbols of least (error / step)^2 + weight * bits; the cost of each row.
 
@@ -204,7 +204,7 @@ def choose(y, table, bits, centroid, weight, limit, symbols):
     return costs, rates
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def reconstruct(symbols, table, centroid, out):
     """Symbols (R, D) -> values over the step (R, D) float32, given the table (D,) of each component."""
     for r in range(symbols.shape[0]):

@@ -120,14 +120,14 @@ def _scale(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return lowest, second - lowest
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _key(pattern):
     """Key of a float32 from 0 to 2^32 - 1; -0.0 counts as 0.0."""
     key = monotone_key(np.int64(pattern)) + 0x80000000
     return key + (key == 0x7FFFFFFF)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _count_bins(patterns, bins):
     for pattern in patterns:
         key = _key(pattern)
@@ -138,7 +138,7 @@ def _count_bins(patterns, bins):
         row[2] += place * place
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _count_places(patterns, slot, counts):
     for pattern in patterns:
         key = _key(pattern)

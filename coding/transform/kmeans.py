@@ -165,7 +165,7 @@ def _cluster_means(values: np.ndarray, weights: np.ndarray, edges: np.ndarray) -
     return first + np.add.reduceat(weights * offset, edges[:-1]) / mass
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _statistics(values, weights):
     """Weight, mean and squared error of runs, such that two of them make up any interval.
 
@@ -206,7 +206,7 @@ def _statistics(values, weights):
     return table, level
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _cost(table, level, i, j):
     """c(i, j), the squared error of points i .. j-1 about their mean."""
     last = j - 1
@@ -218,7 +218,7 @@ def _cost(table, level, i, j):
     return left[2] + right[2] + delta * delta * left[0] * right[0] / (left[0] + right[0])
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _shortest_path(table, level, n, penalty):
     """Cheapest path 0 -> n where each edge costs c(i, j) + penalty.
 
