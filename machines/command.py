@@ -1,6 +1,6 @@
 """The one command line of all machines: extract features, evaluate folders of features.
 
-    python cls.py                                            extract and evaluate, embedded preset
+    python cls.py                                            extract and evaluate, tiny preset
     python cls.py --mode evaluate --features DIR [DIR ...]   task accuracy of decoded features
     python cls.py --machine resnet50 --mode extract          the full-size preset
 
