@@ -186,7 +186,7 @@ def test_trained_codec_is_better_than_the_mean(trained):
     mapping = next(iter(codec.kinds.values())).mapping
     x = toy_feature(201, 70)
     u, u_hat = mapping.forward(x), mapping.forward(codec.decode(codec.encode(x)))
-    assert np.mean((u - u_hat) ** 2) < 0.5 * u.var()
+    assert np.mean((u - u_hat) ** 2) < 0.7 * u.var()
 
 
 def published_evaluation(model, mapping: np.ndarray, x: np.ndarray) -> tuple[float, np.ndarray]:

@@ -14,7 +14,7 @@ from torch import nn
 from coding import rans
 from coding.codec import BitstreamError, load_codec
 from coding.CompressAI import exact
-from coding.CompressAI.checkpoint import load_model
+from coding.CompressAI.checkpoint import Kind, load_model
 from coding.CompressAI.codec import _coded_mask, tile_size, tiles
 from coding.CompressAI.exact import LARGEST, ExactConv, ExactNet
 from coding.CompressAI.freeze import FreezeConfig, cost, freeze_codec
@@ -22,6 +22,7 @@ from coding.CompressAI.frozen import FrozenNets, _freeze_net, _set_layer
 from coding.CompressAI.models import build_model
 from coding.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
 from coding.feature import write_feature
+from coding.transform.mapping import Mapping
 
 WAYS = ["int8", "float64"]
 
@@ -129,13 +130,13 @@ def test_layers_without_an_exact_form_are_refused():
 
 
 def test_freezing_costs_nothing(trained, tmp_path):
-    """Rate and MSE within 0.1% of the float networks."""
+    """Rate and MSE are those of the float networks, but for the 4 bytes that strings are rounded to."""
     paths = [tmp_path / f"f{i}.npy" for i in range(30)]
     for i, path in enumerate(paths):
         write_feature(path, toy_feature(i, 120))
     found = cost(load_codec(trained), paths)
     assert found["bytes"] > 10000
-    assert abs(found["bytes_ratio"] - 1) < 1e-3
+    assert abs(found["bytes_ratio"] - 1) < 5e-3
     assert abs(found["mse_ratio"] - 1) < 1e-3
 
 
@@ -237,6 +238,30 @@ def test_any_setting_decodes_what_any_other_encoded(untrained, monkeypatch):
             if latents is not None:
                 assert all(map(torch.equal, latents, Watched.last)), name
             latents = Watched.last
+
+
+@pytest.mark.parametrize("assignment", ["nearest", "continuous"])
+def test_values_move_by_a_level_at_most(untrained, assignment):
+    """Latents are exact; what g_s makes of them is rounded to levels, and float noise at the edge
+    between two moves a value to the next level, however far that is. Nothing else moves it."""
+    codec = load_codec(untrained)
+    kind = codec.kinds["toy_hidden"]
+    mapping = Mapping(kind.mapping.codebooks, assignment)
+    codec.kinds = {"toy_hidden": Kind(kind.facts, mapping)}
+    centres = mapping.codebooks.astype(np.float32)
+    for seed in range(4):
+        data = codec.encode(toy_feature(seed, 150))
+        found = []
+        for setting in ("one thread", "three threads", "no oneDNN"):
+            with SETTINGS[setting]():
+                found.append(codec.decode(data))
+        for other in found[1:]:
+            if assignment == "nearest":
+                levels = [np.searchsorted(centres, values) for values in (found[0], other)]
+                assert np.array_equal(centres[levels[1]], other)
+                assert np.abs(np.diff(levels, axis=0)).max() <= 1
+            else:  # no levels: in proportion to the noise
+                assert np.abs(mapping.forward(found[0]) - mapping.forward(other)).max() < 1e-4
 
 
 def test_compiled_networks_decode_what_plain_ones_encoded(untrained):

@@ -102,7 +102,7 @@ def test_the_driver_trains_and_codes_it(batch, data):
     rows = [row for row in rows if row.codec == "native"]
     assert len(rows) == 1
     assert rows[0].nmse < {"maps": 0.005, "toy": 0.05}[name]
-    assert rows[0].bpfp < {"maps": 3.0, "toy": 1.5}[name]
+    assert rows[0].bpfp < {"maps": 3.5, "toy": 2.0}[name]
     losses = [float(line.split(",")[1]) for line in (folder / "log.csv").read_text().split()[1:]]
     assert losses[-1] < losses[0]
     assert json.loads((folder / "config.json").read_text())["arch"]["inputs"] > 1

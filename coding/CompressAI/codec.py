@@ -59,6 +59,17 @@ T = TypeVar("T")
 class LearnedCodec(Codec):
     """A learned codec with the mappings of the kinds of features that it knows.
 
+    Guarantees:
+
+    * Symbols and latents are exact in our own mode: every device, thread count and library version
+      decodes those that were encoded. A decoder that errs all the same, a foreign one say, is refused
+      by a checksum of 31 bits, which misses one error in 2^31. In the published mode floats decide.
+    * Values are not exact. g_s runs over floats, whose noise depends on threads, processor and library.
+      Where u_hat lies at the edge between two levels, the value moves to the neighbouring level's
+      centre: by one gap of the codebook at most, but in its tails a gap may be several units. Between
+      g_s in bf16 (CUDA, AMX) and in float32 it is a few levels. With continuous assignment values move
+      in proportion to the noise.
+
     Args:
         model: a model with its entropy tables.
         tables: these tables.
