@@ -405,6 +405,20 @@ def test_kinds_that_share_a_codebook(toy, toy_facts, toy_mapping, untrained, tmp
         codec.decode(bitstream.pack(replace(stream, shape=(1, 1, 80, 64))))
 
 
+def test_shape_and_tiles_are_under_the_check(untrained):
+    """A header that announces a row more, or tiles in another order: sealed again, and found out."""
+    codec = load_codec(untrained).at_tile(64)
+    stream = bitstream.unpack(codec.encode(toy_feature(0, 130)))
+    size, *strings = stream.parts
+    assert len(strings) == 6
+    n, c, h, w = stream.shape
+    swapped = (size, strings[1], strings[0], *strings[2:])
+    for change in ({"shape": (n, c, h - 1, w)}, {"parts": swapped}, {"mode": 0}):
+        with pytest.raises(BitstreamError, match=r"not what was encoded|truncated"):
+            codec.decode(bitstream.pack(replace(stream, **change)))
+    assert codec.decode(bitstream.pack(stream)).shape == stream.shape
+
+
 def test_other_codecs_and_mappings_are_refused(untrained, toy_facts, tmp_path):
     codec = load_codec(untrained)
     data = codec.encode(toy_feature(0, 16))

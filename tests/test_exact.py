@@ -215,8 +215,8 @@ def int8_sums():
 class Watched(SymbolDecoder):
     """Remembers the latents of the last decoding."""
 
-    def finish(self) -> None:
-        super().finish()
+    def finish(self, check: int = 0) -> None:
+        super().finish(check)
         Watched.last = [piece.clone().contiguous() for piece in self.latents]
 
 

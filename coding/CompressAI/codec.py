@@ -5,12 +5,13 @@
 
 A plane is (1, 1, P, Q). For the codec ``native`` it is (B, K, P, Q), the feature in its own layout.
 
-Two modes, told apart in the bitstream:
+Two ways, told apart by the payload's mode in the bitstream:
 
 * ours: the plane is padded below and to the right with the level of 0.0; latents that stand for
   padding alone are not sent (they decode to their mean); z and y share one rANS string. What decides
   the symbols is computed in integers (frozen.py), so that every device decodes what another encoded. A
-  plane larger than a tile is coded in tiles, each for itself, so that memory does not grow with it.
+  plane larger than a tile is coded in tiles, each for itself, so that memory does not grow with it. Each
+  string's checksum covers the shape and the tile's place too (but not in mode 0, of earlier versions).
 * published: the plane is padded on all sides with 0, CompressAI's own ``compress`` makes one string
   for z and one for each part of y. For like-for-like comparison with published figures.
 """
@@ -19,6 +20,7 @@ import copy
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -44,8 +46,8 @@ from coding.errors import UserError
 from coding.feature import FeatureError, check_feature
 from coding.views import Shape, Views
 
-OURS, PUBLISHED = 0, 1
-"""Payload modes of the bitstream."""
+UNSEALED, PUBLISHED, OURS = 0, 1, 2
+"""Payload modes of the bitstream: as earlier versions wrote ours, the published one, ours."""
 GRAIN = 64
 """Tiles are multiples of this."""
 TILE = 512
@@ -150,7 +152,7 @@ class LearnedCodec(Codec):
         if self.published:
             parts = self._compress_published(plane)
         else:
-            parts = self._compress(plane, chosen.mapping.zero)
+            parts = self._compress(plane, chosen.mapping.zero, feature.shape)
         return pack(
             Bitstream(
                 codec_id=self.id[:ID_BYTES],
@@ -183,8 +185,9 @@ class LearnedCodec(Codec):
         if misfit := self._misfit(size):
             raise BitstreamError(f"inconsistent: {stream.shape}: {misfit}")
         try:
-            if stream.mode == OURS:
-                plane = self._decompress(stream.parts, size)
+            if stream.mode in (UNSEALED, OURS):
+                sealed = stream.shape if stream.mode == OURS else None
+                plane = self._decompress(stream.parts, size, sealed)
             elif stream.mode == PUBLISHED and not self.model.native:
                 plane = self._decompress_published(stream.parts, size)
             else:
@@ -251,14 +254,18 @@ class LearnedCodec(Codec):
                 return kind
         raise BitstreamError("; ".join(why))
 
-    def _compress(self, plane: np.ndarray, zero: float) -> tuple[bytes, ...]:
-        """One string; or, of a plane larger than a tile, the tiles' size and a string a tile."""
+    def _compress(self, plane: np.ndarray, zero: float, feature: Shape) -> tuple[bytes, ...]:
+        """One string; or, of a plane larger than a tile, the tiles' size and a string per tile.
+
+        Args:
+            feature: the shape that the strings are sealed with.
+        """
         size = tile_size(plane.shape[2:], self.tile)
         places = list(tiles(plane.shape[2:], size))
         parts = [_write_tile_size(size)] if len(places) > 1 else []
 
         def code(place: Place) -> bytes:
-            return self._analyse(plane[..., *place], zero).finish()
+            return self._analyse(plane[..., *place], zero).finish(_seal(feature, place))
 
         return tuple(parts + self._each(code, places))
 
@@ -287,7 +294,14 @@ class LearnedCodec(Codec):
         x = F.pad(x, (0, cols - q, 0, rows - p), value=zero)
         return x.contiguous(memory_format=torch.channels_last)
 
-    def _decompress(self, parts: tuple[bytes, ...], shape: Shape) -> np.ndarray:
+    def _decompress(
+        self, parts: tuple[bytes, ...], shape: Shape, sealed: Shape | None = None
+    ) -> np.ndarray:
+        """The strings -> the plane (B, K, P, Q) = ``shape``.
+
+        Args:
+            sealed: shape of the feature that the strings are sealed with; ``None``: they are not.
+        """
         size = shape[2:]
         if len(parts) > 1:
             size, parts = _read_tile_size(parts[0]), parts[1:]
@@ -309,7 +323,7 @@ class LearnedCodec(Codec):
             hyper = (shape[0], self.tables.latent, *_hyper_size((p, q), self.model))
             coder = SymbolDecoder(self.nets, self.tables, string, hyper)
             y_hat = self.model.walk(coder, mask=_coded_mask((p, q), self.model, self.device))
-            coder.finish()
+            coder.finish(0 if sealed is None else _seal(sealed, place))
             plane[..., *place] = self._synthesis(y_hat)[..., :p, :q]
 
         self._each(code, places, parts)
@@ -405,6 +419,12 @@ def tiles(plane: Size, size: Size) -> Iterator[Place]:
         for left in range(0, plane[1], size[1]):
             bottom, right = min(top + size[0], plane[0]), min(left + size[1], plane[1])
             yield slice(top, bottom), slice(left, right)
+
+
+def _seal(feature: Shape, place: Place) -> int:
+    """CRC-32 of what says where a tile's values belong."""
+    numbers = [*feature, *(end for side in place for end in (side.start, side.stop))]
+    return zlib.crc32(np.array(numbers, "<u4").tobytes())
 
 
 def _write_tile_size(size: Size) -> bytes:

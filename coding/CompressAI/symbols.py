@@ -94,11 +94,13 @@ class SymbolEncoder:
         self._add(symbols, self.nets.table_indexes(scales) + self.tables.latent, mask)
         return self._keep(symbols if means is None else symbols + means)
 
-    def finish(self) -> bytes:
-        """One rANS string of everything, sealed with a checksum of the latents."""
+    def finish(self, check: int = 0) -> bytes:
+        """One rANS string of everything, sealed with a checksum of the latents and of what else the
+        caller names."""
         symbols = torch.cat(self.symbols).to(torch.int32).cpu().numpy()
         indexes = torch.cat(self.indexes).to(torch.int32).cpu().numpy()
-        return rans.encode(symbols, indexes, self.tables.tables, checksum(self.latents))
+        check ^= checksum(self.latents)
+        return rans.encode(symbols, indexes, self.tables.tables, check)
 
     def _add(self, symbols: Tensor, indexes: Tensor, mask: Tensor | None) -> None:
         self.symbols.append(_coded(symbols, mask).flatten())
@@ -141,14 +143,14 @@ class SymbolDecoder:
             symbols[:, :, mask[0, 0]] = found
         return self._keep(symbols if means is None else symbols + means)
 
-    def finish(self) -> None:
-        """Check that the string ends here and that symbols and latents are the encoder's, by a checksum
-        of 31 bits: it misses one error in 2^31.
+    def finish(self, check: int = 0) -> None:
+        """Check that the string ends here and that symbols, latents and ``check`` are the encoder's, by
+        a checksum of 31 bits: it misses one error in 2^31.
 
         Raises:
             RansError: they are not.
         """
-        self.reader.finish(checksum(self.latents))
+        self.reader.finish(check ^ checksum(self.latents))
 
     def _read(self, indexes: Tensor) -> Tensor:
         symbols = self.reader.decode(indexes.to(torch.int32).flatten().cpu().numpy())
