@@ -77,7 +77,7 @@ class SpeedRow:
     plane: str
     size: str
     encode: float
-    """Ours, millions of points a second."""
+    """Ours, millions of points per second."""
     decode: float
     encode_ratio: float | None
     """Seconds of stock over seconds of ours."""

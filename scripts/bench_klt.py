@@ -54,7 +54,7 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """Rate and speeds at one quality, in millions of points a second."""
+    """Rate and speeds at one quality, in millions of points per second."""
 
     quality: float
     bpfp: float

@@ -34,7 +34,7 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class CoderRow:
-    """One coder; speeds in millions of symbols a second."""
+    """One coder; speeds in millions of symbols per second."""
 
     coder: str
     encode: float

@@ -28,7 +28,7 @@ class Job:
     log: Path
     """Its output, stdout and stderr; begins with the command."""
     rows: Path | None = None
-    """A CSV that gains a row a step: the progress."""
+    """A CSV that gains a row per step: the progress."""
     steps: int = 1
     """Rows when it is done."""
     why: str = ""
@@ -67,7 +67,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> None:
                 job, process, bar = entry
                 status = process.poll()
                 done = job.steps if status == 0 else min(_count_rows(job.rows), job.steps)
-                if done != bar.n or sys.stdout.isatty():  # a log gets a line a step, no more
+                if done != bar.n or sys.stdout.isatty():  # a log gets a line per step, no more
                     bar.n = done
                     bar.refresh()
                 if status is not None:

@@ -37,9 +37,9 @@ class Row:
     lambda_value: list[float]
     """Weights of the distortion, one run each."""
     epochs: int | list[int]
-    """Epochs, one value or one a lambda."""
+    """Epochs, one value or one per lambda."""
     batch_size: int | list[int]
-    """Batch size, one value or one a lambda."""
+    """Batch size, one value or one per lambda."""
     patch_size: str | dict[str, str] = "256-256"
     """height-width of the crops; wide ones are folded. For a hybrid codec also one a task; they must
     fold to the same size. For native of maps, or tokens-1."""

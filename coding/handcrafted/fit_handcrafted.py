@@ -8,12 +8,12 @@ bounds of the least squared error for each channel and bit depth, on a sample; f
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from coding import config, locks, provenance
+from coding.errors import UserError
 from coding.feature import FeatureFacts, list_features
 from coding.fitting import FitOptions
 from coding.handcrafted.codec import BITS, HandcraftedCodec
@@ -27,11 +27,15 @@ SAMPLE = 4_000_000  # values at most that bounds are tried on
 class FitConfig(FitOptions):
     """Fitting of a handcrafted codec."""
 
-    codec: Literal["int", "cast", "jpegxl", "hevc"]
-    """Which one."""
+    codec: str
+    """Which one: int, cast, jpegxl or hevc."""
     quality: float | None = None
     """What the codec takes where nothing is asked for; null takes 8 bits, bfloat16, distance 1.6 or
     QP 27."""
+
+    def __post_init__(self):
+        if self.codec not in DEFAULT_QUALITY:
+            raise UserError(f"codec: expected one of {[*DEFAULT_QUALITY]}, got {self.codec!r}")
 
 
 DEFAULT_QUALITY = {"int": 8.0, "cast": 8.0, "jpegxl": 4.0, "hevc": 4.0}

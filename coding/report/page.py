@@ -43,7 +43,7 @@ that <span class="number">--anchor</span> asks for, else the published Hyperprio
 was run, else the nearest Hyperprior there is."""
 CROSS = """What a codec trained on one set of features (columns) gives on each machine (rows), at the
 rate parameter that most training sets share. Bold: trained on this machine alone."""
-SPEED = f"""Millions of feature points a second, pooled over all features and rates of a curve; “after
+SPEED = f"""Millions of feature points per second, pooled over all features and rates of a curve; “after
 first” leaves out each run's first feature, which also pays for compiling and loading. The size is
 {CONFIG_JSON} and {tables.WEIGHTS} of one model; a curve of a learned codec needs a model for each rate.
 Empty where the codec folder is not there."""

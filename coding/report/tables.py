@@ -134,7 +134,7 @@ def speed_table(root: Path, machines: Sequence[Machine]) -> Table:
 
 
 def _speeds(runs: Sequence[Run]) -> list[float | None]:
-    """Millions of points a second, pooled: to bytes, back; the same without each run's first feature."""
+    """Millions of points per second, pooled: to bytes, back; both without each run's first feature."""
     rows = [read_rate(run.folder / RATE_CSV) for run in runs]
     speeds = []
     for some in (

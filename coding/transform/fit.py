@@ -60,7 +60,7 @@ def fit_mapping(
         bit_depth: 1 .. 12, log2 of the number of levels.
         rows: tokens (axis H) sampled a file; 0 takes all.
         seed: of the sampling.
-        trun_low, trun_high: values are clipped to them first; one for all, or one a channel.
+        trun_low, trun_high: values are clipped to them first; one for all, or one per channel.
         per_channel: a codebook for each channel (axis C).
         assignment: of the mapping returned; the codebook does not depend on it.
         normalise: none, mean or scale, of each channel, before the codebook.

@@ -33,7 +33,7 @@ Values = TypeVar("Values", np.ndarray, "torch.Tensor")
 
 
 class Mapping:
-    """One codebook for all channels, or one a channel, with a rule that assigns values to levels.
+    """One codebook for all channels, or one per channel, with a rule that assigns values to levels.
 
     With c the centres rounded to float32 (the values that come out), L the levels::
 
@@ -151,8 +151,8 @@ class Mapping:
     def load(
         cls, path: str | Path | Sequence[str | Path], assignment: Assignment = "nearest"
     ) -> Mapping:
-        """Read a mapping: a JSON list of centres, a list of such lists (one a channel), an object with
-        such a list and its normalisation, or several files of one list each (one a channel).
+        """Read a mapping: a JSON list of centres, a list of such lists (one per channel), an object with
+        such a list and its normalisation, or several files of one list each (one per channel).
 
         Raises:
             FileNotFoundError: no such file.
@@ -212,7 +212,7 @@ class Mapping:
     def _check_channels(self, shape: Sequence[int]) -> None:
         if self.per_channel and (len(shape) < 2 or shape[1] != self.codebooks.shape[0]):
             raise UserError(
-                f"mapping: {self.codebooks.shape[0]} codebooks, one a channel (axis 1), "
+                f"mapping: {self.codebooks.shape[0]} codebooks, one per channel (axis 1), "
                 f"do not fit the shape {tuple(shape)}"
             )
         if self.normalised:
@@ -406,7 +406,7 @@ def check_normalisation(
 
 
 def _stack_channels(paths: Sequence[str | Path]) -> list[np.ndarray]:
-    """The single codebooks of several files, one a channel."""
+    """The single codebooks of several files, one per channel."""
     rows = [Mapping.load(path) for path in paths]
     for path, row in zip(paths, rows, strict=True):
         if row.normalised or row.codebooks.shape != (rows[0].levels,):

@@ -45,9 +45,9 @@ class FitConfig(TransformOptions):
     seed: int = 0
     """Decides which tokens."""
     trun_low: float | list[float] | None = None
-    """Values below are raised to it first; one number, or one a channel."""
+    """Values below are raised to it first; one number, or one per channel."""
     trun_high: float | list[float] | None = None
-    """Values above are lowered to it first; one number, or one a channel."""
+    """Values above are lowered to it first; one number, or one per channel."""
     per_channel: bool = False
     """A codebook for each channel (axis C)."""
     data_root: Path = field(default_factory=default_data_root)

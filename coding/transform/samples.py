@@ -13,7 +13,7 @@ from coding.feature import FeatureError, read_feature
 from coding.transform.mapping import Normalise
 
 Truncation = float | list[float] | None
-"""A bound for all channels, one a channel, or none."""
+"""A bound for all channels, one per channel, or none."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from coding.CompressAI.models.base import PARAMS, EntropyNet, LatentCoder, Likel
 from coding.CompressAI.models.elic import Elic, ElicArch, checkerboard_merge, checkerboard_split
 from coding.CompressAI.models.hyperprior import Hyperprior, HyperpriorArch
 from coding.CompressAI.models.native import Native, NativeArch
+from coding.registry import BUILT_IN
 
 __all__ = [
     "MODELS",
@@ -42,7 +43,7 @@ Model = Hyperprior | Elic | Native
 MODELS: dict[str, type[Model]] = {"hyperprior": Hyperprior, "elic": Elic, "native": Native}
 """Codec name -> model class."""
 
-PUBLISHED_NAMES = {"bmshj2018-hyperprior": "hyperprior", "elic2022-official": "elic"}
+PUBLISHED_NAMES = {e.published_name: e.name for e in BUILT_IN if e.published_name}
 """CompressAI's architecture names, as the published commands use them."""
 
 
