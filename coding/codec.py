@@ -8,11 +8,12 @@
 Which codecs there are is in :mod:`coding.registry`.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -180,6 +181,19 @@ def _read_entry(folder: Path) -> CodecEntry:
     values = files.read_json(path)
     name = values.get("codec") if isinstance(values, dict) else None
     return find_codec(name, f"{path}: key 'codec'")
+
+
+def read_number(values: dict[str, Any], key: str) -> float:
+    """A finite number of a codec folder's ``config.json``.
+
+    Raises:
+        KeyError: it is missing.
+        UserError: it is none; the message names the key.
+    """
+    value = values[key]
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        raise UserError(f"{key}: expected a finite number, got {value!r}")
+    return float(value)
 
 
 def to_dtype(x: np.ndarray, dtype: str) -> np.ndarray:

@@ -92,6 +92,21 @@ def to_argv(config: Any) -> list[str]:
     return argv
 
 
+def _refuse_nulls(built: Any) -> None:
+    """Refuse null where a field takes none, at any depth: jsonargparse lets it pass."""
+    if isinstance(built, list | tuple):
+        for item in built:
+            _refuse_nulls(item)
+    if not dataclasses.is_dataclass(built):
+        return
+    for field in dataclasses.fields(built):
+        value = getattr(built, field.name)
+        takes = field.type is Any or NoneType in get_args(field.type)
+        if value is None and not takes and not isinstance(field.type, str):
+            raise UserError(f"{field.name}: null is no value of it")
+        _refuse_nulls(value)
+
+
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
     """End the script with one line and status 1 for what the user can mend.
@@ -128,12 +143,15 @@ def build(config_class: type[T], values: dict[str, Any], where: str) -> T:
     """Make a (nested) dataclass from plain values with the same checks as the command line.
 
     Raises:
-        UserError: an unknown key, a missing one or a wrong type; the message starts with ``where``.
+        UserError: an unknown key, a missing one or a wrong type; the message, one line, starts with
+            ``where``.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=config_class)
     try:
         namespace = parser.parse_object({"value": values})
-        return parser.instantiate_classes(namespace).value
+        built = parser.instantiate_classes(namespace).value
+        _refuse_nulls(built)
+        return built
     except Exception as error:  # jsonargparse wraps every cause; the text names the key
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error

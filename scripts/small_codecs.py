@@ -111,6 +111,12 @@ def write_learned(name: str, kind: str, facts: FeatureFacts, output: Path) -> No
         for layer in model.g_a.modules():
             if isinstance(layer, torch.nn.Conv2d):
                 layer.weight.mul_(4)
+        inputs = getattr(model.arch, "inputs", 1)
+        x = model.g_s(model.g_a(torch.rand(1, inputs, 64, 64)).round())
+        last = [m for m in model.g_s.modules() if hasattr(m, "weight") and hasattr(m, "bias")][-1]
+        gain = 0.2 / x.std()
+        last.weight.mul_(gain)
+        last.bias.mul_(gain).add_(0.5 - gain * x.mean())  # within the codebook, mostly
     values = np.sort(np.concatenate([made_up(kind, seed).ravel() for seed in range(12)]))
     levels = np.quantile(values.astype(np.float64), np.linspace(0, 1, 64))
     save_checkpoint(output, model, name, [Kind(facts, Mapping(levels))], {})

@@ -20,6 +20,12 @@ hypothesis.settings.register_profile("project", deadline=None)  # the first call
 hypothesis.settings.load_profile("project")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--regenerate_golden", action="store_true", help="write the pinned bitstreams again"
+    )
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

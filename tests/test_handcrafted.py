@@ -265,9 +265,10 @@ def test_hostile_folders_are_named(world, tmp_path, name):
                 load_codec(folder)
     (folder / "model.safetensors").write_bytes(save(stored))
     values = json.loads((folder / "config.json").read_text())
-    for key, value in (("quality", None), ("quality", "x"), ("facts", []), ("format", 9)):
+    hostile = [("quality", value) for value in (None, "x", True, [], float("nan"), float("inf"))]
+    for key, value in (*hostile, ("facts", []), ("format", 9)):
         (folder / "config.json").write_text(json.dumps({**values, key: value}))
-        with pytest.raises(ValueError, match="not a sound"):
+        with pytest.raises(ValueError, match=f"not a sound .*{key}"):
             load_codec(folder)
     (folder / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):

@@ -11,13 +11,13 @@ import torch
 import yaml
 from conftest import toy_feature
 from safetensors.numpy import load as load_arrays
-from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as save_arrays
 
 from coding import evaluate
 from coding.bitstream import Bitstream, BitstreamError, pack, unpack
 from coding.codec import load_codec
 from coding.encode import main as encode_main
+from coding.errors import UserError
 from coding.feature import FeatureError, read_feature, write_feature
 from coding.klt import fit_klt
 from coding.klt.codec import _check, _put_raw
@@ -300,6 +300,7 @@ def test_hostile_arrays_are_named(token_codec, tmp_path, name):
     wrong = [None, array[:-1], array.astype(np.float64), np.zeros((0,), array.dtype)]
     if array.dtype.kind == "f":
         wrong += [np.full_like(array, np.nan), np.full_like(array, np.inf)]
+        wrong += [np.full_like(array, 1e30)] * (name == "centroid")
     else:
         wrong += [np.full_like(array, np.iinfo(array.dtype).max)]
     if array.dtype == np.int32:
@@ -316,15 +317,37 @@ def test_hostile_arrays_are_named(token_codec, tmp_path, name):
         assert re.search(r"'\w+ is not sound'|KeyError\('\w+'\)", str(caught.value))
 
 
-@pytest.mark.parametrize("value", [None, "x", -1, 0, float("inf"), 1e300, [], {}])
-@pytest.mark.parametrize("key", ["unit", "layout", "facts"])
-def test_hostile_configs_are_named(token_codec, tmp_path, key, value):
+HOSTILE = [None, "x", True, -1, 0, 1e300, 10**400, float("inf"), float("nan"), [], {}]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["unit", "weight", "quality", "layout", "facts", "layout.clusters", "layout.block", "facts.axes",
+     "facts.shape", "facts.dtype"],
+)  # fmt: skip
+def test_hostile_configs_are_named(token_codec, tmp_path, key):
+    """Missing, of another type or impossible: one line at loading, which names folder and key."""
     folder = tmp_path / "codec"
     shutil.copytree(token_codec[0], folder)
-    values = json.loads((folder / "config.json").read_text()) | {key: value}
-    (folder / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match="not a sound klt codec"):
-        load_codec(folder)
+    text = (folder / "config.json").read_text()
+    possible = {"weight": [0, 1e300], "quality": [-1, 0]}.get(key, [])
+    for value in ("missing", *HOSTILE):
+        if any(type(value) is type(good) and value == good for good in possible):
+            continue
+        values = json.loads(text)
+        *outer, last = key.split(".")
+        entry = values[outer[0]] if outer else values
+        if value == "missing":
+            del entry[last]
+        else:
+            entry[last] = value
+        if value == "missing" and key in ("facts.axes", "facts.dtype"):  # they have defaults
+            continue
+        (folder / "config.json").write_text(json.dumps(values))
+        with pytest.raises(UserError, match=f"{last}|mean") as caught:  # means are one per cluster
+            load_codec(folder)
+        assert str(folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_fit_on_one_file_validates_on_what_it_was_not_fitted_on(tmp_path, monkeypatch):
@@ -424,14 +447,30 @@ def test_post_filter_where_tokens_tell_nothing_of_each_other(tmp_path):
         assert np.abs(model.post.taps[:, :, 1]).max() < 0.1
 
 
-def test_damaged_post_filter_is_named(tmp_path):
-    for i in range(10):
-        write_feature(tmp_path / "train" / f"{i}.npy", walk(i))
+@pytest.mark.parametrize("clusters", [1, 2])
+def test_hostile_post_filters_are_named(tmp_path, clusters):
+    """An array that is missing, of another shape or dtype, not finite, or a negative bound."""
+    for i in range(30):
+        write_feature(tmp_path / "train" / f"{i:02d}.npy", walk(i))
     output = tmp_path / "codec"
     fit_klt.main(
-        ["--features", str(tmp_path / "train"), "--output", str(output), "--clusters", "[2]"]
-    )
-    arrays = load_file(output / WEIGHTS)
-    save_file(arrays | {"post_taps": arrays["post_taps"][:, 1:]}, output / WEIGHTS)
-    with pytest.raises(ValueError, match=r"not a sound klt codec.*post filter of sizes"):
-        load_codec(output)
+        ["--features", str(tmp_path / "train"), "--output", str(output),
+         "--clusters", f"[{clusters}]"]
+    )  # fmt: skip
+    several = load_codec(output).model.transform.layout.clusters > 1
+    stored = load_arrays((output / WEIGHTS).read_bytes())
+    names = {"post_taps", "post_limit", "post_mean"} | ({"post_basis"} if several else set())
+    assert names == {name for name in stored if name.startswith("post_")}
+    for name in names:
+        array = stored[name]
+        wrong = [None, array[1:], array[None], array.astype(np.float64)]
+        wrong += [np.full_like(array, value) for value in (np.nan, np.inf)]
+        wrong += [-array - 1] * (name == "post_limit")
+        for value in wrong:
+            changed = {key: entry for key, entry in stored.items() if key != name}
+            if value is not None:
+                changed[name] = value
+            (output / WEIGHTS).write_bytes(save_arrays(changed))
+            with pytest.raises(UserError, match=f"not a sound klt codec .*{name}") as caught:
+                load_codec(output)
+            assert str(output) in str(caught.value)

@@ -27,7 +27,7 @@ from safetensors.numpy import load, save
 
 from coding import files
 from coding.bitstream import BitstreamError
-from coding.codec import CONFIG_JSON, ExtraKind, OneKindCodec
+from coding.codec import CONFIG_JSON, ExtraKind, OneKindCodec, read_number
 from coding.errors import UserError
 from coding.feature import FeatureError, FeatureFacts
 from coding.views import Shape
@@ -123,7 +123,7 @@ class HandcraftedCodec(OneKindCodec):
             facts = FeatureFacts.of_record(values["facts"], "facts")
             arrays = load((folder / WEIGHTS).read_bytes()) if cls.arrays_of else {}
             # earlier versions rounded a quality when they used it
-            asked = float(values["quality"])
+            asked = read_number(values, "quality")
             return cls(facts, arrays, min(cls.settings, key=lambda setting: abs(setting - asked)))
         except FileNotFoundError as error:
             raise UserError(f"{folder / WEIGHTS}: missing from the codec folder") from error

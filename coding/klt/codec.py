@@ -52,7 +52,11 @@ class KltCodec(OneKindCodec):
     ) -> Self:
         if published or kinds:
             raise UserError(f"{folder}: a klt codec has no published mode and no mappings")
-        return cls(*KltModel.load(folder))
+        model, quality = KltModel.load(folder)
+        try:
+            return cls(model, quality)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
 
     @property
     def id(self) -> bytes:
@@ -97,7 +101,8 @@ class KltCodec(OneKindCodec):
         if len(parts) not in (2, 3) or len(parts[0]) != 2:
             raise BitstreamError("inconsistent: not the parts of a klt bitstream")
         grade = int.from_bytes(parts[0], "little", signed=True)
-        if abs(grade) > MAX_GRADE or not np.isfinite(np.float32(self.model.transform.step(grade))):
+        largest = np.finfo(np.float32).max
+        if abs(grade) > MAX_GRADE or self.model.transform.step(grade) > largest:
             raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
         block = self.model.transform.layout.block
         count = self.facts.views.count_vectors(shape, block)

@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 from scipy.fft import dct
 
 from coding import config, files, rans
-from coding.codec import CONFIG_JSON
+from coding.codec import CONFIG_JSON, read_number
 from coding.errors import UserError
 from coding.feature import FeatureFacts
 from coding.klt.entropy import CENTROIDS, Bank, choose, reconstruct
@@ -296,14 +296,14 @@ class KltModel:
         try:
             layout = config.build(Layout, values["layout"], "layout")
             facts = FeatureFacts.of_record(values["facts"], "facts")
-            numbers = {name: float(values[name]) for name in ("unit", "weight", "quality")}
+            numbers = {name: read_number(values, name) for name in ("unit", "weight", "quality")}
             _check_state(layout, facts, arrays, numbers)
             basis = arrays["basis"].astype(np.float32) if layout.rotate else None
             transform = Transform(layout, arrays["mean"], basis, numbers["unit"])
-            post = PostFilter.of_arrays(arrays, (RUNGS, transform.mean.shape[1]))
-            return cls(facts, transform, _rungs(arrays), numbers["weight"], post), numbers[
-                "quality"
-            ]
+            shape = RUNGS, transform.mean.shape[1]
+            post = PostFilter.of_arrays(arrays, shape, own_basis=layout.clusters > 1)
+            model = cls(facts, transform, _rungs(arrays), numbers["weight"], post)
+            return model, numbers["quality"]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder}: not a sound klt codec ({error!r})") from error
 
@@ -328,16 +328,13 @@ def _check_state(
         expect(name, bool(np.isfinite(array).all()))
         return array
 
-    clusters, positions, channels = (
-        layout.clusters,
-        layout.block**2,
-        facts.views.channels(facts.shape),
-    )
-    expect("layout", clusters >= 1 and layout.block >= 1 and (facts.views.is_map or positions == 1))
+    clusters, positions = layout.clusters, layout.block**2
+    channels = facts.views.channels(facts.shape)
+    expect("layout.clusters", clusters >= 1)
+    expect("layout.block", layout.block >= 1 and (facts.views.is_map or positions == 1))
     expect("facts", channels is not None)
     expect("unit", 0 < numbers["unit"] < MAX_UNIT)
-    expect("weight", 0 <= numbers["weight"] < math.inf)
-    expect("quality", abs(numbers["quality"]) < math.inf)
+    expect("weight", numbers["weight"] >= 0)
     shaped("mean", "float32", clusters, channels, positions)
     if layout.rotate:
         shaped("basis", "float16", clusters, channels, channels)
@@ -352,7 +349,8 @@ def _check_state(
     expect("freqs", bool((np.add.reduceat(freqs, starts) == 1 << rans.PRECISION).all()))
     offset = shaped("offset", "int32", tables).astype(np.int64)
     expect("offset", bool(np.abs(offset).max() <= MAX_VALUE))
-    shaped("centroid", "float32", tables, 2 * CENTROIDS - 1)
+    centroid = shaped("centroid", "float32", tables, 2 * CENTROIDS - 1)
+    expect("centroid", bool(np.abs(centroid).max() <= MAX_VALUE))
     chosen = shaped("chosen", "uint8", RUNGS, clusters, channels * positions)
     expect("chosen", bool((chosen.max(axis=(1, 2)) < banks).all()))
     indexes = shaped("clusters", "int32", RUNGS, clusters + 1)

@@ -52,29 +52,35 @@ class PostFilter:
         return out
 
     @classmethod
-    def of_arrays(cls, arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> Self | None:
+    def of_arrays(
+        cls, arrays: dict[str, np.ndarray], shape: tuple[int, int], own_basis: bool
+    ) -> Self | None:
         """The filter from its stored form, or None where there is none.
 
         Args:
             shape: rungs and C.
+            own_basis: whether the codec has several bases, so that the filter needs its own.
 
         Raises:
-            KeyError, UserError: the arrays are not sound.
+            KeyError, UserError: an array is missing or not sound; the message names it.
         """
-        if "post_taps" not in arrays:
+        if not any(name.startswith("post_") for name in arrays):
             return None
-        taps, basis = arrays["post_taps"].astype(np.float32), arrays.get("post_basis")
-        limit, mean = arrays["post_limit"], arrays["post_mean"]
         channels = shape[1:]
-        sizes = (taps.shape, limit.shape, mean.shape)
-        if sizes != ((*shape, 2), channels, channels):
-            raise UserError(f"post filter of sizes {sizes}")
-        if basis is not None and basis.shape != channels * 2:
-            raise UserError(f"post filter with a basis of size {basis.shape}")
-        known = (taps, limit, mean) if basis is None else (taps, limit, mean, basis)
-        if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in known):
-            raise UserError("post filter with values that are not finite")
-        return cls(taps, limit, mean, None if basis is None else basis.astype(np.float32))
+        stored = {
+            "post_taps": ("float16", (*shape, 2)),
+            "post_limit": ("float32", channels),
+            "post_mean": ("float32", channels),
+        } | ({"post_basis": ("float16", channels * 2)} if own_basis else {})
+        for name, kind in stored.items():
+            array = arrays[name]
+            if (array.dtype, array.shape) != kind or not np.isfinite(array).all():
+                raise UserError(f"{name} is not sound")
+        if (arrays["post_limit"] < 0).any():
+            raise UserError("post_limit is not sound")
+        basis = arrays["post_basis"].astype(np.float32) if own_basis else None
+        taps = arrays["post_taps"].astype(np.float32)
+        return cls(taps, arrays["post_limit"], arrays["post_mean"], basis)
 
 
 def neighbours(y: np.ndarray, length: int) -> np.ndarray:

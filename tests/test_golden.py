@@ -1,0 +1,133 @@
+"""Pinned bytes end to end: codec folders and bitstreams of every codec, and what they decode to.
+
+``golden/<codec>_<kind>/`` holds a codec folder (``codec.zip``), bitstreams ``mode<m>_<name>.ufc``, the
+features ``.npy`` that they decode to, and ``symbols.json``: the CRC-32 of the symbols of each rANS
+string. ``pytest tests/test_golden.py --regenerate_golden`` writes the bitstreams of today's payload mode
+again, and what is missing; codec folders and bitstreams of earlier modes are never touched.
+"""
+
+import io
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coding import rans
+from coding.bitstream import unpack
+from coding.codec import Codec, load_codec
+from coding.paths import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
+
+import small_codecs
+
+GOLDEN = Path(__file__).parent / "golden"
+QUALITIES = {
+    "klt": (-1, 2, 5),
+    "int": (3, 8),
+    "cast": (8, 11, 24),
+    "jpegxl": (4, 12),
+    "hevc": (4, 8),
+}
+BOTH_KINDS = [name for name in small_codecs.registered() if name in QUALITIES]
+"""Codecs that are small: both kinds of features are pinned; of the others, tokens are."""
+CASES = [(name, "tokens") for name in small_codecs.registered()]
+CASES += [(name, "maps") for name in BOTH_KINDS]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request, tmp_path) -> tuple[str, Path, Path]:
+    """Name of a codec, its golden files, its folder."""
+    name, kind = request.param
+    golden = GOLDEN / f"{name}_{kind}"
+    if request.config.getoption("--regenerate_golden"):
+        regenerate(name, kind, golden, tmp_path)
+    with zipfile.ZipFile(golden / "codec.zip") as archive:
+        archive.extractall(tmp_path / "codec")
+    return name, golden, tmp_path / "codec"
+
+
+def decode(codec: Codec, data: bytes, monkeypatch) -> tuple[np.ndarray, list[str]]:
+    """A decoded feature, and the CRC-32 of the symbols of each rANS string."""
+    seen = []
+    finish = rans.Decoder.finish
+
+    def note(decoder: rans.Decoder, check: int = 0) -> None:
+        finish(decoder, check)
+        seen.append(f"{decoder._check:08x}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rans.Decoder, "finish", note)
+        return codec.decode(data), seen
+
+
+def test_pinned_bytes_decode_to_pinned_values(case, monkeypatch):
+    """Symbols are exact, by their CRC-32 and by the coder's own check, which for learned codecs covers
+    the latents; so are values that integers give. Others may differ by what stands here."""
+    name, golden, folder = case
+    codec = load_codec(folder)
+    symbols = json.loads((golden / "symbols.json").read_text())
+    streams = sorted(golden.glob("*.ufc"))
+    assert len(streams) >= 1
+    for path in streams:
+        decoded, seen = decode(codec, path.read_bytes(), monkeypatch)
+        expected = np.load(path.with_suffix(".npy"))
+        assert (decoded.dtype, decoded.shape) == (expected.dtype, expected.shape)
+        assert seen == symbols[path.stem]
+        if name == "klt":
+            assert np.allclose(decoded, expected, rtol=1e-5, atol=1e-5), path
+        elif name == "jpegxl" and not path.stem.endswith("_12"):  # lossy: the library's floats
+            assert np.abs(decoded - expected).max() < 1e-3 * np.ptp(expected), path
+        elif name in QUALITIES:
+            assert np.array_equal(decoded, expected), path
+        else:  # a value at the edge between two levels of the codebook may take the other one
+            off = np.abs(decoded - expected) > 0.02 * expected.std()
+            assert off.mean() < 0.02, path
+
+
+def test_golden_files_are_small_and_of_every_codec():
+    files = [path for path in GOLDEN.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 300_000
+    assert {path.parent.name for path in files} == {"_".join(case) for case in CASES}
+
+
+def regenerate(name: str, kind: str, golden: Path, scratch: Path) -> None:
+    """Write golden files; see the module's docstring."""
+    golden.mkdir(parents=True, exist_ok=True)
+    if not (golden / "codec.zip").is_file():
+        (golden / "codec.zip").write_bytes(zipped(small_codecs.make(name, kind, scratch / "new")))
+    with zipfile.ZipFile(golden / "codec.zip") as archive:
+        archive.extractall(scratch / "old")
+    codec = load_codec(scratch / "old")
+    x = small_codecs.made_up(kind, 100)
+    raw = x.copy()
+    raw.ravel()[:2] = (1e30, -3e38)  # no symbols tell these
+    streams = {
+        f"{quality}": codec.at_quality(quality).encode(x) for quality in QUALITIES.get(name, ())
+    } or {"plain": codec.encode(x)}
+    if name == "klt":
+        streams["raw"] = codec.encode(raw)
+    pins = golden / "symbols.json"
+    symbols = json.loads(pins.read_text()) if pins.is_file() else {}
+    with pytest.MonkeyPatch.context() as patch:
+        for label, data in streams.items():
+            stem = f"mode{unpack(data).mode}_{label}"
+            decoded, symbols[stem] = decode(codec, data, patch)
+            (golden / f"{stem}.ufc").write_bytes(data)
+            np.save(golden / f"{stem}.npy", decoded)
+    pins.write_text(json.dumps(symbols, indent=2, sort_keys=True) + "\n")
+
+
+def zipped(folder: Path) -> bytes:
+    """The files of a codec folder that it reads, as a zip archive that depends on nothing else."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_LZMA) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.name != "run.json":
+                info = zipfile.ZipInfo(str(path.relative_to(folder)), (2000, 1, 1, 0, 0, 0))
+                info.compress_type = zipfile.ZIP_LZMA
+                archive.writestr(info, path.read_bytes())
+    return out.getvalue()
