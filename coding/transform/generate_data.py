@@ -8,7 +8,7 @@ on it is made anew.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,20 +18,17 @@ from tqdm import tqdm
 
 from coding import config, files, locks
 from coding.errors import UserError
-from coding.feature import FeatureFacts, list_features, load_facts, write_feature
+from coding.feature import list_features, write_feature
 from coding.paths import (
     MAPPING_JSON,
     PATCHES_JSON,
     STARTED_JSON,
-    DataRoot,
-    FeatureRoot,
-    default_data_root,
 )
 from coding.prepare import ensure_features
 from coding.stamps import Stamp, digest_file, digest_files, read_stamp
 from coding.transform.mapping import Mapping
 from coding.transform.nonlinear_transform import FitConfig, fit
-from coding.transform.options import TransformOptions
+from coding.transform.options import MachineTransform
 from coding.transform.patches import (
     Layout,
     Size,
@@ -47,11 +44,9 @@ SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(TransformOptions):
+class GenerateConfig(MachineTransform):
     """Patches, or transformed features."""
 
-    machine: str = "resnet50_tiny"
-    """Machine preset or YAML file: the facts of the features."""
     kind: Literal["patches", "transformed", "inverse"] = "patches"
     """What is written."""
     layout: Layout = "plane"
@@ -71,8 +66,6 @@ class GenerateConfig(TransformOptions):
     """Of the crops, and of the fit."""
     output: Path | None = None
     """Folder of the results; null takes its place in the data root."""
-    data_root: Path = field(default_factory=default_data_root)
-    """Where features, mappings and patches lie."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,16 +73,6 @@ class GenerateConfig(TransformOptions):
             raise UserError(f"patches_per_file: expected 1 or more, got {self.patches_per_file}")
         if self.patch_size is not None:
             parse_patch_size(self.patch_size)
-
-    @cached_property
-    def facts(self) -> FeatureFacts:
-        """The facts of the machine's features."""
-        return load_facts(self.machine)
-
-    @property
-    def root(self) -> FeatureRoot:
-        """The machine's folder."""
-        return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
 
     @property
     def source(self) -> Path:
@@ -101,7 +84,7 @@ class GenerateConfig(TransformOptions):
     def fit_config(self) -> FitConfig:
         """The fit of the transform's mapping."""
         train = self.features / "train" if self.features and self.kind == "patches" else None
-        shared = (*TransformOptions.__dataclass_fields__, "machine", "seed", "data_root")
+        shared = (*MachineTransform.__dataclass_fields__, "seed")
         return FitConfig(features=train, **{name: getattr(self, name) for name in shared})
 
     @property

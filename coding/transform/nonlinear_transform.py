@@ -5,20 +5,18 @@ and plots of the values before and after (``.png``, ``.pdf``).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coding import config, files, locks
 from coding.errors import UserError
-from coding.feature import FeatureFacts, list_features, load_facts
-from coding.paths import DataRoot, FeatureRoot, default_data_root
+from coding.feature import list_features
 from coding.prepare import ensure_features
 from coding.stamps import Stamp, digest_files, read_stamp
 from coding.transform.fit import fit_mapping
 from coding.transform.mapping import Mapping
-from coding.transform.options import TransformOptions
+from coding.transform.options import MachineTransform
 from coding.transform.plots import plot_distributions
 from coding.transform.samples import Samples
 
@@ -30,11 +28,9 @@ DECIDING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig(TransformOptions):
+class FitConfig(MachineTransform):
     """The fit of a mapping. The assignment is the one that is plotted."""
 
-    machine: str = "resnet50_tiny"
-    """Machine preset or YAML file: the facts of the features."""
     features: Path | None = None
     """Folder of .npy features; null takes the machine's training features, extracted if missing."""
     output: Path | None = None
@@ -50,8 +46,6 @@ class FitConfig(TransformOptions):
     """Values above are lowered to it first; one number, or one per channel."""
     per_channel: bool = False
     """A codebook for each channel (axis C)."""
-    data_root: Path = field(default_factory=default_data_root)
-    """Where features and mappings lie."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,16 +53,6 @@ class FitConfig(TransformOptions):
             raise UserError(f"rows: expected 0 or more, got {self.rows}")
         if self.output is not None and self.output.suffix != ".json":
             raise UserError(f"output: expected a .json file, got {self.output}")
-
-    @cached_property
-    def facts(self) -> FeatureFacts:
-        """The facts of the machine's features."""
-        return load_facts(self.machine)
-
-    @property
-    def root(self) -> FeatureRoot:
-        """The machine's folder."""
-        return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
 
     @property
     def used_rows(self) -> int:

@@ -1,9 +1,13 @@
 """What a transform is: five values that fit, patches, driver and suites share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Literal, get_args
 
 from coding.errors import UserError
+from coding.feature import FeatureFacts, load_facts
+from coding.paths import DataRoot, FeatureRoot, default_data_root
 from coding.transform.mapping import Assignment, Normalise
 
 TransformType = Literal["kmeans", "density", "uniform"]
@@ -48,3 +52,23 @@ class TransformOptions:
         name = f"{self.transform_type}{self.samples}_bitdepth{self.bit_depth}"
         suffix = "" if self.assignment == "nearest" else f"_{self.assignment}"
         return name + suffix + ("" if self.normalise == "none" else f"_{self.normalise}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineTransform(TransformOptions):
+    """The transform of one machine's features, and where they lie."""
+
+    machine: str = "resnet50_tiny"
+    """Machine preset or YAML file: the facts of the features."""
+    data_root: Path = field(default_factory=default_data_root)
+    """Where features, mappings and patches lie."""
+
+    @cached_property
+    def facts(self) -> FeatureFacts:
+        """The facts of the machine's features."""
+        return load_facts(self.machine)
+
+    @property
+    def root(self) -> FeatureRoot:
+        """The machine's folder."""
+        return DataRoot(self.data_root).feature(self.facts.model, self.facts.task)
