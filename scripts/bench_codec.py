@@ -4,7 +4,7 @@
     python scripts/bench_codec.py --small    small widths and planes, seconds
 
 Stock is what the published evaluation runs: float32, default memory format, Python lists into the
-entropy coder. Ours is ``coding.codec``: the whole way from array to bitstream and back. Weights are
+entropy coder. Ours is ``dtufc.codec``: the whole way from array to bitstream and back. Weights are
 random, scaled so that latents spread over about ten symbols; times are the best of ``--repeats``. Each
 side runs in a process of its own, so that each peak of memory is its own.
 """
@@ -23,15 +23,15 @@ from compressai.ops import compute_padding
 from torch import nn
 from torch.nn import functional as F
 
-from coding import config
-from coding.codec import load_codec
-from coding.CompressAI.checkpoint import Kind, load_kinds, load_model, save_checkpoint
-from coding.CompressAI.models import MODELS, PUBLISHED_NAMES, ElicArch, HyperpriorArch, build_model
-from coding.feature import FeatureFacts
-from coding.memory import keep_memory
-from coding.records import format_table
-from coding.transform.mapping import Mapping
-from coding.views import TOKEN_AXES
+from dtufc import config
+from dtufc.codec import load_codec
+from dtufc.CompressAI.checkpoint import Kind, load_kinds, load_model, save_checkpoint
+from dtufc.CompressAI.models import MODELS, PUBLISHED_NAMES, ElicArch, HyperpriorArch, build_model
+from dtufc.feature import FeatureFacts
+from dtufc.memory import keep_memory
+from dtufc.records import format_table
+from dtufc.transform.mapping import Mapping
+from dtufc.views import TOKEN_AXES
 
 PLANES = {
     "llama3": (200, 4096),

@@ -22,14 +22,14 @@ import torch
 from bench_codec import make_codec
 from tqdm import tqdm
 
-from coding import config
-from coding.codec import BitstreamError, load_codec
-from coding.CompressAI.codec import LearnedCodec
-from coding.CompressAI.frozen import FloatNets
-from coding.CompressAI.models import MODELS, PUBLISHED_NAMES
-from coding.feature import FeatureFacts
-from coding.memory import keep_memory
-from coding.records import format_table
+from dtufc import config
+from dtufc.codec import BitstreamError, load_codec
+from dtufc.CompressAI.codec import LearnedCodec
+from dtufc.CompressAI.frozen import FloatNets
+from dtufc.CompressAI.models import MODELS, PUBLISHED_NAMES
+from dtufc.feature import FeatureFacts
+from dtufc.memory import keep_memory
+from dtufc.records import format_table
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from bench_codec import best
 
-from coding import config, rans
-from coding.codec import load_codec
-from coding.feature import write_feature
-from coding.klt.codec import KltCodec
-from coding.klt.model import WEIGHTS, rung
-from coding.paths import REPOSITORY
-from coding.records import format_table
+from dtufc import config, rans
+from dtufc.codec import load_codec
+from dtufc.feature import write_feature
+from dtufc.klt.codec import KltCodec
+from dtufc.klt.model import WEIGHTS, rung
+from dtufc.paths import REPOSITORY
+from dtufc.records import format_table
 
 FIT = REPOSITORY / "coding" / "klt" / "fit_klt.py"
 KINDS = 8  # of tokens

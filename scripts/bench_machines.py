@@ -36,15 +36,15 @@ from transformers import (
     LlamaConfig,
 )
 
-from coding import config
-from coding.feature import load_facts
-from coding.paths import DataRoot
-from machines.command import parse_options
-from machines.dinov2 import seg
-from machines.llama3 import llama3
-from machines.machine import Machine
-from machines.sd3 import sd3
-from machines.tiny import train_llama3, train_sd3
+from dtufc import config
+from dtufc.feature import load_facts
+from dtufc.machines.command import parse_options
+from dtufc.machines.dinov2 import seg
+from dtufc.machines.llama3 import llama3
+from dtufc.machines.machine import Machine
+from dtufc.machines.sd3 import sd3
+from dtufc.machines.tiny import train_llama3, train_sd3
+from dtufc.paths import DataRoot
 
 
 @dataclass(frozen=True)

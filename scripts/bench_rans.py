@@ -1,7 +1,7 @@
 """Speed of the entropy coder beside others, one thread, one run: ``python scripts/bench_rans.py``.
 
 The symbols are Gaussian with the scales of CompressAI's 64 tables, in random order, as a codec's latents
-are. Ours is ``coding.rans``. CompressAI's coder takes Python lists; their making is counted, as it must
+are. Ours is ``dtufc.rans``. CompressAI's coder takes Python lists; their making is counted, as it must
 be where symbols come from a tensor. ``constriction`` (``pip install constriction``; not among the
 requirements) codes with one Gaussian a symbol.
 """
@@ -16,8 +16,8 @@ from bench_codec import best
 from compressai.ans import RansDecoder, RansEncoder
 from compressai.entropy_models import GaussianConditional
 
-from coding import config, rans
-from coding.records import format_table
+from dtufc import config, rans
+from dtufc.records import format_table
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _ours(cfg: BenchConfig, symbols: np.ndarray, indexes: np.ndarray, parts) -> 
     data = rans.encode(symbols, indexes, tables)
     return _row(
         cfg,
-        "coding.rans",
+        "dtufc.rans",
         lambda: len(rans.encode(symbols, indexes, tables)),
         lambda: rans.Decoder(data, tables).decode(indexes),
         symbols,

@@ -23,15 +23,15 @@ from compressai.losses import RateDistortionLoss
 from compressai.models import Elic2022Official, ScaleHyperprior
 from torch import Tensor
 
-from coding import config, files
-from coding.CompressAI.models import MODELS, PUBLISHED_NAMES, build_model
-from coding.CompressAI.train import TrainConfig, Training
-from coding.feature import FeatureFacts
-from coding.memory import keep_memory
-from coding.paths import MAPPING_JSON, PATCHES_JSON
-from coding.records import format_table
-from coding.transform.mapping import Mapping
-from coding.views import TOKEN_AXES
+from dtufc import config, files
+from dtufc.CompressAI.models import MODELS, PUBLISHED_NAMES, build_model
+from dtufc.CompressAI.train import TrainConfig, Training
+from dtufc.feature import FeatureFacts
+from dtufc.memory import keep_memory
+from dtufc.paths import MAPPING_JSON, PATCHES_JSON
+from dtufc.records import format_table
+from dtufc.transform.mapping import Mapping
+from dtufc.views import TOKEN_AXES
 
 STOCK = {"hyperprior": ScaleHyperprior, "elic": Elic2022Official}
 

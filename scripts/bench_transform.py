@@ -15,9 +15,9 @@ import numpy as np
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from coding import config
-from coding.transform.fit import fit_codebook
-from coding.transform.mapping import Mapping
+from dtufc import config
+from dtufc.transform.fit import fit_codebook
+from dtufc.transform.mapping import Mapping
 
 
 @dataclass(frozen=True)

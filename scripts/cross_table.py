@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coding import config, files
-from coding.errors import UserError
-from coding.report.table import Table
-from coding.report.tables import cross, shared_rate
+from dtufc import config, files
+from dtufc.errors import UserError
+from dtufc.report.table import Table
+from dtufc.report.tables import cross, shared_rate
 
 
 @dataclass(frozen=True)

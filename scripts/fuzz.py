@@ -30,12 +30,12 @@ from pathlib import Path
 import numpy as np
 import small_codecs
 
-from coding import bitstream, config, files
-from coding.bitstream import BitstreamError
-from coding.codec import Codec, load_codec
-from coding.errors import UserError
-from coding.feature import FeatureError, read_feature
-from coding.records import format_table
+from dtufc import bitstream, config, files
+from dtufc.bitstream import BitstreamError
+from dtufc.codec import Codec, load_codec
+from dtufc.errors import UserError
+from dtufc.feature import FeatureError, read_feature
+from dtufc.records import format_table
 
 PARTS = ("mutants", "headers", "folders", "kills")
 KINDS = ("tokens", "maps")
@@ -309,7 +309,7 @@ def kills(row: Row, name: str, folder: Path, cfg: FuzzConfig, rng: random.Random
     for command in ("encode", "evaluate"):
         flags = ["--codec", str(codec), "--output", str(base / command)]
         flags += ["--input" if command == "encode" else "--features", str(features)]
-        argv = [sys.executable, "-m", f"coding.{command}", *flags]
+        argv = [sys.executable, "-m", f"dtufc.{command}", *flags]
         began = time.time()
         subprocess.run(argv, check=True, capture_output=True)
         whole = time.time() - began

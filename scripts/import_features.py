@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from coding import config
-from coding.errors import UserError
-from coding.feature import FeatureError, list_features, load_facts, read_feature
-from coding.paths import DataRoot, default_data_root
+from dtufc import config
+from dtufc.errors import UserError
+from dtufc.feature import FeatureError, list_features, load_facts, read_feature
+from dtufc.paths import DataRoot, default_data_root
 
 
 @dataclass(frozen=True)

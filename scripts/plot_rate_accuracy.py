@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from coding import config
+from dtufc import config
 
 UNCOMPRESSED = "uncompressed"
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coding import config, files
-from coding.errors import UserError
-from coding.feature import load_facts
-from coding.paths import DataRoot, default_data_root
+from dtufc import config, files
+from dtufc.errors import UserError
+from dtufc.feature import load_facts
+from dtufc.paths import DataRoot, default_data_root
 
 RELEASES = {
     "train": ("ARC-Challenge-Train.jsonl", "train-00000-of-00001.parquet"),

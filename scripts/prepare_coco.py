@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coding import config, files
-from coding.errors import UserError
-from coding.feature import load_facts
-from coding.paths import DataRoot, default_data_root
+from dtufc import config, files
+from dtufc.errors import UserError
+from dtufc.feature import load_facts
+from dtufc.paths import DataRoot, default_data_root
 
 SPLITS = ("test", "train", "validation")  # in the order in which they draw from one file
 

@@ -22,10 +22,10 @@ from pathlib import Path
 
 from prepare_voc import place
 
-from coding import config, files
-from coding.errors import UserError
-from coding.feature import load_facts
-from coding.paths import DataRoot, default_data_root
+from dtufc import config, files
+from dtufc.errors import UserError
+from dtufc.feature import load_facts
+from dtufc.paths import DataRoot, default_data_root
 
 SPLITS = ("test", "train", "validation")
 SUFFIXES = (".jpeg", ".jpg")

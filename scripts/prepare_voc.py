@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coding import config, files
-from coding.errors import UserError
-from coding.feature import load_facts
-from coding.paths import DataRoot, default_data_root
+from dtufc import config, files
+from dtufc.errors import UserError
+from dtufc.feature import load_facts
+from dtufc.paths import DataRoot, default_data_root
 
 NAME = "VOC2012"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from cross_table import CrossConfig, print_cross
 from plot_rate_accuracy import PlotConfig, plot
 
-from coding.paths import REPOSITORY, default_data_root
-from coding.report.page import write_report
+from dtufc.paths import REPOSITORY, default_data_root
+from dtufc.report.page import write_report
 
 MACHINES = {"llama3": "llama3.py", "dinov2": "seg.py", "sd3": "sd3.py", "resnet50": "cls.py"}
 STEPS = (

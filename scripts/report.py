@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coding import config
-from coding.paths import default_data_root
-from coding.report.page import write_report
+from dtufc import config
+from dtufc.paths import default_data_root
+from dtufc.report.page import write_report
 
 
 @dataclass(frozen=True)

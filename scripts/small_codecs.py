@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import yaml
 
-from coding.CompressAI.checkpoint import Kind, save_checkpoint
-from coding.CompressAI.models import ElicArch, HyperpriorArch, NativeArch, build_model
-from coding.feature import FeatureFacts, load_facts, write_feature
-from coding.registry import BUILT_IN, find_codec
-from coding.transform.mapping import Mapping
+from dtufc.CompressAI.checkpoint import Kind, save_checkpoint
+from dtufc.CompressAI.models import ElicArch, HyperpriorArch, NativeArch, build_model
+from dtufc.feature import FeatureFacts, load_facts, write_feature
+from dtufc.registry import BUILT_IN, find_codec
+from dtufc.transform.mapping import Mapping
 
 FACTS = {
     "tokens": {"shape": [None, 1, None, 6], "axes": ["sample", "layer", "token", "channel"]},

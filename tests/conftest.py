@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from coding.CompressAI.checkpoint import Kind, save_checkpoint
-from coding.CompressAI.models import ElicArch, HyperpriorArch, build_model
-from coding.CompressAI.train import TrainConfig, train
-from coding.feature import FeatureFacts, load_facts, write_feature
-from coding.transform.mapping import Mapping
+from dtufc.CompressAI.checkpoint import Kind, save_checkpoint
+from dtufc.CompressAI.models import ElicArch, HyperpriorArch, build_model
+from dtufc.CompressAI.train import TrainConfig, train
+from dtufc.feature import FeatureFacts, load_facts, write_feature
+from dtufc.transform.mapping import Mapping
 
 hypothesis.settings.register_profile("project", deadline=None)  # the first call compiles kernels
 hypothesis.settings.load_profile("project")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coding.bitstream import Bitstream, BitstreamError, pack, unpack
+from dtufc.bitstream import Bitstream, BitstreamError, pack, unpack
 
 STREAM = Bitstream(
     codec_id=bytes.fromhex("00010203"),

@@ -19,18 +19,18 @@ from conftest import ARCHS, CHANNELS, toy_feature
 from torch import nn
 from torch.nn import functional as F
 
-from coding import bitstream, files, rans
-from coding.codec import BitstreamError, ExtraKind, load_codec
-from coding.CompressAI.checkpoint import (
+from dtufc import bitstream, files, rans
+from dtufc.codec import BitstreamError, ExtraKind, load_codec
+from dtufc.CompressAI.checkpoint import (
     Kind,
     load_model,
     read_weights,
     save_checkpoint,
     write_weights,
 )
-from coding.CompressAI.codec import _coded_mask
-from coding.CompressAI.import_published import main as import_main
-from coding.CompressAI.models import (
+from dtufc.CompressAI.codec import _coded_mask
+from dtufc.CompressAI.import_published import main as import_main
+from dtufc.CompressAI.models import (
     Elic,
     ElicArch,
     Hyperprior,
@@ -40,11 +40,11 @@ from coding.CompressAI.models import (
     checkerboard_merge,
     checkerboard_split,
 )
-from coding.CompressAI.symbols import SymbolEncoder
-from coding.errors import UserError
-from coding.feature import FeatureError, FeatureFacts
-from coding.memory import keep_memory
-from coding.transform.mapping import Mapping
+from dtufc.CompressAI.symbols import SymbolEncoder
+from dtufc.errors import UserError
+from dtufc.feature import FeatureError, FeatureFacts
+from dtufc.memory import keep_memory
+from dtufc.transform.mapping import Mapping
 
 STOCK = {"hyperprior": ScaleHyperprior, "elic": Elic2022Official}
 

@@ -10,12 +10,12 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import Dinov2Model
 
-from coding import files
-from coding.feature import find_machine_config, load_facts
-from machines.command import parse_options
-from machines.dinov2 import seg
-from machines.dinov2.seg import DinoMachine, DinoOptions
-from machines.tiny import train_dinov2
+from dtufc import files
+from dtufc.feature import find_machine_config, load_facts
+from dtufc.machines.command import parse_options
+from dtufc.machines.dinov2 import seg
+from dtufc.machines.dinov2.seg import DinoMachine, DinoOptions
+from dtufc.machines.tiny import train_dinov2
 
 WIDTH, DEPTH, GRID, CLASSES = 128, 3, 4, 13
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from coding.paths import REPOSITORY
+from dtufc.paths import REPOSITORY
 
 SCRIPTS = {
     "dockerfile_compressai_llama3": "machines/llama3/llama3.py",
@@ -18,10 +18,10 @@ SCRIPTS = {
 }
 IN_BASE = {"apt-get", "grep", "rm", "python3"}  # that the Ubuntu of the base image has
 KEPT_OUT = [".git/HEAD", ".venv/bin/python", "Data_example/llama3/csr/a.npy", ".ruff_cache/x",
-            "coding/__pycache__/files.pyc", "dtufc.egg-info/PKG-INFO", ".pytest_cache/x"]  # fmt: skip
-SENT = ["requirements.txt", "pyproject.toml", "README.md", "coding/files.py", "machines/machine.py",
-        "configs/machines/llama3.yaml", "scripts/test.sh", "tests/conftest.py",
-        "machines/tiny/resnet50/model.safetensors"]  # fmt: skip
+            "dtufc/__pycache__/files.pyc", "dtufc.egg-info/PKG-INFO", ".pytest_cache/x"]  # fmt: skip
+SENT = ["requirements.txt", "pyproject.toml", "README.md", "dtufc/files.py", "dtufc/machines/machine.py",
+        "dtufc/configs/machines/llama3.yaml", "scripts/test.sh", "tests/conftest.py",
+        "dtufc/machines/tiny/resnet50/model.safetensors"]  # fmt: skip
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -117,7 +117,7 @@ def test_the_revision_is_an_optional_argument(name):
     ]
     assert not {"RUN", "COPY"} & set(names[at:])
     comment = re.search(r"^# --build-arg REVISION=\$\((git describe .*)\)$", text, re.M)
-    # as coding.records.git_revision asks git itself
+    # as dtufc.records.git_revision asks git itself
     assert comment.group(1).split() == ["git", "describe", "--always", "--dirty", "--abbrev=12"]
 
 

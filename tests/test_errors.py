@@ -2,11 +2,11 @@
 
 import pytest
 
-from coding import config
-from coding.bitstream import BitstreamError
-from coding.errors import UserError
-from coding.feature import FeatureError
-from coding.rans import RansError
+from dtufc import config
+from dtufc.bitstream import BitstreamError
+from dtufc.errors import UserError
+from dtufc.feature import FeatureError
+from dtufc.rans import RansError
 
 
 @pytest.mark.parametrize("kind", [UserError, FeatureError, BitstreamError, FileNotFoundError])

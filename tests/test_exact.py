@@ -11,18 +11,18 @@ import torch
 from conftest import ARCHS, toy_feature
 from torch import nn
 
-from coding import rans
-from coding.codec import BitstreamError, load_codec
-from coding.CompressAI import exact
-from coding.CompressAI.checkpoint import Kind, load_model
-from coding.CompressAI.codec import _coded_mask, tile_size, tiles
-from coding.CompressAI.exact import LARGEST, ExactConv, ExactNet
-from coding.CompressAI.freeze import FreezeConfig, cost, freeze_codec
-from coding.CompressAI.frozen import FrozenNets, _freeze_net, _set_layer
-from coding.CompressAI.models import build_model
-from coding.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
-from coding.feature import write_feature
-from coding.transform.mapping import Mapping
+from dtufc import rans
+from dtufc.codec import BitstreamError, load_codec
+from dtufc.CompressAI import exact
+from dtufc.CompressAI.checkpoint import Kind, load_model
+from dtufc.CompressAI.codec import _coded_mask, tile_size, tiles
+from dtufc.CompressAI.exact import LARGEST, ExactConv, ExactNet
+from dtufc.CompressAI.freeze import FreezeConfig, cost, freeze_codec
+from dtufc.CompressAI.frozen import FrozenNets, _freeze_net, _set_layer
+from dtufc.CompressAI.models import build_model
+from dtufc.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
+from dtufc.feature import write_feature
+from dtufc.transform.mapping import Mapping
 
 WAYS = ["int8", "float64"]
 
@@ -222,7 +222,7 @@ class Watched(SymbolDecoder):
 
 def test_any_setting_decodes_what_any_other_encoded(untrained, monkeypatch):
     """120 features, each encoded under one setting and decoded under all: identical latents."""
-    monkeypatch.setattr("coding.CompressAI.codec.SymbolDecoder", Watched)
+    monkeypatch.setattr("dtufc.CompressAI.codec.SymbolDecoder", Watched)
     codec, other = load_codec(untrained), load_codec(untrained)
     other.model.to(memory_format=torch.contiguous_format)
     names = list(SETTINGS)

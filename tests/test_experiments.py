@@ -14,12 +14,12 @@ import pytest
 import yaml
 from conftest import ARCHS, toy_feature
 
-from coding import files
-from coding.experiments import driver
-from coding.experiments.jobs import Job, JobError, run_jobs
-from coding.experiments.suite import Row, load_suite, select, trainings
-from coding.feature import write_feature
-from coding.paths import CONFIGS, REPOSITORY
+from dtufc import files
+from dtufc.experiments import driver
+from dtufc.experiments.jobs import Job, JobError, run_jobs
+from dtufc.experiments.suite import Row, load_suite, select, trainings
+from dtufc.feature import write_feature
+from dtufc.paths import CONFIGS, REPOSITORY
 
 SCRIPT = REPOSITORY / "coding" / "CompressAI" / "run_batch.py"
 
@@ -50,7 +50,7 @@ def test_batch_end_to_end(suite, tmp_path, capsys):
     out = capsys.readouterr().out
     for command in ("transform.nonlinear_transform", "transform.generate_data", "CompressAI.train",
                     "evaluate"):  # fmt: skip
-        assert f"-m coding.{command} " in out
+        assert f"-m dtufc.{command} " in out
     table = tmp_path / "root" / "coded" / "suite_kmeans10_bitdepth8.csv"
     with table.open() as file:
         rows = list(csv.DictReader(file))
@@ -75,7 +75,7 @@ def test_batch_end_to_end(suite, tmp_path, capsys):
 def jobs_of(out: str) -> list[str]:
     """The first words of the titles of all commands that a batch printed."""
     lines = out.splitlines()
-    return [line.split()[0] for line, after in pairwise(lines) if " -m coding." in after]
+    return [line.split()[0] for line, after in pairwise(lines) if " -m dtufc." in after]
 
 
 def test_only_what_depends_on_a_change_is_made_again(suite, tmp_path, capsys):
@@ -193,7 +193,7 @@ def test_a_killed_driver_leaves_no_training_behind(suite, tmp_path):
     part = folder / f".0123456789abcdef{files.PART}"
     part.write_bytes(b"what a kill leaves")
     waiting = subprocess.Popen(
-        [sys.executable, "-c", f"from coding import locks\nwith locks.hold({str(folder)!r}): pass"],
+        [sys.executable, "-c", f"from dtufc import locks\nwith locks.hold({str(folder)!r}): pass"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert f"waiting for process {child}" in waiting.stdout.readline()
@@ -245,8 +245,8 @@ def test_killed_batch_continues(suite, tmp_path):
 def test_dry_run_makes_nothing(suite, tmp_path, capsys):
     driver.main([*suite, "--dry_run", "true"])
     out = capsys.readouterr().out
-    assert out.count("coding.CompressAI.train") == 2
-    assert out.count("coding.evaluate") == 2
+    assert out.count("dtufc.CompressAI.train") == 2
+    assert out.count("dtufc.evaluate") == 2
     assert not list((tmp_path / "root").rglob("*.json"))
 
 
@@ -338,7 +338,7 @@ def test_every_training_set_is_evaluated_on_every_machine(task, suite_name, tmp_
     assert len(codings) == 4 * len(runs) > 0
     for task_of, model in own.items():
         assert sum(f"{model}_{task_of} " in line for line in codings) == len(runs)
-    train = next(line for line in out.splitlines() if "coding.CompressAI.train" in line)
+    train = next(line for line in out.splitlines() if "dtufc.CompressAI.train" in line)
     patches = {model for model in models if f"/{model}/" in train}
     if task == "hybrid":  # ResNet50 came after the paper's hybrid codecs
         assert patches == set(models if suite_name == "tiny" else models[:3])
@@ -367,10 +367,10 @@ def test_fitted_codecs(suite, tmp_path, capsys):
     path.write_text(yaml.safe_dump(values))
     driver.main([*suite, "--arch", "klt"])
     out = capsys.readouterr().out
-    assert out.count("coding.klt.fit_klt") == 1
-    assert out.count("coding.evaluate") == 2
-    assert "coding.CompressAI.train" not in out
-    assert "coding.transform.nonlinear_transform" not in out
+    assert out.count("dtufc.klt.fit_klt") == 1
+    assert out.count("dtufc.evaluate") == 2
+    assert "dtufc.CompressAI.train" not in out
+    assert "dtufc.transform.nonlinear_transform" not in out
     with (tmp_path / "root" / "coded" / "suite_kmeans10_bitdepth8_klt.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["codec"], row["trained_on"], row["quality"]) for row in rows] == [
@@ -381,15 +381,15 @@ def test_fitted_codecs(suite, tmp_path, capsys):
 
     driver.main([*suite, "--arch", "klt"])
     again = capsys.readouterr().out
-    assert "coding.klt.fit_klt" not in again
-    assert "coding.evaluate" not in again
+    assert "dtufc.klt.fit_klt" not in again
+    assert "dtufc.evaluate" not in again
 
     values["fitted"][0]["flags"] = {"clusters": [2]}
     path.write_text(yaml.safe_dump(values))
     driver.main([*suite, "--train_task", "hidden", "--dry_run"])
     out = capsys.readouterr().out
-    assert out.count("coding.klt.fit_klt") == 1
-    assert out.count("coding.CompressAI.train") == 2
+    assert out.count("dtufc.klt.fit_klt") == 1
+    assert out.count("dtufc.CompressAI.train") == 2
     driver.main([*suite, "--arch", "hyperprior", "--dry_run"])
     assert "klt" not in capsys.readouterr().out
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coding import config, files
-from coding.errors import UserError
-from coding.feature import (
+from dtufc import config, files
+from dtufc.errors import UserError
+from dtufc.feature import (
     FeatureError,
     find_machine_config,
     list_features,
@@ -17,7 +17,7 @@ from coding.feature import (
     read_feature,
     write_feature,
 )
-from coding.paths import CONFIGS
+from dtufc.paths import CONFIGS
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

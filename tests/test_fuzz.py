@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from coding.codec import Codec
-from coding.paths import REPOSITORY
+from dtufc.codec import Codec
+from dtufc.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 fuzz = importlib.import_module("fuzz")

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coding import rans
-from coding.bitstream import unpack
-from coding.codec import Codec, load_codec
-from coding.paths import REPOSITORY
+from dtufc import rans
+from dtufc.bitstream import unpack
+from dtufc.codec import Codec, load_codec
+from dtufc.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 

@@ -12,12 +12,12 @@ import yaml
 import zstandard
 from safetensors.numpy import load, save
 
-from coding import evaluate
-from coding.bitstream import Bitstream, BitstreamError, pack, unpack
-from coding.codec import load_codec
-from coding.feature import FeatureError, write_feature
-from coding.handcrafted import fit_handcrafted
-from coding.handcrafted.codec import (
+from dtufc import evaluate
+from dtufc.bitstream import Bitstream, BitstreamError, pack, unpack
+from dtufc.codec import load_codec
+from dtufc.feature import FeatureError, write_feature
+from dtufc.handcrafted import fit_handcrafted
+from dtufc.handcrafted.codec import (
     JPEGXL_ENTRY_BITS,
     JPEGXL_GROUP,
     LARGEST_TILE,

@@ -13,18 +13,18 @@ from conftest import toy_feature
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from coding import evaluate
-from coding.bitstream import Bitstream, BitstreamError, pack, unpack
-from coding.codec import load_codec
-from coding.encode import main as encode_main
-from coding.errors import UserError
-from coding.feature import FeatureError, read_feature, write_feature
-from coding.klt import fit_klt
-from coding.klt.codec import _check, _put_raw
-from coding.klt.entropy import fit_bank
-from coding.klt.fit_klt import FitConfig
-from coding.klt.model import HIGHEST, LOWEST, PER_OCTAVE, RUNGS, WEIGHTS, rung
-from coding.paths import default_data_root
+from dtufc import evaluate
+from dtufc.bitstream import Bitstream, BitstreamError, pack, unpack
+from dtufc.codec import load_codec
+from dtufc.encode import main as encode_main
+from dtufc.errors import UserError
+from dtufc.feature import FeatureError, read_feature, write_feature
+from dtufc.klt import fit_klt
+from dtufc.klt.codec import _check, _put_raw
+from dtufc.klt.entropy import fit_bank
+from dtufc.klt.fit_klt import FitConfig
+from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, RUNGS, WEIGHTS, rung
+from dtufc.paths import default_data_root
 
 MINILM = default_data_root() / "minilm" / "hidden"
 

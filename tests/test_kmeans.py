@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from coding.transform import kmeans
-from coding.transform.histogram import distinct
-from coding.transform.kmeans import lloyd, optimal_centres, squared_error
+from dtufc.transform import kmeans
+from dtufc.transform.histogram import distinct
+from dtufc.transform.kmeans import lloyd, optimal_centres, squared_error
 
 
 def error_of_best_partition(values: np.ndarray, weights: np.ndarray, clusters: int) -> float:

@@ -16,14 +16,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from coding import files
-from coding.feature import find_machine_config
-from machines.command import parse_options
-from machines.llama3 import llama3
-from machines.llama3.llama3 import LlamaMachine, LlamaOptions, prompt
-from machines.sources.source import Question
-from machines.sources.world import world_question
-from machines.tiny import train_llama3
+from dtufc import files
+from dtufc.feature import find_machine_config
+from dtufc.machines.command import parse_options
+from dtufc.machines.llama3 import llama3
+from dtufc.machines.llama3.llama3 import LlamaMachine, LlamaOptions, prompt
+from dtufc.machines.sources.source import Question
+from dtufc.machines.sources.world import world_question
+from dtufc.machines.tiny import train_llama3
 
 KINDS = {
     "llama": (LlamaConfig, {}),

@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from coding import files
-from coding.feature import load_facts
-from coding.paths import REPOSITORY
-from machines.checkpoints import weights_digest
-from machines.command import parse_options
-from machines.dinov2 import seg
-from machines.llama3 import llama3
-from machines.resnet50 import cls
-from machines.sd3 import sd3
-from machines.tiny import train_resnet50
+from dtufc import files
+from dtufc.feature import load_facts
+from dtufc.machines.checkpoints import weights_digest
+from dtufc.machines.command import parse_options
+from dtufc.machines.dinov2 import seg
+from dtufc.machines.llama3 import llama3
+from dtufc.machines.resnet50 import cls
+from dtufc.machines.sd3 import sd3
+from dtufc.machines.tiny import train_resnet50
+from dtufc.paths import PACKAGE, REPOSITORY
 
 
 def tiny_options(root, *argv):
@@ -70,7 +70,7 @@ def test_tiny_checkpoint_is_good(tmp_path):
         whole = [int(uncut(network, machine.picture(s)).argmax()) for s in samples[:20]]
     assert predictions[:20] == whole
     assert machine.score(samples, predictions).value >= 0.95
-    size = sum(path.stat().st_size for path in (REPOSITORY / "machines/tiny/resnet50").iterdir())
+    size = sum(path.stat().st_size for path in (PACKAGE / "machines/tiny/resnet50").iterdir())
     assert size <= 1_000_000
 
 
@@ -235,7 +235,7 @@ def machine_of(name, *argv):
 def test_inputs_of_the_tiny_machines(name, tmp_path):
     """What decides predictions and scores beside the features; the world has no files."""
     inputs = machine_of(name, "--data_root", str(tmp_path)).inputs()
-    tiny = REPOSITORY / "machines" / "tiny"
+    tiny = PACKAGE / "machines" / "tiny"
     assert sorted(str(path.relative_to(tiny)) for path in inputs) == INPUTS[name]
 
 
@@ -296,9 +296,9 @@ def test_weights_that_torchvision_downloads_are_no_files(tmp_path):
 @pytest.mark.parametrize("how", ["cut", "brackets"])
 def test_damaged_checkpoints_end_with_one_line(name, damaged, how, tmp_path):
     folder = tmp_path / name
-    shutil.copytree(REPOSITORY / "machines" / "tiny" / name, folder)
+    shutil.copytree(PACKAGE / "machines" / "tiny" / name, folder)
     judge = tmp_path / "judge"
-    shutil.copytree(REPOSITORY / "machines" / "tiny" / "resnet50", judge)
+    shutil.copytree(PACKAGE / "machines" / "tiny" / "resnet50", judge)
     path = judge / "model.safetensors" if damaged == "judge" else folder / damaged
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] if how == "cut" else b"[" * 100_000)

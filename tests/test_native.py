@@ -8,13 +8,13 @@ import torch
 import yaml
 from conftest import CHANNELS, train_config
 
-from coding.codec import BitstreamError, load_codec
-from coding.CompressAI.models import NativeArch, build_model
-from coding.CompressAI.train import train
-from coding.experiments.driver import BatchConfig, run_batch
-from coding.experiments.suite import load_suite
-from coding.feature import FeatureError, write_feature
-from coding.transform.generate_data import GenerateConfig, generate
+from dtufc.codec import BitstreamError, load_codec
+from dtufc.CompressAI.models import NativeArch, build_model
+from dtufc.CompressAI.train import train
+from dtufc.experiments.driver import BatchConfig, run_batch
+from dtufc.experiments.suite import load_suite
+from dtufc.feature import FeatureError, write_feature
+from dtufc.transform.generate_data import GenerateConfig, generate
 
 MAPS = {"model": "maps", "task": "cut", "shape": [None, 8, None, None]}
 MAPS |= {"axes": ["sample", "channel", "row", "column"], "tiles": [2, 4]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coding.overlap import check_coders, overlap
+from dtufc.overlap import check_coders, overlap
 
 PATHS = [Path(str(i)) for i in range(20)]
 

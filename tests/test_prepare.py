@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from coding.paths import REPOSITORY
-from machines.command import parse_options
-from machines.dinov2.seg import DinoMachine, DinoOptions
-from machines.llama3.llama3 import LlamaMachine, LlamaOptions
-from machines.resnet50.cls import ResNetMachine, ResNetOptions
-from machines.sd3.sd3 import DiffusionMachine, DiffusionOptions
+from dtufc.machines.command import parse_options
+from dtufc.machines.dinov2.seg import DinoMachine, DinoOptions
+from dtufc.machines.llama3.llama3 import LlamaMachine, LlamaOptions
+from dtufc.machines.resnet50.cls import ResNetMachine, ResNetOptions
+from dtufc.machines.sd3.sd3 import DiffusionMachine, DiffusionOptions
+from dtufc.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 

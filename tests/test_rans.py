@@ -8,7 +8,7 @@ from compressai.ans import RansEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coding import rans
+from dtufc import rans
 
 RNG = np.random.default_rng(0)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import toy_feature
 
-from coding.codec import load_codec
-from coding.paths import REPOSITORY
+from dtufc.codec import load_codec
+from dtufc.paths import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
@@ -63,7 +63,7 @@ def test_dry_runs_work_as_written():
             done = run([sys.executable, os.path.basename(script), *argv],
                        cwd=REPOSITORY / os.path.dirname(script))  # fmt: skip
             assert done.returncode == 0, done.stderr
-            assert "-m coding.CompressAI.train" in done.stdout
+            assert "-m dtufc.CompressAI.train" in done.stdout
 
 
 def test_every_flag_is_known():
@@ -110,7 +110,7 @@ def test_published_flags_are_known():
 
 def test_named_paths_exist():
     for path in re.findall(
-        r"`((?:coding|machines|configs|scripts|results|tests)/[\w./-]*)`", README
+        r"`((?:dtufc|coding|machines|configs|scripts|results|tests)/[\w./-]*)`", README
     ):
         assert (REPOSITORY / path).exists(), path
 

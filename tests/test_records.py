@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import toy_feature
 
-from coding import decode, encode, evaluate, files, locks, provenance, stamps
-from coding.feature import FeatureError, list_features, read_feature, write_feature
-from coding.stamps import Stamp
+from dtufc import decode, encode, evaluate, files, locks, provenance, stamps
+from dtufc.feature import FeatureError, list_features, read_feature, write_feature
+from dtufc.stamps import Stamp
 
 
 def test_stamps_differ_by_content_and_say_in_what(tmp_path):
@@ -109,8 +109,8 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from coding import config
-from coding.feature import write_feature
+from dtufc import config
+from dtufc.feature import write_feature
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 with config.report_errors():
     write_feature(Path(sys.argv[1]), np.zeros((1, 1, 4096, 4), np.float32))

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from conftest import CHANNELS, toy_feature
 
-from coding import config
-from coding.codec import Codec, load_codec
-from coding.experiments import driver
-from coding.experiments.products import why_not_made
-from coding.fitting import FitOptions
-from coding.registry import codecs, find_codec
+from dtufc import config
+from dtufc.codec import Codec, load_codec
+from dtufc.experiments import driver
+from dtufc.experiments.products import why_not_made
+from dtufc.fitting import FitOptions
+from dtufc.registry import codecs, find_codec
 
 
 @pytest.mark.parametrize("name", codecs())
@@ -77,11 +77,11 @@ PLUGIN = '''
 
     import numpy as np
 
-    from coding import config, files, provenance
-    from coding.codec import OneKindCodec
-    from coding.feature import FeatureFacts
-    from coding.fitting import FitOptions
-    from coding.registry import CodecEntry
+    from dtufc import config, files, provenance
+    from dtufc.codec import OneKindCodec
+    from dtufc.feature import FeatureFacts
+    from dtufc.fitting import FitOptions
+    from dtufc.registry import CodecEntry
 
     ENTRY = CodecEntry("plain", "values as they are", "plain_codec:Plain", "plain_codec",
                        "plain_codec:Fit", any_rate=True)
@@ -166,9 +166,7 @@ def test_a_codec_of_another_package_plugs_in(toy, tmp_path, monkeypatch, capsys)
 def test_two_codecs_of_one_name_are_refused(tmp_path, monkeypatch):
     info = tmp_path / "other-1.0.dist-info"
     info.mkdir()
-    (tmp_path / "other.py").write_text(
-        "from coding.registry import BUILT_IN\nENTRY = BUILT_IN[0]\n"
-    )
+    (tmp_path / "other.py").write_text("from dtufc.registry import BUILT_IN\nENTRY = BUILT_IN[0]\n")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[dtufc.codecs]\nother = other:ENTRY\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coding import files, provenance, records
-from coding.evaluate import EvaluateConfig
-from coding.feature import write_feature
-from coding.paths import (
+from dtufc import files, provenance, records
+from dtufc.evaluate import EvaluateConfig
+from dtufc.feature import write_feature
+from dtufc.paths import (
     ACCURACY_JSON,
     RATE_CSV,
     REPOSITORY,
@@ -26,10 +26,10 @@ from coding.paths import (
     DataRoot,
     FeatureRoot,
 )
-from coding.report import figures, tables
-from coding.report.records import Machine, Run, group_curves, read_runs
-from coding.stamps import Stamp
-from coding.transform.mapping import Mapping
+from dtufc.report import figures, tables
+from dtufc.report.records import Machine, Run, group_curves, read_runs
+from dtufc.stamps import Stamp
+from dtufc.transform.mapping import Mapping
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 report = importlib.import_module("report")
@@ -396,15 +396,15 @@ def test_tables_of_an_earlier_report_go(tmp_path):
 def test_commands_of_codecs(root):
     """Fitted codecs name their script, others the training; evaluations leave defaults out."""
     for codec, name, script in (
-        ("klt", "fit", "-m coding.klt.fit_klt --features f --clusters '[16]'"),
-        ("hyperprior", "lambda0.004_epochs11_bs16", "-m coding.CompressAI.train --features f"),
+        ("klt", "fit", "-m dtufc.klt.fit_klt --features f --clusters '[16]'"),
+        ("hyperprior", "lambda0.004_epochs11_bs16", "-m dtufc.CompressAI.train --features f"),
     ):
         record = (
             f"codecs/{codec}/trained_cls/{'none' if codec == 'klt' else KMEANS}/{name}/run.json"
         )
         assert cell(root, "provenance", "command", records=record).startswith(f"python {script}")
     commands = [row["command"] for row in read(root, "provenance") if row["step"] == "evaluate"]
-    assert all(line.startswith("python -m coding.evaluate --codec ") for line in commands)
+    assert all(line.startswith("python -m dtufc.evaluate --codec ") for line in commands)
     assert not any("--device" in line for line in commands)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from coding import decode, encode, evaluate, files
-from coding.paths import REPOSITORY
+from dtufc import decode, encode, evaluate, files
+from dtufc.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
@@ -221,5 +221,5 @@ def test_bench_exact(untrained, capsys):
 def test_bench_rans(capsys):
     bench_rans.main(["--symbols", "20000", "--repeats", "1"])
     out = capsys.readouterr().out
-    assert "coding.rans" in out
+    assert "dtufc.rans" in out
     assert "CompressAI, lists" in out

@@ -20,13 +20,13 @@ from transformers import (
     T5EncoderModel,
 )
 
-from coding import files
-from coding.feature import find_machine_config, load_facts
-from coding.paths import REPOSITORY
-from machines.command import parse_options
-from machines.sd3 import judges, sd3
-from machines.sd3.sd3 import DiffusionMachine, DiffusionOptions
-from machines.tiny import train_sd3, world
+from dtufc import files
+from dtufc.feature import find_machine_config, load_facts
+from dtufc.machines.command import parse_options
+from dtufc.machines.sd3 import judges, sd3
+from dtufc.machines.sd3.sd3 import DiffusionMachine, DiffusionOptions
+from dtufc.machines.tiny import train_sd3, world
+from dtufc.paths import PACKAGE
 
 SIDE = 32
 
@@ -269,7 +269,7 @@ def test_tiny_checkpoint_follows_captions(tmp_path):
 
 def test_tiny_checkpoints_are_small():
     """At most 12 MiB, all four together."""
-    stored = (REPOSITORY / "machines" / "tiny").rglob("*")
+    stored = (PACKAGE / "machines" / "tiny").rglob("*")
     files_of = [path for path in stored if path.is_file() and path.suffix not in (".py", ".pyc")]
     assert sum(path.stat().st_size for path in files_of) < 12 * 2**20
 

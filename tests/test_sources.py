@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coding import files
-from coding.errors import UserError
-from coding.paths import REPOSITORY
-from machines import sources
-from machines.dinov2.seg import DinoOptions
-from machines.llama3.llama3 import LlamaOptions
-from machines.resnet50.cls import ResNetOptions
-from machines.sd3.sd3 import DiffusionOptions
-from machines.sources.lists import read_lines, read_picture
+from dtufc import files
+from dtufc.errors import UserError
+from dtufc.machines import sources
+from dtufc.machines.dinov2.seg import DinoOptions
+from dtufc.machines.llama3.llama3 import LlamaOptions
+from dtufc.machines.resnet50.cls import ResNetOptions
+from dtufc.machines.sd3.sd3 import DiffusionOptions
+from dtufc.machines.sources.lists import read_lines, read_picture
+from dtufc.paths import PACKAGE
 
 SORTS = {
     "questions": (LlamaOptions, ("arc", "world")),
@@ -50,7 +50,7 @@ def test_machines_take_the_sources_that_provide(sort):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_machines_know_no_source_by_name(module):
-    text = (REPOSITORY / "machines" / module).read_text()
+    text = (PACKAGE / "machines" / module).read_text()
     modules = {entry.target.partition(":")[0] for entry in sources.SOURCES.values()}
     names = "|".join(sources.SOURCES.keys() - {"captions"} | modules)
     assert not re.findall(rf"['\"]({names})['\"]|machines\.sources\.({names})\b", text)
@@ -62,7 +62,7 @@ def test_an_unknown_source_is_named(tmp_path, capsys):
         sources.open_source("moon", tmp_path, {}, 0)
     for module, names in (("llama3.llama3", "'arc', 'world'"), ("sd3.sd3", "'captions', 'world'")):
         with pytest.raises(SystemExit):
-            importlib.import_module(f"machines.{module}").main(["--source", "voc"])
+            importlib.import_module(f"dtufc.machines.{module}").main(["--source", "voc"])
         assert names in capsys.readouterr().err
 
 

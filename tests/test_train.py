@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import ARCHS, train_config
 
-from coding import files
-from coding.codec import load_codec
-from coding.CompressAI import train as training
-from coding.CompressAI.checkpoint import read_weights
-from coding.CompressAI.train import TrainConfig, TrainingError, main, train
-from coding.config import to_argv
-from coding.paths import REPOSITORY
+from dtufc import files
+from dtufc.codec import load_codec
+from dtufc.CompressAI import train as training
+from dtufc.CompressAI.checkpoint import read_weights
+from dtufc.CompressAI.train import TrainConfig, TrainingError, main, train
+from dtufc.config import to_argv
+from dtufc.paths import REPOSITORY
 
 SCRIPT = REPOSITORY / "coding" / "CompressAI" / "train.py"
 

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coding.feature import FeatureError, write_feature
-from coding.transform import fit
-from coding.transform.fit import assignment_errors, fill_levels, fit_codebook, fit_mapping
-from coding.transform.histogram import Histogram, bin_ends, distinct
-from coding.transform.kmeans import optimal_centres, squared_error
-from coding.transform.mapping import Mapping
-from coding.transform.samples import Samples
+from dtufc.feature import FeatureError, write_feature
+from dtufc.transform import fit
+from dtufc.transform.fit import assignment_errors, fill_levels, fit_codebook, fit_mapping
+from dtufc.transform.histogram import Histogram, bin_ends, distinct
+from dtufc.transform.kmeans import optimal_centres, squared_error
+from dtufc.transform.mapping import Mapping
+from dtufc.transform.samples import Samples
 
 
 def write_features(folder, arrays) -> list:

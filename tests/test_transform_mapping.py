@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coding.transform.mapping import ASSIGNMENTS, Mapping
+from dtufc.transform.mapping import ASSIGNMENTS, Mapping
 
 LIMIT = 2.0**100
 float32s = st.floats(-LIMIT, LIMIT, width=32)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from coding.feature import load_facts, write_feature
-from coding.paths import REPOSITORY
-from coding.transform import generate_data, nonlinear_transform
-from coding.transform.mapping import Mapping
-from coding.transform.patches import crop, fold, folded_size, parse_patch_size
+from dtufc.feature import load_facts, write_feature
+from dtufc.paths import REPOSITORY
+from dtufc.transform import generate_data, nonlinear_transform
+from dtufc.transform.mapping import Mapping
+from dtufc.transform.patches import crop, fold, folded_size, parse_patch_size
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coding.codec import load_codec
-from coding.errors import UserError
-from coding.feature import FeatureFacts, load_facts
-from coding.handcrafted.codec import CastCodec
-from coding.klt.entropy import Bank
-from coding.klt.model import RUNGS, KltModel, Layout, Rung, Transform
-from coding.prepare import script_path
-from coding.views import MAP_AXES, TOKEN_AXES, Views
+from dtufc.codec import load_codec
+from dtufc.errors import UserError
+from dtufc.feature import FeatureFacts, load_facts
+from dtufc.handcrafted.codec import CastCodec
+from dtufc.klt.entropy import Bank
+from dtufc.klt.model import RUNGS, KltModel, Layout, Rung, Transform
+from dtufc.prepare import script_path
+from dtufc.views import MAP_AXES, TOKEN_AXES, Views
 
 TOKENS, sizes = Views(TOKEN_AXES), st.integers(1, 5)
 

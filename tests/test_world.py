@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from machines.tiny import world
+from dtufc.machines.tiny import world
 
 
 def test_scenes_depend_on_their_numbers_alone():

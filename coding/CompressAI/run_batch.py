@@ -1,6 +1,6 @@
-"""The published command of the driver: ``python run_batch.py``; see :mod:`coding.experiments.driver`."""
+"""The driver: the command of :mod:`dtufc.experiments.driver`."""
 
-from coding.experiments.driver import main
+from dtufc.experiments.driver import main
 
 if __name__ == "__main__":
     main()

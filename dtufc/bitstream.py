@@ -1,0 +1,195 @@
+"""The bitstream: one self-describing file per feature.
+
+Layout, all integers little-endian, ``v`` a base-128 variable-length integer (7 bits a byte, low
+first, high bit set on all but the last)::
+
+    magic          3 bytes  "UFC"
+    version        1 byte   1
+    codec id       4 bytes  first bytes of the SHA-256 that names the codec (its weights and tables)
+    mapping id     4 bytes  first bytes of the SHA-256 that names the transform mapping; 0 without one
+    format         1 byte   low 4 bits: dtype (0 float16, 1 float32); high 4 bits: payload mode
+    shape          4 v      N, C, H, W
+    layout         v ...    0: tokens; 1: maps, followed by v rows, v cols of their tiles
+    parts          v, v ... number of parts, then the length of each in bytes
+    payload                 the parts, one after the other
+    checksum       4 bytes  CRC-32 of all bytes before it
+
+About 30 bytes beside the payload. What the modes mean is the codec's business.
+
+Guarantees: :func:`unpack` returns exactly what :func:`pack` was given, or raises
+:class:`BitstreamError` saying what is wrong; it never allocates more than the file's own size.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+from dtufc.errors import UserError
+from dtufc.feature import DTYPES, FeatureFacts, points
+from dtufc.views import Grid, Shape
+
+MAGIC = b"UFC"
+SUFFIX = ".ufc"
+"""Ending of bitstream files."""
+VERSION = 1
+ID_BYTES = 4
+MAX_POINTS = 1 << 28
+"""Largest feature that a bitstream may hold: 1 GiB as float32. Receivers may set a lower limit."""
+_MAX_PARTS = 1 << 16
+
+
+class BitstreamError(UserError):
+    """The bytes are not a sound bitstream, or not one of this codec and mapping."""
+
+
+@dataclass(frozen=True)
+class Bitstream:
+    """A bitstream taken apart. ``codec_id`` and ``mapping_id`` are 4 bytes each."""
+
+    codec_id: bytes
+    mapping_id: bytes
+    dtype: str
+    shape: Shape
+    grid: Grid | None
+    """Rows and columns of the tiles of maps; ``None`` for tokens."""
+    parts: tuple[bytes, ...]
+    mode: int = 0
+
+    @property
+    def payload_size(self) -> int:
+        """Bytes of the parts alone, without header and checksum."""
+        return sum(len(part) for part in self.parts)
+
+    def check_codec(self, codec_id: bytes) -> None:
+        """Refuse what another codec wrote."""
+        if self.codec_id != codec_id[:ID_BYTES]:
+            raise BitstreamError(
+                f"written by codec {self.codec_id.hex()}, this is {codec_id[:ID_BYTES].hex()}"
+            )
+
+    def check_facts(self, facts: FeatureFacts) -> None:
+        """Refuse what announces to be what this kind of feature cannot be."""
+        fits = [want in (None, got) for want, got in zip(facts.shape, self.shape, strict=True)]
+        if self.dtype != facts.dtype or not all(fits) or self.grid != _grid(facts, self.shape):
+            raise BitstreamError(
+                f"inconsistent: {self.dtype} {self.shape}, tiles {self.grid}, is no {facts.kind}"
+            )
+
+
+def pack(stream: Bitstream) -> bytes:
+    """The bytes of a bitstream.
+
+    Raises:
+        UserError: the feature is too large.
+        ValueError: a field has no place in the format.
+    """
+    if len(stream.codec_id) != ID_BYTES or len(stream.mapping_id) != ID_BYTES:
+        raise ValueError("bitstream: ids are 4 bytes")
+    if not 0 <= stream.mode < 16:
+        raise ValueError("bitstream: the mode is 0 .. 15")
+    if points(stream.shape) > MAX_POINTS:
+        raise UserError(f"bitstream: more than {MAX_POINTS} points, split the feature")
+    if min(stream.shape) < 1 or not _fills(stream.grid, stream.shape):
+        raise ValueError(f"bitstream: {stream.shape} does not fill the tiles {stream.grid}")
+    out = bytearray(MAGIC)
+    out.append(VERSION)
+    out += stream.codec_id + stream.mapping_id
+    out.append(DTYPES.index(stream.dtype) | stream.mode << 4)
+    for size in stream.shape:
+        out += _varint(size)
+    if stream.grid is None:
+        out += _varint(0)
+    else:
+        out += _varint(1) + b"".join(map(_varint, stream.grid))
+    out += _varint(len(stream.parts))
+    for part in stream.parts:
+        out += _varint(len(part))
+    for part in stream.parts:
+        out += part
+    return bytes(out) + zlib.crc32(out).to_bytes(4, "little")
+
+
+def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
+    """Take a bitstream apart and check it.
+
+    Args:
+        max_points: largest N*C*H*W that is accepted.
+
+    Raises:
+        BitstreamError: foreign, of an unknown version, truncated, corrupted or inconsistent.
+    """
+    if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
+        raise BitstreamError("foreign: the file does not start as a bitstream of this project")
+    if len(data) < len(MAGIC) + 2 + 2 * ID_BYTES + 4:
+        raise BitstreamError("truncated: the file ends inside the header")
+    if data[3] != VERSION:
+        raise BitstreamError(f"version {data[3]}: this code reads version {VERSION}")
+    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise BitstreamError("corrupted or truncated: the checksum does not match")
+    at = 4
+    codec_id, mapping_id = data[at : at + ID_BYTES], data[at + ID_BYTES : at + 2 * ID_BYTES]
+    at += 2 * ID_BYTES
+    dtype, mode = data[at] & 15, data[at] >> 4
+    reader = _Reader(data[:-4], at + 1)
+    shape = (reader.varint(), reader.varint(), reader.varint(), reader.varint())
+    layout = reader.varint()
+    if dtype >= len(DTYPES) or layout > 1:
+        raise BitstreamError(f"inconsistent: unknown dtype {dtype} or layout {layout}")
+    if min(shape) < 1 or points(shape) > MAX_POINTS:
+        raise BitstreamError(f"inconsistent: impossible shape {shape}")
+    if points(shape) > max_points:
+        raise BitstreamError(f"too large: {points(shape)} points, the limit is {max_points}")
+    grid = (reader.varint(), reader.varint()) if layout else None
+    if not _fills(grid, shape):
+        raise BitstreamError(f"inconsistent: {shape} does not fill tiles of {grid}")
+    count = reader.varint()
+    if count > _MAX_PARTS:
+        raise BitstreamError(f"inconsistent: {count} parts")
+    lengths = [reader.varint() for _ in range(count)]
+    parts = tuple(reader.take(length) for length in lengths)
+    reader.finish()
+    return Bitstream(codec_id, mapping_id, DTYPES[dtype], shape, grid, parts, mode)
+
+
+def _fills(grid: Grid | None, shape: Shape) -> bool:
+    return grid is None or (min(grid) > 0 and grid[0] * grid[1] == shape[1])
+
+
+def _grid(facts: FeatureFacts, shape: Shape) -> Grid | None:
+    """The tiles of a kind of feature, or what no file holds where the shape is none of that kind."""
+    try:
+        return facts.views.grid(shape[1])
+    except UserError:
+        return (0, 0)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Reader:
+    def __init__(self, data: bytes, at: int):
+        self.data, self.at = data, at
+
+    def varint(self) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise BitstreamError("inconsistent: a number of more than 35 bits")
+
+    def take(self, count: int) -> bytes:
+        if self.at + count > len(self.data):
+            raise BitstreamError("truncated: the parts are longer than the file")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def finish(self) -> None:
+        if self.at != len(self.data):
+            raise BitstreamError("inconsistent: bytes after the last part")

@@ -1,0 +1,155 @@
+"""The driver: train codecs over a sweep of lambdas, evaluate each on every machine, print the table.
+
+    python run_batch.py                                    the tiny machines (suite ``tiny``)
+    python run_batch.py --arch klt                         the codec without a network alone
+    python run_batch.py --suite published --arch elic2022-official --train_task hybrid
+
+For every run it builds one train command and one evaluation command per machine, prints them and runs
+them as subprocesses with logs. Features, mappings and patches are made first. Codecs that are fitted to
+one kind of feature are fitted once and evaluated there at each quality. What is current is skipped, so
+that a killed batch goes on where it ended, and after a change only what depends on it is made again.
+``--dry_run`` prints the commands only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from dtufc import config, locks, records
+from dtufc.errors import UserError
+from dtufc.experiments import tables
+from dtufc.experiments.jobs import run_jobs
+from dtufc.experiments.plan import Batch, Choice, Making
+from dtufc.experiments.suite import load_suite
+from dtufc.experiments.tables import TableRow
+from dtufc.paths import default_data_root
+from dtufc.prepare import ensure_features
+from dtufc.transform.mapping import Assignment, Normalise
+from dtufc.transform.options import TransformType
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """A batch. Flags that are not given leave the suite as it is."""
+
+    suite: str = "tiny"
+    """Name of a suite in configs/codecs, or a YAML file: machines, transform, codecs, lambdas."""
+    pipeline_config: Literal["train_test", "train", "test"] = "train_test"
+    """Train and evaluate, or one of the two."""
+    arch: str | None = None
+    """Only this codec: bmshj2018-hyperprior, elic2022-official, native, klt or another that is
+    fitted."""
+    train_model_type: str | None = None
+    """Only codecs trained on this model's features: hybrid, llama3, dinov2, sd3, resnet50."""
+    train_task: str | None = None
+    """Only codecs trained on this task: hybrid, csr, seg, tti, cls."""
+    transform_type: TransformType | None = None
+    """Replaces the suite's kind of codebook."""
+    samples: int | None = None
+    """Replaces the suite's number of training features that the transform is fitted on; 0: all."""
+    bit_depth: int | None = None
+    """Replaces the suite's log2 of the transform's levels."""
+    assignment: Assignment | None = None
+    """Replaces how the suite's values become levels."""
+    normalise: Normalise | None = None
+    """Replaces the suite's normalisation of each channel before the codebook."""
+    lambda_value: float | None = None
+    """Only this lambda."""
+    epochs: int | None = None
+    """Replaces the rows' epochs."""
+    save_period: int = 20
+    """Epochs between writes of the codec folder."""
+    learning_rate: float | None = None
+    """Replaces the rows' learning rate."""
+    batch_size: int | None = None
+    """Replaces the rows' batch size."""
+    patch_size: str | None = None
+    """Replaces the rows' patch size, height-width."""
+    pretrained_model: str = "None"
+    """Codec folder or published .pth.tar to start from; None starts afresh."""
+    seed: int | None = None
+    """Replaces the rows' seeds of training and fitting."""
+    device: str | None = None
+    """torch device of training and coding; by default the best one trains and the CPU codes."""
+    data_root: Path = field(default_factory=default_data_root)
+    """Data root."""
+    jobs: int = 1
+    """Commands side by side; the cores are shared out."""
+    accuracy: bool = True
+    """Have each machine evaluate the decoded features, where its YAML names a script."""
+    dry_run: bool = False
+    """Print the commands and run none."""
+
+    def __post_init__(self):
+        if self.jobs < 1:
+            raise UserError(f"jobs: must be at least 1, got {self.jobs}")
+
+    def batch(self) -> Batch:
+        """The plan.
+
+        Raises:
+            UserError: the flags fit nothing in the suite.
+        """
+        suite = load_suite(self.suite)
+        given = {name: getattr(self, name) for name in asdict(suite.transform)}
+        given = {name: value for name, value in given.items() if value is not None}
+        names = [field.name for field in fields(Choice) if field.name != "transform"]
+        choice = Choice(
+            replace(suite.transform, **given), **{name: getattr(self, name) for name in names}
+        )
+        pretrained = None if self.pretrained_model == "None" else self.pretrained_model
+        making = Making(self.save_period, pretrained, self.device)
+        return Batch(suite, choice, making, self.data_root)
+
+    def table_name(self, batch: Batch) -> str:
+        """Suite and transform, and what of the suite was chosen, so that a part replaces no whole."""
+        chosen = [self.arch, self.train_model_type, self.train_task]
+        if self.lambda_value is not None:
+            chosen.append(f"lambda{self.lambda_value:g}")
+        if self.seed is not None:
+            chosen.append(f"seed{self.seed}")
+        suite = Path(self.suite).stem
+        return "_".join([suite, batch.transform.transform_name, *filter(None, chosen)])
+
+
+def run_batch(cfg: BatchConfig) -> list[TableRow]:
+    """Run the batch -> its table, also written as ``coded/<suite>_<transform>[_<what was chosen>].csv``.
+
+    Raises:
+        JobError: a command failed; the text ends with the tail of its log.
+        UserError: the flags fit nothing in the suite.
+    """
+    batch = cfg.batch()
+    stages = [(batch.mappings, 1)]
+    if "train" in cfg.pipeline_config:
+        stages += [(batch.patches, 1), (batch.codecs, cfg.jobs)]
+    if "test" in cfg.pipeline_config:
+        stages.append((batch.coded, cfg.jobs))
+        if cfg.accuracy:
+            stages.append((batch.judged, 1))
+    if not cfg.dry_run:
+        for machine in batch.machines:
+            ensure_features(machine, cfg.data_root)
+    for stage, parallel in stages:
+        jobs = stage()
+        for job in jobs:
+            print(f"{job.title}: {job.why}\n  {job.line}", flush=True)
+        if not cfg.dry_run:
+            run_jobs(jobs, parallel)
+    rows = [] if cfg.dry_run else tables.table(batch)
+    if rows:
+        path = cfg.data_root / "coded" / f"{cfg.table_name(batch)}.csv"
+        with locks.hold(path.parent):
+            records.write_rows(path, rows)
+        print(records.format_table(rows), f"\n{path}", sep="\n")
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        run_batch(config.parse(BatchConfig, argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""What the codec without a network has learned of one kind of feature, and its two directions.
+
+    vectors (R, C, S) ─ minus mean ─ basis of channels ─ DCT of positions ─> y (R, C * S) ─ / step ─> q
+
+S is 1 for tokens. There may be several means and bases (a mixture of Karhunen-Loeve transforms): each
+vector takes the one that costs least, and its index is coded. One uniform step serves all components
+(H. Gish and J. Pierce, *Asymptotically efficient quantizing*, 1968: optimal with entropy coding), so
+that one model gives every rate: ``quality`` is log2 of the feature's standard deviation over the step.
+The entropy tables are those of the nearest of a ladder of steps for which they were trained.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from scipy.fft import dct
+
+from dtufc import config, files, rans
+from dtufc.codec import CONFIG_JSON, read_number
+from dtufc.errors import UserError
+from dtufc.feature import FeatureFacts
+from dtufc.klt.entropy import CENTROIDS, Bank, choose, reconstruct
+from dtufc.klt.post_filter import PostFilter
+
+WEIGHTS = "model.safetensors"
+MAX_UNIT = 1e30
+"""Largest standard deviation of a feature, far below the end of float32."""
+FORMAT = 1
+PER_OCTAVE = 128
+"""Steps that a file can name within a factor of two: quality is coded as a multiple of 1 / 128."""
+LOWEST, HIGHEST, RUNGS_PER_OCTAVE = -3, 7, 8
+"""The ladder of qualities for which tables are trained."""
+RUNGS = (HIGHEST - LOWEST) * RUNGS_PER_OCTAVE + 1
+MAX_VALUE = 2.0**18
+"""Largest value over the step that becomes a symbol: float32 tells it from its neighbours. Vectors that
+exceed it are sent as they are."""
+
+
+TILT = 0.18
+"""How much less a bit costs at the upper end of a rung than at its lower end, as a logarithm. A rung's
+tables hold symbols back as the step shrinks; this lets rate and error pass from rung to rung evenly."""
+
+
+def rung(grade: int) -> int:
+    """The ladder's nearest rung to a quality of ``grade`` / 128, 0 .. RUNGS - 1."""
+    width = PER_OCTAVE // RUNGS_PER_OCTAVE
+    return min(max((grade - LOWEST * PER_OCTAVE + width // 2) // width, 0), RUNGS - 1)
+
+
+@lru_cache
+def dct_basis(block: int) -> np.ndarray:
+    """Orthonormal two-dimensional DCT-II over block x block positions, (S, S) float32: y = x @ basis."""
+    one = dct(np.eye(block), axis=1, norm="ortho")  # a row's transform, as a matrix
+    return np.kron(one, one).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How vectors are made of a feature and turned."""
+
+    rotate: bool
+    """Karhunen-Loeve basis over channels; else the channels as they are."""
+    block: int
+    """Side of the blocks of positions, transformed by a DCT; 1 for tokens and for none."""
+    clusters: int
+    """Means and bases."""
+    centre: bool
+    """Take the channels' means off; not for one-sided values that are mostly zero."""
+
+    def __str__(self) -> str:
+        parts = ["klt" if self.rotate else "identity"]
+        if self.block > 1:
+            parts.append(f"dct{self.block}")
+        if not self.centre:
+            parts.append("uncentred")
+        return "+".join(parts) + (f" x{self.clusters}" if self.clusters > 1 else "")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Means and bases, K of each."""
+
+    layout: Layout
+    mean: np.ndarray
+    """(K, C, S) float32."""
+    basis: np.ndarray | None
+    """(K, C, C) float32 of float16 values, a column a component; None where there is no rotation."""
+    unit: float
+    """Standard deviation of the feature around its mean: the step at quality 0."""
+
+    def step(self, grade: int) -> float:
+        """The step of quality ``grade`` / 128."""
+        return self.unit * 2.0 ** (-grade / PER_OCTAVE)
+
+    @property
+    def components(self) -> int:
+        """C * S."""
+        return int(np.prod(self.mean.shape[1:]))
+
+    def forward(self, vectors: np.ndarray, cluster: int) -> np.ndarray:
+        """(R, C, S) -> (R, C * S) float32."""
+        x = torch.from_numpy(vectors - self.mean[cluster])
+        if self.basis is not None:
+            x = torch.einsum("rcs,cd->rds", x, torch.from_numpy(self.basis[cluster]))
+        if self.layout.block > 1:
+            x = x @ torch.from_numpy(dct_basis(self.layout.block))
+        return x.reshape(len(vectors), -1).numpy()
+
+    def inverse(self, y: np.ndarray, cluster: int) -> np.ndarray:
+        """(R, C * S) -> (R, C, S) float32."""
+        x = torch.from_numpy(y).reshape(len(y), *self.mean.shape[1:])
+        if self.layout.block > 1:
+            x = x @ torch.from_numpy(dct_basis(self.layout.block)).T
+        if self.basis is not None:
+            x = torch.einsum("rds,cd->rcs", x, torch.from_numpy(self.basis[cluster]))
+        return x.numpy() + self.mean[cluster]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """The entropy model at one step."""
+
+    bank: Bank
+    chosen: np.ndarray
+    """(K, C * S) int32: the table of each component."""
+    clusters: np.ndarray
+    """(K + 1,) int32 frequencies of the clusters' indexes and of an escape, sum 2^16."""
+
+    @cached_property
+    def tables(self) -> rans.Tables:
+        """The bank's tables and, last, that of the clusters' indexes."""
+        bank = self.bank
+        offset = np.append(bank.offset, 0).astype(np.int32)
+        return Bank((*bank.freqs, self.clusters), offset, bank.centroid).tables()
+
+    @cached_property
+    def bits(self) -> np.ndarray:
+        return self.bank.bits()
+
+    @cached_property
+    def least(self) -> float:
+        """The fewest bits that a vector's symbols take."""
+        bits = self.tables.least[self.chosen].sum(1).min()
+        return float(bits + (self.tables.least[-1] if len(self.chosen) > 1 else 0))
+
+
+@dataclass(frozen=True)
+class KltModel:
+    """All that encoder and decoder share for one kind of feature."""
+
+    facts: FeatureFacts
+    transform: Transform
+    rungs: tuple[Rung, ...]
+    """RUNGS entropy models, from the coarsest step to the finest."""
+    weight: float
+    """What a bit costs, in squared steps, when symbols are chosen."""
+    post: PostFilter | None = None
+    """Of tokens, where it was found to help."""
+
+    def weight_at(self, grade: int) -> float:
+        """What a bit costs at quality ``grade`` / 128."""
+        place = grade * RUNGS_PER_OCTAVE / PER_OCTAVE - LOWEST * RUNGS_PER_OCTAVE - rung(grade)
+        return self.weight * math.exp(-TILT * min(max(place, -0.5), 0.5))
+
+    def quantise(
+        self, vectors: np.ndarray, grade: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The cheapest cluster and symbols of each vector at one step.
+
+        Args:
+            vectors: (R, C, S) float32.
+
+        Returns:
+            clusters (R,) int32, symbols (R, C * S) int32, bits (R,) float64 that the tables promise,
+            and which vectors (R,) bool no symbols can tell; theirs are nought.
+        """
+        count = len(vectors)
+        clusters = np.zeros(count, np.int32)
+        symbols = np.zeros((count, self.transform.components), np.int32)
+        cheapest, bits = np.full(count, np.inf), np.zeros(count)
+        limit = MAX_VALUE * self.transform.step(grade)
+        raw = np.abs(vectors.reshape(count, -1)).max(1) > limit
+        tame = np.where(raw[:, None, None], 0, vectors)
+        trial = np.empty_like(symbols)
+        model, weight = self.rungs[rung(grade)], self.weight_at(grade)
+        for cluster in range(self.transform.layout.clusters):
+            y = self.transform.forward(tame, cluster) / np.float32(self.transform.step(grade))
+            head = rans.PRECISION - np.log2(model.clusters[cluster])
+            tables = model.chosen[cluster], model.bits, model.bank.centroid
+            cost, rate = choose(y, *tables, weight, cheapest - weight * head, trial)
+            cost += weight * head
+            better = cost < cheapest
+            cheapest[better], clusters[better] = cost[better], cluster
+            symbols[better], bits[better] = trial[better], rate[better] + head
+        symbols[raw], clusters[raw] = 0, 0
+        return clusters, symbols, bits, raw
+
+    def restore(
+        self, clusters: np.ndarray, symbols: np.ndarray, grade: int, length: int | None = None
+    ) -> np.ndarray:
+        """Clusters (R,) and symbols (R, C * S) -> vectors (R, C, S) float32.
+
+        Args:
+            length: rows of a sequence, over which the post-filter runs; None leaves it out.
+        """
+        at = rung(grade)
+        post = self.post if length else None
+        out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
+        step = np.float32(self.transform.step(grade))
+        for cluster in np.unique(clusters):
+            own = clusters == cluster
+            y = np.empty((int(own.sum()), symbols.shape[1]), np.float32)
+            reconstruct(
+                symbols[own], self.rungs[at].chosen[cluster], self.rungs[at].bank.centroid, y
+            )
+            y *= step
+            if post and post.basis is None:  # one basis: all rows are here, in its components
+                y += post.change(y, length, at)
+            out[own] = self.transform.inverse(y, cluster)
+        if post and post.basis is not None:
+            out[:, :, 0] = post.refine(out[:, :, 0], length, at)
+        return out
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The state as it is stored."""
+        freqs = [freq for model in self.rungs for freq in model.bank.freqs]
+        out = {
+            "mean": self.transform.mean,
+            "freqs": np.concatenate(freqs).astype(np.int32),
+            "sizes": np.array([len(freq) for freq in freqs], np.int32),
+            "banks": np.array([len(model.bank.freqs) for model in self.rungs], np.int32),
+            "offset": np.concatenate([model.bank.offset for model in self.rungs]),
+            "centroid": np.concatenate([model.bank.centroid for model in self.rungs]),
+            "chosen": np.stack([model.chosen for model in self.rungs]).astype(np.uint8),
+            "clusters": np.stack([model.clusters for model in self.rungs]).astype(np.int32),
+        }
+        if self.transform.basis is not None:
+            out["basis"] = self.transform.basis.astype(np.float16)
+        return out | (self.post.arrays() if self.post else {})
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 over all that decides bytes and decoded values (32 bytes)."""
+        hasher = hashlib.sha256(json.dumps(self._values(), sort_keys=True).encode())
+        for name, value in sorted(self.arrays().items()):
+            hasher.update(f"{name} {value.dtype} {value.shape}".encode())
+            hasher.update(np.ascontiguousarray(value).tobytes())
+        return hasher.digest()
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "facts": self.facts.identity(),
+            "layout": asdict(self.transform.layout),
+            "unit": self.transform.unit,
+            "weight": self.weight,
+        }
+
+    def save(self, folder: Path, quality: float, made_by: dict[str, Any]) -> None:
+        """Write the codec folder, ``config.json`` last.
+
+        Args:
+            quality: what the codec takes where nothing is asked for.
+            made_by: provenance, anything JSON holds.
+        """
+        arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
+        files.write_bytes(folder / WEIGHTS, save(arrays))
+        values = {"format": FORMAT, "codec": "klt", "quality": quality}
+        values |= self._values() | {"facts": self.facts.record(), "made_by": made_by}
+        files.write_json(folder / CONFIG_JSON, values)
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[Self, float]:
+        """The model of a codec folder and its quality.
+
+        Raises:
+            UserError: a file is missing, damaged or of another format; the message names it.
+        """
+        path = folder / WEIGHTS
+        values = files.read_json(folder / CONFIG_JSON)
+        if values.get("format") != FORMAT:
+            raise UserError(f"{folder / CONFIG_JSON}: format {values.get('format')}, not {FORMAT}")
+        try:
+            arrays = load(path.read_bytes())
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: missing from the codec folder") from error
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+        try:
+            layout = config.build(Layout, values["layout"], "layout")
+            facts = FeatureFacts.of_record(values["facts"], "facts")
+            numbers = {name: read_number(values, name) for name in ("unit", "weight", "quality")}
+            _check_state(layout, facts, arrays, numbers)
+            basis = arrays["basis"].astype(np.float32) if layout.rotate else None
+            transform = Transform(layout, arrays["mean"], basis, numbers["unit"])
+            shape = RUNGS, transform.mean.shape[1]
+            post = PostFilter.of_arrays(arrays, shape, own_basis=layout.clusters > 1)
+            model = cls(facts, transform, _rungs(arrays), numbers["weight"], post)
+            return model, numbers["quality"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder}: not a sound klt codec ({error!r})") from error
+
+
+def _check_state(
+    layout: Layout, facts: FeatureFacts, arrays: dict[str, np.ndarray], numbers: dict[str, float]
+) -> None:
+    """Refuse what no fit gives, before it decodes to nonsense.
+
+    Raises:
+        UserError: the message names the array or number.
+        KeyError: an array is missing.
+    """
+
+    def expect(name: str, sound: bool) -> None:
+        if not sound:
+            raise UserError(f"{name} is not sound")
+
+    def shaped(name: str, dtype: str, *shape: int) -> np.ndarray:
+        array = arrays[name]
+        expect(name, array.dtype == dtype and array.shape == shape)
+        expect(name, bool(np.isfinite(array).all()))
+        return array
+
+    clusters, positions = layout.clusters, layout.block**2
+    channels = facts.views.channels(facts.shape)
+    expect("layout.clusters", clusters >= 1)
+    expect("layout.block", layout.block >= 1 and (facts.views.is_map or positions == 1))
+    expect("facts", channels is not None)
+    expect("unit", 0 < numbers["unit"] < MAX_UNIT)
+    expect("weight", numbers["weight"] >= 0)
+    shaped("mean", "float32", clusters, channels, positions)
+    if layout.rotate:
+        shaped("basis", "float16", clusters, channels, channels)
+    banks = shaped("banks", "int32", RUNGS)
+    expect("banks", bool(banks.min() >= 1))
+    tables = int(banks.sum(dtype=np.int64))
+    sizes = shaped("sizes", "int32", tables)
+    expect("sizes", bool(sizes.min() >= 2))
+    freqs = shaped("freqs", "int32", int(sizes.sum(dtype=np.int64)))
+    expect("freqs", bool(freqs.min() >= 1))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    expect("freqs", bool((np.add.reduceat(freqs, starts) == 1 << rans.PRECISION).all()))
+    offset = shaped("offset", "int32", tables).astype(np.int64)
+    expect("offset", bool(np.abs(offset).max() <= MAX_VALUE))
+    centroid = shaped("centroid", "float32", tables, 2 * CENTROIDS - 1)
+    expect("centroid", bool(np.abs(centroid).max() <= MAX_VALUE))
+    chosen = shaped("chosen", "uint8", RUNGS, clusters, channels * positions)
+    expect("chosen", bool((chosen.max(axis=(1, 2)) < banks).all()))
+    indexes = shaped("clusters", "int32", RUNGS, clusters + 1)
+    expect("clusters", bool(indexes.min() >= 1 and (indexes.sum(1) == 1 << rans.PRECISION).all()))
+
+
+def _rungs(arrays: dict[str, np.ndarray]) -> tuple[Rung, ...]:
+    """The entropy models from their stored form."""
+    ends = np.cumsum(arrays["sizes"])[:-1]
+    freqs = np.split(arrays["freqs"], ends)
+    out, first = [], 0
+    for row, count in enumerate(arrays["banks"].tolist()):
+        own = slice(first, first + count)
+        bank = Bank(tuple(freqs[own]), arrays["offset"][own], arrays["centroid"][own])
+        chosen = arrays["chosen"][row].astype(np.int32)
+        out.append(Rung(bank, chosen, arrays["clusters"][row]))
+        first += count
+    return tuple(out)

@@ -1,0 +1,52 @@
+"""What a script needs and may lack on a fresh machine: features, made by their machine's own script.
+
+The coding half knows nothing of models. Where a machine's YAML names a ``script``, missing features
+are one command away, and that command is run; where it names none, the error says what to put where.
+"""
+
+import sys
+from pathlib import Path
+
+from dtufc import locks
+from dtufc.feature import FeatureError, find_machine_config, find_script, load_facts
+from dtufc.paths import EXTRACTED_JSON, ORIGIN_JSON, DataRoot, FeatureRoot
+
+
+def script_path(machine: str | Path) -> Path:
+    """The machine's script that makes and judges its features.
+
+    Raises:
+        FeatureError: its YAML names none.
+    """
+    preset, facts = find_machine_config(machine), load_facts(machine)
+    if facts.script is None:
+        raise FeatureError(f"{preset}: names no script")
+    return find_script(preset, facts.script)
+
+
+def ensure_features(machine: str | Path, data_root: Path) -> FeatureRoot:
+    """The folder of a machine's features, extracted first if they are not there.
+
+    Args:
+        machine: preset name or YAML file.
+
+    Raises:
+        FeatureError: the features are missing and the YAML names no script, or the script failed.
+    """
+    facts = load_facts(machine)
+    root = DataRoot(data_root).feature(facts.model, facts.task)
+    needed = (root.feature_train / "train", root.feature_train / "test", root.feature_test)
+    missing = [folder for folder in needed if not any(folder.glob("*.npy"))]
+    begun = (root.folder / ORIGIN_JSON).is_file() and not (root.folder / EXTRACTED_JSON).is_file()
+    if not missing and not begun:
+        return root
+    where = ", ".join(str(folder) for folder in missing or needed)
+    if facts.script is None:
+        raise FeatureError(f"no features in {where}: put the .npy files of {facts.kind} there")
+    command = [sys.executable, str(script_path(machine)), "--mode", "extract"]
+    command += ["--machine", str(find_machine_config(machine)), "--data_root", str(data_root)]
+    print(f"features are missing in {where}; running: {' '.join(command)}", flush=True)
+    status = locks.run(command)
+    if status != 0:
+        raise FeatureError(f"{facts.script} ended with status {status} and left no features")
+    return root

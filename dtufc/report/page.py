@@ -1,0 +1,207 @@
+"""The page of all results, and the files it is written to. It needs neither server nor network."""
+
+import html
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from plotly.offline import get_plotlyjs
+
+from dtufc import files
+from dtufc.codec import CONFIG_JSON
+from dtufc.errors import UserError
+from dtufc.report import distributions, tables
+from dtufc.report.figures import BD_POINTS, PUBLISHED, find_anchor
+from dtufc.report.plots import COLOURS, Look, choose_looks, curve_plots, histogram_plot
+from dtufc.report.provenance import provenance_table
+from dtufc.report.records import Machine, Run, read_machine, read_runs
+from dtufc.report.table import Table, show
+
+TITLE = "Feature coding: rate, error and task accuracy"
+TABLES = ("headline", "bd_rate", "cross_*", "speed", "distribution", "points", "provenance")
+STYLE, SCRIPT = (Path(__file__).with_name(name).read_text() for name in ("page.css", "page.js"))
+
+KEY = """<b>BPFP</b> is bits per feature point: eight times the bytes of the whole bitstream (of the
+coded strings alone in curves of “published counting”) over the number of values in the feature, pooled
+over the test features. <b>NMSE</b> is the mean squared error over the features' variance. The <b>task
+metric</b> is what the large model's back half reaches on the decoded features; the dashed line is what
+it reaches on the uncompressed ones. A curve is one codec configuration (codec · trained on ·
+transform); <i>hybrid</i> is one universal codec for all machines. Left and up is better for the metric,
+left and down for the error. Point at a marker for its figures, click a name to hide its curve."""
+HEADLINE = """The rate at which each codec reaches 99 % of the uncompressed metric, and at which it is
+within one percentage point of it, interpolated on log BPFP between measured points (the rising envelope
+of the curve). ≤: the lowest rate that was measured reaches it already. Bold: the fewest bits, where no
+such bound may undercut it. Codecs trained for another machine are in the <a href="#cross">cross
+tables</a>."""
+BD = f"""Mean difference in rate at equal quality, in percent, negative is better; BD-SNR is the mean
+difference of -10 log10 NMSE at equal rate, in dB, positive is better. Piecewise cubic over log BPFP,
+over the part that both curves cover; “shared” says how much of both that is, and a small share says
+little. A curve needs {BD_POINTS} points that rise. The anchor, which each heading names, is the curve
+that <span class="number">--anchor</span> asks for, else the published Hyperprior ({PUBLISHED}) where it
+was run, else the nearest Hyperprior there is."""
+CROSS = """What a codec trained on one set of features (columns) gives on each machine (rows), at the
+rate parameter that most training sets share. Bold: trained on this machine alone."""
+SPEED = f"""Millions of feature points per second, pooled over all features and rates of a curve; “after
+first” leaves out each run's first feature, which also pays for compiling and loading. The size is
+{CONFIG_JSON} and {tables.WEIGHTS} of one model; a curve of a learned codec needs a model for each rate.
+Empty where the codec folder is not there."""
+DISTRIBUTION = f"""Of at most {distributions.SAMPLE_FILES} test features and
+{distributions.SAMPLE_VALUES} values of each, where there is a mapping. Excess kurtosis is 0 for a normal
+and -1.2 for a uniform distribution; entropy is that of the histogram over {distributions.BINS} equal
+bins, at most {math.log2(distributions.BINS):g} bits."""
+PROVENANCE = """The commands of all runs as their records have them (paths as they were), by revision,
+versions and computer; and the numbers of all runs."""
+
+
+@dataclass
+class Page:
+    """The page as it grows, and the tables that lie beside it."""
+
+    parts: list[str] = field(default_factory=list)
+    """HTML."""
+    figures: dict[str, dict] = field(default_factory=dict)
+    """plotly's, by the ids of their boxes."""
+    tables: list[Table] = field(default_factory=list)
+
+    def add(self, *parts: str) -> None:
+        self.parts += parts
+
+    def section(self, name: str, title: str, text: str) -> None:
+        """A heading that links can name, and a paragraph of HTML."""
+        self.add(f'<h2 id="{name}">{html.escape(title)}</h2>', f"<p>{text}</p>")
+
+    def table(self, table: Table, folded: bool = False) -> None:
+        self.tables.append(table)
+        title = html.escape(table.title)
+        if folded:
+            self.add(f"<details><summary>{title}</summary>", table.html(), "</details>")
+        else:
+            self.add(f"<h3>{title}</h3>" if title else "", table.html())
+
+    def plots(self, figures: Sequence[dict], style: str = "plots") -> None:
+        ids = [f"plot{len(self.figures) + i}" for i in range(len(figures))]
+        self.figures |= dict(zip(ids, figures, strict=True))
+        boxes = "".join(f'<div class="plot" id="{name}"></div>' for name in ids)
+        self.add(f'<div class="{style}">{boxes}</div>')
+
+    def html(self) -> str:
+        # "</" would end the script element that holds the figures
+        figures = json.dumps(self.figures, allow_nan=False).replace("</", "<\\/")
+        return "\n".join([
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{TITLE}</title>\n<style>\n{STYLE}</style>",
+            f"<script>\n{SCRIPT}</script>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>",
+            f"<h1>{TITLE}</h1>",
+            *self.parts,
+            f'<script type="application/json" id="figures">{figures}</script>\n</body>\n</html>\n',
+        ])  # fmt: skip
+
+
+def write_report(root: Path, output: Path, anchor: str | None = None) -> Path:
+    """Write the report on a data root -> the page.
+
+    Args:
+        output: folder of ``report.html`` and its tables; tables of an earlier report go.
+        anchor: curve that BD-rates are relative to, see :func:`find_anchor`.
+
+    Raises:
+        FileNotFoundError: the data root holds no finished run.
+        UserError: a record is damaged, or nothing is called as ``anchor`` says.
+    """
+    runs, unfinished = read_runs(root)
+    machines = [read_machine(root, kind, runs) for kind in sorted({run.kind for run in runs})]
+    if anchor and not any(find_anchor(machine, anchor) for machine in machines):
+        have = sorted({curve.name for machine in machines for curve in machine.curves})
+        raise UserError(f"anchor: no curve is called {anchor!r}, there are {', '.join(have)}")
+    page = Page()
+    _add_head(page, runs, machines, unfinished)
+    _add_headline(page, machines)
+    looks = choose_looks(machines)
+    for machine in machines:
+        _add_machine(page, machine, looks)
+    _add_tables(page, "bd", "BD-rate", BD, [tables.bd_table(machines, anchor)])
+    cross = tables.cross_tables(runs)
+    _add_tables(page, "cross", "Universal or task-specific", CROSS, cross)
+    _add_tables(page, "speed", "Speed and size", SPEED, [tables.speed_table(root, machines)])
+    _add_distributions(page, machines)
+    page.section("provenance", "Provenance", PROVENANCE)
+    for table in (provenance_table(root, machines, runs), tables.points_table(runs)):
+        page.table(table, folded=True)
+    for path in [path for name in TABLES for path in output.glob(f"{name}.*")]:
+        if path.suffix in (".csv", ".tex"):
+            path.unlink()
+    for table in page.tables:
+        files.write_text(output / f"{table.name}.csv", table.csv())
+        files.write_text(output / f"{table.name}.tex", table.latex())
+    files.write_text(output / "report.html", page.html())
+    return output / "report.html"
+
+
+def _add_tables(page: Page, name: str, title: str, text: str, found: Sequence[Table]) -> None:
+    """A section of the tables that have rows."""
+    page.section(name, title, text)
+    found = [table for table in found if table.rows]
+    if not found:
+        page.add("<p><b>This data root has no records for it.</b></p>")
+    for table in found:
+        page.table(table)
+
+
+def _names(names: Iterable[str], between: str = ", ") -> str:
+    return html.escape(between.join(names))
+
+
+def _add_head(
+    page: Page, runs: Sequence[Run], machines: Sequence[Machine], unfinished: Sequence[str]
+) -> None:
+    codecs = _names(dict.fromkeys(run.codec for run in runs))
+    text = f"{len(runs)} finished runs of {codecs} on {len(machines)} kinds of feature."
+    if unfinished:
+        text += f" Left out, since they are not finished or of an earlier version: {_names(unfinished)}."
+    links = {machine.kind: machine.kind for machine in machines}
+    links |= {"bd": "BD-rate", "cross": "universal or task-specific", "speed": "speed and size"}
+    links |= {"distribution": "distributions", "provenance": "provenance"}
+    nav = " ".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in links.items())
+    page.add(f'<p class="dim">{text}</p>', f"<p>{KEY}</p>", f"<nav>{nav}</nav>")
+
+
+def _add_headline(page: Page, machines: Sequence[Machine]) -> None:
+    table = tables.headline(machines)
+    _add_tables(page, "headline", "Bits for the uncompressed accuracy", HEADLINE, [table])
+    without = [m.kind for m in machines if m.kind not in {row[0] for row in table.rows}]
+    if without:
+        page.add(f"<p>No task accuracy is recorded for {_names(without)}.</p>")
+
+
+def _add_machine(page: Page, machine: Machine, looks: dict[tuple, Look]) -> None:
+    buttons, exact = [], []
+    for number, curve in enumerate(machine.curves):
+        colour, _, glyph = looks[curve.style]
+        buttons.append(
+            f'<button type="button" aria-pressed="true" data-curve="{number}">'
+            f'<span style="color:{colour}">{glyph}</span> {html.escape(curve.label)}</button>'
+        )
+        exact += [f"{curve.label} at {show(run.bpfp)} BPFP" for run in curve.runs if run.nmse == 0]
+    text = "" if buttons else "Only codecs trained for other machines coded this one."
+    page.add("<section>")
+    page.section(machine.kind, machine.kind, text)
+    page.add(f'<div class="legend">{"".join(buttons)}</div>')
+    page.plots(curve_plots(machine, looks))
+    if exact:
+        page.add(f'<p class="dim">Lossless, so not on the log axis: {_names(exact, "; ")}.</p>')
+    page.add("</section>")
+
+
+def _add_distributions(page: Page, machines: Sequence[Machine]) -> None:
+    found = [each for machine in machines for each in distributions.read_distributions(machine)]
+    title = "Distributions before and after the transform"
+    table = distributions.distribution_table(found)
+    _add_tables(page, "distribution", title, DISTRIBUTION, [table])
+    for each in found:
+        before = histogram_plot(each.x, each.span, COLOURS[0], "x, before: peaky")
+        after = histogram_plot(each.u, (0, 1), COLOURS[1], "u, after: balanced")
+        page.add(f"<h3>{_names([each.kind, each.mapping])}</h3>")
+        page.plots([before, after], "plots small")
