@@ -1,7 +1,7 @@
 """The codec API: what every codec does, and how one is loaded.
 
     from dtufc.codec import load_codec
-    codec = load_codec(folder)       # a checkpoint folder: says itself which codec it is
+    codec = load_codec(folder)       # a codec folder, or a shipped codec's name
     data = codec.encode(feature)     # (N, C, H, W) array -> bytes, the whole bitstream
     feature = codec.decode(data)     # bytes -> array of the same shape and dtype
 
@@ -23,6 +23,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureError, FeatureFacts, check_feature
 from dtufc.paths import CONFIG_JSON
 from dtufc.registry import CodecEntry, find_codec
+from dtufc.shipped import codec_folder
 from dtufc.stamps import digest_file
 from dtufc.views import Shape
 
@@ -167,6 +168,7 @@ def codec_digest(folder: Path) -> str:
     Raises:
         FileNotFoundError, UserError: as :func:`load_codec`.
     """
+    folder = codec_folder(folder)
     entry = _read_entry(folder)
     found = sorted({path for pattern in entry.files for path in folder.glob(pattern)})
     parts = [f"{path.relative_to(folder)} {digest_file(path)}" for path in found]
@@ -218,6 +220,7 @@ def load_codec(
     """Read the codec that a checkpoint folder holds.
 
     Args:
+        folder: a codec folder, or the name of a shipped codec (:func:`dtufc.shipped.pretrained`).
         device: torch device of the networks; codecs without networks ignore it.
         published: code exactly as the published evaluation does (see README, "Like for like").
         kinds: kinds of features beyond those that the folder knows.
@@ -226,6 +229,6 @@ def load_codec(
         FileNotFoundError: no folder, or no ``config.json`` in it.
         UserError: the folder is damaged or names a codec that is not registered.
     """
-    folder = Path(folder)
+    folder = codec_folder(folder)
     codec_class = _read_entry(folder).load_class()
     return codec_class.load(folder, device=device, published=published, kinds=kinds)

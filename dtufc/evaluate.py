@@ -30,6 +30,7 @@ from dtufc.memory import keep_memory
 from dtufc.options import RateOptions, progress
 from dtufc.overlap import overlap
 from dtufc.paths import BITSTREAMS, DECODED, RATE_CSV, RUN_JSON, SUMMARY_JSON
+from dtufc.shipped import codec_folder, describe_codec
 from dtufc.stamps import Stamp, digest_file, digest_files, read_stamp
 
 IDLE = ("codec", "features", "output", "mapping", "machine", "device", "labels")
@@ -124,23 +125,22 @@ def _evaluate(cfg: EvaluateConfig, codec: Codec, paths: Sequence[Path]) -> dict[
 
 def describe(cfg: EvaluateConfig) -> dict[str, Any]:
     """The labels of a run: those given, and for the others what the codec folder says."""
-    values = files.read_json(cfg.codec / CONFIG_JSON)
-    made_by = values.get("made_by") or {}
+    folder = codec_folder(cfg.codec)
+    told = describe_codec(folder)
+    made_by = files.read_json(folder / CONFIG_JSON).get("made_by") or {}
     training = made_by.get("train") or {}
-    kinds = list(values.get("kinds") or [])
-    if facts := values.get("facts"):
-        kinds = [f"{facts['model']}_{facts['task']}"]
+    one = told.kinds[0] if len(told.kinds) == 1 else None
     found = {
-        "codec": values["codec"],
-        "kind": cfg.kind or (kinds[0] if len(kinds) == 1 else None),
-        "trained_on": "hybrid" if len(kinds) != 1 else kinds[0].rpartition("_")[2],
+        "codec": told.codec,
+        "kind": cfg.kind or one,
+        "trained_on": one.rpartition("_")[2] if one else "hybrid",
         "transform": "",
         "lambda_value": training.get("lambda_value"),
         "quality": cfg.quality,
         "seed": training.get("seed", made_by.get("seed", 0)),
         "options": {},
     }
-    return found | cfg.labels
+    return found | told.labels | cfg.labels
 
 
 def _code(

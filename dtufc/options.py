@@ -20,7 +20,7 @@ class CodecOptions:
     """Which codec, and how it is loaded."""
 
     codec: Path
-    """Codec folder."""
+    """Codec folder, or the name of a shipped codec."""
     device: str = "cpu"
     """torch device of the networks; any decodes what another encoded."""
     mapping: Path | None = None

@@ -1,44 +1,142 @@
-"""The main job on the tiny machines, through the published commands: features of four small models
-of the paper's classes, their transforms, a universal Hyperprior at three rates and one of each model's
-own, the codec without a network, coded test features, task accuracy against rate, the report."""
+"""The main job on the tiny machines, through the published commands.
+
+Features of four small models of the paper's classes are extracted. The codecs that ship with the package
+code them, beside one that is trained before your eyes. The table gives rate and task accuracy, the
+report shows them. With ``--train`` all shipped codecs, and one Hyperprior per machine, are trained anew
+and held against the shipped ones.
+"""
 
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cross_table import CrossConfig, print_cross
-from plot_rate_accuracy import PlotConfig, plot
-
-from dtufc.paths import REPOSITORY, default_data_root
-from dtufc.report.page import write_report
+from dtufc import config, files, records
+from dtufc.paths import REPOSITORY, SUMMARY_JSON, default_data_root
 
 MACHINES = {"llama3": "llama3.py", "dinov2": "seg.py", "sd3": "sd3.py", "resnet50": "cls.py"}
-STEPS = (
-    *((f"features of {name} and their accuracy", f"machines/{name}", [script])
-      for name, script in MACHINES.items()),
-    *((f"transform of {name}", "coding/transform",
-       ["nonlinear_transform.py", "--machine", f"{name}_tiny"]) for name in MACHINES),
-    ("codecs", "coding/CompressAI", ["run_batch.py", "--jobs", str(min(2, os.cpu_count() or 1))]),
-)  # fmt: skip
-TABLE = Path("coded") / "tiny_kmeans10_bitdepth8.csv"
+DRIVER = "coding/CompressAI"
+BATCH = ["run_batch.py", "--jobs", str(min(2, os.cpu_count() or 1))]
+TABLE = Path("coded") / "quickstart_kmeans10_bitdepth8.csv"
+TRAINED_TABLE = Path("coded") / "tiny_kmeans10_bitdepth8.csv"
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """The main job on the tiny machines."""
+
+    train: bool = False
+    """Train and fit all shipped codecs anew, and compare."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A shipped codec and the one that was made anew, on one machine."""
+
+    codec: str
+    machine: str
+    bpfp_shipped: float
+    bpfp_anew: float
+    bpfp_ratio: float
+    """Anew over shipped."""
+    nmse_shipped: float
+    nmse_anew: float
+    value_shipped: float | None
+    value_anew: float | None
+
+
+def steps(train: bool) -> list[tuple[str, str, list[str]]]:
+    """Title, folder and command of each step."""
+    found = [
+        (f"features of {name} and their accuracy", f"machines/{name}", [script])
+        for name, script in MACHINES.items()
+    ]
+    if train:
+        native = [*BATCH, "--suite", "native"]
+        found += [
+            ("all codecs, trained anew", DRIVER, [*BATCH, "--suite", "tiny"]),
+            ("native for llama3", DRIVER,
+             [*native, "--train_task", "csr", "--lambda_value", "0.005"]),
+            ("native for sd3", DRIVER, [*native, "--train_task", "tti", "--lambda_value", "0.012"]),
+        ]  # fmt: skip
+    return [
+        *found,
+        ("shipped codecs, and a training", DRIVER, [*BATCH, "--suite", "quickstart"]),
+    ]
+
+
+def compare(root: Path) -> list[Comparison]:
+    """Shipped codecs against those made anew, where both have coded a machine's features."""
+    from ship_codecs import shipments
+
+    found = []
+    for each in shipments(root):
+        told = each.labels
+        group = root / "coded" / told["codec"] / f"trained_{told['trained_on']}" / told["transform"]
+        for shipped in sorted(group.glob(f"ready_{each.name}*/*/{SUMMARY_JSON}")):
+            _, _, quality = shipped.parents[1].name.partition("_quality")
+            run = f"quality{quality}" if quality else each.folder.name
+            anew = group / run / shipped.parent.name / SUMMARY_JSON
+            if anew.is_file():
+                found.append(_comparison(shipped, anew))
+    return found
+
+
+def _comparison(shipped: Path, anew: Path) -> Comparison:
+    one, other = files.read_json(shipped), files.read_json(anew)
+    return Comparison(
+        codec=shipped.parents[1].name.removeprefix("ready_"),
+        machine=shipped.parent.name,
+        bpfp_shipped=one["bpfp_pooled"],
+        bpfp_anew=other["bpfp_pooled"],
+        bpfp_ratio=other["bpfp_pooled"] / one["bpfp_pooled"],
+        nmse_shipped=one["nmse_pooled"],
+        nmse_anew=other["nmse_pooled"],
+        value_shipped=_value(shipped),
+        value_anew=_value(anew),
+    )
+
+
+def _value(summary: Path) -> Any:
+    path = summary.with_name("accuracy.json")
+    return files.read_json(path)["value"] if path.is_file() else None
+
+
+def quickstart(cfg: QuickstartConfig) -> None:
+    """Run every step, then print where plots and report are.
+
+    Raises:
+        SystemExit: a step failed.
+    """
     start = time.time()
-    for title, folder, command in STEPS:
+    for title, folder, command in steps(cfg.train):
         print(f"\n== {title}: cd {folder}; python {' '.join(command)}", flush=True)
         status = subprocess.run([sys.executable, *command], cwd=REPOSITORY / folder).returncode
         if status != 0:
             raise SystemExit(f"quickstart: {' '.join(command)} ended with status {status}")
+    from cross_table import CrossConfig, print_cross
+    from plot_rate_accuracy import PlotConfig, plot
+
+    from dtufc.report.page import write_report
+
     root = default_data_root()
-    table = root / TABLE
-    print("\n== universal against task-specific")
-    print(print_cross(CrossConfig(table=table)))
-    print("\nplots:", *plot(PlotConfig(table=table)), sep="\n  ")
+    if cfg.train:
+        print("\n== universal against task-specific")
+        print(print_cross(CrossConfig(table=root / TRAINED_TABLE)))
+        print("\n== shipped codecs and those trained anew")
+        print(records.format_table(compare(root)))
+    print("\nplots:", *plot(PlotConfig(table=root / TABLE)), sep="\n  ")
     print("\nreport:", write_report(root, root / "report", None), sep="\n  ")
     print(f"done in {(time.time() - start) / 60:.1f} minutes")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        quickstart(config.parse(QuickstartConfig, argv, __doc__))
 
 
 if __name__ == "__main__":

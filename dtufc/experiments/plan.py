@@ -20,11 +20,13 @@ from dtufc.experiments.products import Product, why_not_made
 from dtufc.experiments.suite import (
     HYBRID,
     Fitting,
+    Ready,
     Suite,
     Training,
     load_machines,
     select,
     select_fitted,
+    select_ready,
 )
 from dtufc.feature import FeatureFacts, find_machine_config
 from dtufc.paths import (
@@ -97,6 +99,7 @@ class Batch:
         seeds = None if choice.seed is None else [choice.seed]
         asked = {"arch": choice.arch, "train_task": self._train_task(), "seeds": seeds}
         self.fits = select_fitted(suite, self.machines, **asked)
+        self.ready: list[Ready] = select_ready(suite, choice.arch, self._train_task())
         names = ("lambda_value", "epochs", "batch_size", "learning_rate", "patch_size")
         overrides = {name: getattr(choice, name) for name in names}
         self.runs = select(suite, **asked, overrides=overrides)
@@ -207,7 +210,25 @@ class Batch:
 
     def codings(self) -> list[Coding]:
         """All that is coded: a universal codec's runs on every machine, other codecs on their own."""
-        return [*self._trained_codings(), *self._fitted_codings()]
+        return [*self._ready_codings(), *self._trained_codings(), *self._fitted_codings()]
+
+    def _ready_codings(self) -> Iterator[Coding]:
+        for ready in self.ready:
+            for machine, facts in self.machines.items():
+                if facts.kind not in ready.told.kinds:
+                    continue
+                names = (
+                    ready.told.codec,
+                    ready.trained_on,
+                    ready.told.labels.get("transform", NO_TRANSFORM),
+                )
+                cfg = EvaluateConfig(
+                    codec=ready.folder,
+                    quality=ready.quality,
+                    device=self.making.device or "cpu",
+                    **self._source(machine, names, ready.name, ready.labels),
+                )
+                yield Coding(machine, ready.title, cfg)
 
     def _trained_codings(self) -> Iterator[Coding]:
         for run in self.runs:

@@ -3,8 +3,9 @@
 A suite is a file in ``configs/codecs``: the machines it is about, the transform in front of trained
 codecs, and rows of runs. Each row is one codec and one training set with its lambdas and seeds;
 ``epochs`` and ``batch_size`` are one value for all lambdas or one each. Rows of ``fitted`` are codecs
-that are fitted to one kind of feature, by their own script, and have any rate. ``published`` holds the
-paper's rows, ``tiny`` those of the tiny machines.
+that are fitted to one kind of feature, by their own script, and have any rate. Rows of ``ready`` are
+codecs that are there, such as those that ship with the package. ``published`` holds the paper's rows,
+``tiny`` those of the tiny machines, ``quickstart`` the shipped codecs.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, load_facts
 from dtufc.paths import CONFIGS
 from dtufc.registry import CodecEntry, find_codec
+from dtufc.shipped import Description, codec_folder, describe_codec
 from dtufc.transform.options import TransformOptions
 from dtufc.transform.patches import folded_size, parse_patch_size
 
@@ -101,6 +103,16 @@ class FittedRow:
 
 
 @dataclass(frozen=True)
+class ReadyRow:
+    """Codecs that are there: nothing is trained or fitted."""
+
+    codecs: list[str]
+    """Codec folders, or names of shipped codecs."""
+    quality: list[float | None] = field(default_factory=lambda: [None])
+    """Rates of those that have any, on the codec's own scale; null takes the only one."""
+
+
+@dataclass(frozen=True)
 class Suite:
     """Machines and rows."""
 
@@ -110,6 +122,8 @@ class Suite:
     """What is trained."""
     fitted: list[FittedRow] = field(default_factory=list)
     """What is fitted, and evaluated on the machine whose features it knows."""
+    ready: list[ReadyRow] = field(default_factory=list)
+    """What is there, and evaluated on the machines whose features it knows."""
     unseen: list[str] = field(default_factory=list)
     """Those of the machines that hybrid codecs are evaluated on, but not trained on."""
     transform: TransformOptions = field(default_factory=TransformOptions)
@@ -198,6 +212,42 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A codec that is there, at one rate."""
+
+    folder: Path
+    quality: float | None
+    told: Description
+
+    @property
+    def title(self) -> str:
+        """What a person is told."""
+        rate = "" if self.quality is None else f" quality {self.quality:g}"
+        return f"{self.folder.name}{rate}"
+
+    @property
+    def name(self) -> str:
+        """Folder of its results."""
+        rate = "" if self.quality is None else f"_quality{self.quality:g}"
+        return f"ready_{self.folder.name}{rate}"
+
+    @property
+    def trained_on(self) -> str:
+        """The task of its only kind of feature, or hybrid."""
+        one = self.told.kinds[0] if len(self.told.kinds) == 1 else None
+        return self.told.labels.get("trained_on", one.rpartition("_")[2] if one else HYBRID)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What tables say of it. Results of a codec of the same making, trained here, are others."""
+        told = {"lambda_value": None, "seed": 0, "options": {}, **self.told.labels}
+        return told | {
+            "quality": self.quality,
+            "options": {**told["options"], "ready": self.folder.name},
+        }
+
+
+@dataclass(frozen=True)
 class Fitting:
     """A codec fitted to the features of one machine, with its qualities."""
 
@@ -280,8 +330,10 @@ def select(
         for row in suite.rows
         if codec in (None, row.codec) and train_task in (None, row.train_task)
     ]
-    if not rows and not _fitted(suite, arch, train_task):
+    ready = select_ready(suite, arch, train_task)
+    if not rows and not ready and not _fitted(suite, arch, train_task):
         every = [(row.codec, row.train_task or "each task") for row in [*suite.rows, *suite.fitted]]
+        every += [(each.told.codec, each.trained_on) for each in select_ready(suite, None, None)]
         have = sorted({f"{codec} on {task}" for codec, task in every})
         raise UserError(f"arch, train_task: the suite has no such row; it has {', '.join(have)}")
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -295,6 +347,26 @@ def select(
             runs = [run for run in runs if run.lambda_value == wanted]
         chosen += [Training(**{**vars(run), **given}) for run in runs]
     return _unique(chosen)
+
+
+def select_ready(suite: Suite, arch: str | None, train_task: str | None) -> list[Ready]:
+    """The codecs that are there, as far as the driver's flags ask for them, each at its rates.
+
+    Raises:
+        FileNotFoundError, UserError: one of them is no codec folder.
+    """
+    codec = find_codec(arch, "arch").name if arch else None
+    found = [
+        Ready(folder, quality, describe_codec(folder))
+        for row in suite.ready
+        for folder in map(codec_folder, row.codecs)
+        for quality in row.quality
+    ]
+    return [
+        ready
+        for ready in found
+        if codec in (None, ready.told.codec) and train_task in (None, ready.trained_on)
+    ]
 
 
 def _fitted(suite: Suite, arch: str | None, train_task: str | None) -> list[FittedRow]:
