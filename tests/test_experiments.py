@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conftest import ARCHS, toy_feature
 
 from dtufc import files
 from dtufc.experiments import driver
-from dtufc.experiments.jobs import Job, JobError, run_jobs
+from dtufc.experiments.jobs import Job, JobError, read_progress, run_jobs
 from dtufc.experiments.suite import Row, load_suite, select, trainings
 from dtufc.feature import write_feature
 from dtufc.paths import CONFIGS, REPOSITORY
@@ -254,6 +255,26 @@ def test_failure_shows_the_end_of_the_log(suite, tmp_path):
     with pytest.raises(SystemExit, match=r"ended with status 1; the end of .*train\.log") as caught:
         driver.main([*suite, "--learning_rate", "1e30"])
     assert "learning_rate" in str(caught.value)
+
+
+def test_progress_is_read_off_the_last_bar_of_a_log(tmp_path):
+    """Whatever bars a command draws, at any rate of updates, and whatever it prints between."""
+    log = tmp_path / "a.log"
+    code = """
+import sys, tqdm
+for _ in tqdm.tqdm(range(7), desc="layouts, block 1"): pass
+print("50% of it | 3/4 done")
+bar = tqdm.tqdm(total=40, desc="tables", unit="x")
+bar.update(13); bar.refresh()
+sys.stderr.flush(); sys.stdout.flush(); import os; os._exit(0)
+"""
+    assert read_progress_of("print('no bar')", log) is None
+    assert read_progress_of(code, log) == ("tables", 13, 40)
+
+
+def read_progress_of(code: str, log: Path) -> tuple[str, int, int] | None:
+    run_jobs([Job("it", [sys.executable, "-c", code], log)])
+    return read_progress(log)
 
 
 def test_jobs_stop_together(tmp_path):

@@ -238,7 +238,7 @@ class Training:
             SummaryWriter(cfg.output / "tensorboard", purge_step=self.epoch) if self.main else None
         )
         bar = tqdm(
-            total=cfg.epochs, initial=self.epoch, desc=f"train {cfg.output.name}", unit="epoch",
+            total=cfg.epochs, initial=self.epoch, desc="train", unit="epoch",
             disable=not self.main, file=sys.stdout, mininterval=1,
         )  # fmt: skip
         while self.epoch < cfg.epochs and not (cfg.early_stop and self.stale >= cfg.early_stop):

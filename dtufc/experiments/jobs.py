@@ -1,6 +1,10 @@
-"""Commands as subprocesses: logged, shown as progress bars, several side by side if asked."""
+"""Commands as subprocesses: logged, shown as progress bars, several side by side if asked.
+
+How far a command is, its own progress bar says: the last one in its log is shown.
+"""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +19,12 @@ from dtufc import locks
 from dtufc.errors import UserError
 
 _TAIL_LINES = 20
+_TAIL_BYTES = 4096
+_BAR = re.compile(r"([^\r\n|%]*?):?\s+\d+%\|[^|]*\|\s*(\d+)/(\d+)")
+"""A bar of tqdm: what it is about, steps done, steps in all."""
+_LOG_PERIOD = 10
+"""Seconds between lines where the output is no terminal."""
+_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,6 @@ class Job:
     """Program and arguments."""
     log: Path
     """Its output, stdout and stderr; begins with the command."""
-    rows: Path | None = None
-    """A CSV that gains a row per step: the progress."""
-    steps: int = 1
-    """Rows when it is done."""
     why: str = ""
     """Why it is run, in words."""
 
@@ -60,16 +66,13 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> None:
         while waiting or running:
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
-                bar = tqdm(total=job.steps, desc=job.title, file=sys.stdout, mininterval=1)
+                bar = tqdm(total=1, desc=job.title, file=sys.stdout, bar_format=_FORMAT)
                 running.append((job, _start(job, threads), bar))
             time.sleep(0.2)
             for entry in list(running):
                 job, process, bar = entry
                 status = process.poll()
-                done = job.steps if status == 0 else min(_count_rows(job.rows), job.steps)
-                if done != bar.n or sys.stdout.isatty():  # a log gets a line per step, no more
-                    bar.n = done
-                    bar.refresh()
+                _show(bar, job.log, finished=status == 0)
                 if status is not None:
                     running.remove(entry)
                     bar.close()
@@ -97,10 +100,27 @@ def _start(job: Job, threads: int | None) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def _count_rows(path: Path | None) -> int:
-    if path is None or not path.is_file():
-        return 0
-    return max(0, len(path.read_text().splitlines()) - 1)
+def _show(bar: tqdm, log: Path, finished: bool) -> None:
+    """Show how far the command of a log is."""
+    stage, done, total = read_progress(log) or ("", 0, 1)
+    if finished:
+        stage, done = "", total
+    changed = (stage, done, total) != (bar.postfix or "", bar.n, bar.total)
+    waits = time.time() - bar.last_print_t < _LOG_PERIOD
+    if finished or sys.stdout.isatty() or (changed and not waits):
+        bar.n, bar.total = done, total
+        bar.set_postfix_str(stage, refresh=False)
+        bar.last_print_t = time.time()
+        bar.refresh()
+
+
+def read_progress(log: Path) -> tuple[str, int, int] | None:
+    """The last progress bar in a log: its title, steps done, steps in all; ``None`` if there is none."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    bars = [bar for bar in _BAR.findall(text) if int(bar[2])]
+    return (bars[-1][0].strip(), int(bars[-1][1]), int(bars[-1][2])) if bars else None
 
 
 def _failure(job: Job, status: int) -> str:

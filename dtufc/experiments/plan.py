@@ -33,9 +33,7 @@ from dtufc.paths import (
     ACCURACY_JSON,
     DECODED,
     FIT_RUN,
-    LOG_CSV,
     NO_TRANSFORM,
-    RATE_CSV,
     SUMMARY_JSON,
     DataRoot,
     FeatureRoot,
@@ -307,7 +305,7 @@ class Batch:
             folder = self.folder(run)
             jobs += _job(
                 f"train {run.title}", run.entry.script, self.train_config(run),
-                folder / "train.log", folder / LOG_CSV, run.epochs,
+                folder / "train.log",
             )  # fmt: skip
         for fit in self.fits:
             cfg = self.fit_config(fit)
@@ -321,10 +319,7 @@ class Batch:
         for coding in self.codings():
             cfg = coding.cfg
             title = f"code {self.machines[coding.machine].kind} with {coding.title}"
-            count = len(list(cfg.features.glob("*.npy")))
-            rows = cfg.output / RATE_CSV
-            log = cfg.output / "evaluate.log"
-            jobs += _job(title, EVALUATE, cfg, log, rows, max(1, count))
+            jobs += _job(title, EVALUATE, cfg, cfg.output / "evaluate.log")
         return jobs
 
     def judged(self) -> list[Job]:
@@ -353,12 +348,10 @@ class Batch:
         return jobs
 
 
-def _job(
-    title: str, module: str, cfg: Product, log: Path, rows: Path | None = None, steps: int = 1
-) -> list[Job]:
+def _job(title: str, module: str, cfg: Product, log: Path) -> list[Job]:
     """The command that makes a product, where it must be made."""
     why = why_not_made(cfg)
     if why is None:
         return []
     command = [sys.executable, "-m", module, *config.to_argv(cfg)]
-    return [Job(title, command, log, rows, steps, why)]
+    return [Job(title, command, log, why)]
