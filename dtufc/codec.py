@@ -23,7 +23,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureError, FeatureFacts, check_feature
 from dtufc.paths import CONFIG_JSON
 from dtufc.registry import CodecEntry, find_codec
-from dtufc.shipped import codec_folder
+from dtufc.shipped import codec_folder, read_config
 from dtufc.stamps import digest_file
 from dtufc.views import Shape
 
@@ -177,12 +177,9 @@ def codec_digest(folder: Path) -> str:
 
 def _read_entry(folder: Path) -> CodecEntry:
     """The registry's entry of the codec in a folder."""
-    path = folder / CONFIG_JSON
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: a codec folder holds a config.json; is the path right?")
-    values = files.read_json(path)
+    values = read_config(folder)
     name = values.get("codec") if isinstance(values, dict) else None
-    return find_codec(name, f"{path}: key 'codec'")
+    return find_codec(name, f"{folder / CONFIG_JSON}: key 'codec'")
 
 
 def read_number(values: dict[str, Any], key: str) -> float:

@@ -44,26 +44,38 @@ def codec_folder(codec: str | Path) -> Path:
     return shipped if is_name and (shipped / CONFIG_JSON).is_file() else path
 
 
-def describe_codec(folder: Path) -> Description:
-    """What a codec folder says of itself.
+def read_config(folder: Path) -> Any:
+    """The ``config.json`` of a codec folder.
 
     Raises:
-        FileNotFoundError: there is no codec folder; the message names the shipped ones.
-        UserError: its ``config.json`` is damaged.
+        FileNotFoundError: it is not there; the message names the shipped codecs.
+        UserError: it is no JSON.
     """
     path = folder / CONFIG_JSON
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder}: no codec folder, and no shipped codec; these are {[*pretrained()]}"
+            f"{path}: a codec folder holds a config.json; is the path right? "
+            f"Codecs that ship are {', '.join(pretrained())}"
         )
-    values = files.read_json(path)
+    return files.read_json(path)
+
+
+def describe_codec(folder: Path) -> Description:
+    """What a codec folder says of itself.
+
+    Raises:
+        FileNotFoundError, UserError: as :func:`read_config`, or it describes no codec.
+    """
+    values = read_config(folder)
     try:
         kinds = list(values.get("kinds") or [])
         if facts := values.get("facts"):
             kinds = [f"{facts['model']}_{facts['task']}"]
         codec = values["codec"]
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the description of a codec ({error})") from error
+        raise UserError(
+            f"{folder / CONFIG_JSON}: not the description of a codec ({error})"
+        ) from error
     record = folder / TRAINING_JSON
     labels = files.read_json(record).get("labels", {}) if record.is_file() else {}
     return Description(codec, kinds, labels)

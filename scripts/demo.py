@@ -34,7 +34,7 @@ class DemoConfig:
     machine: Literal[tuple(MACHINES)] = "dinov2_tiny"
     """Which tiny machine: dinov2_tiny segments a picture, llama3_tiny answers a question, sd3_tiny
     paints a caption, resnet50_tiny names what a picture shows."""
-    sample: int = 0
+    sample: int = 1
     """Which of its test samples, from 0."""
     quality: list[float] | None = None
     """Rates of the codec, on its own scale; by default three that suit the machine."""
