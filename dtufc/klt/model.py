@@ -271,6 +271,7 @@ class KltModel:
             made_by: provenance, anything JSON holds.
         """
         arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
+        arrays["freqs"] = arrays["freqs"].astype(np.uint16)  # two or more sum to 2^16
         files.write_bytes(folder / WEIGHTS, save(arrays))
         values = {"format": FORMAT, "codec": "klt", "quality": quality}
         values |= self._values() | {"facts": self.facts.record(), "made_by": made_by}
@@ -289,6 +290,10 @@ class KltModel:
             raise UserError(f"{folder / CONFIG_JSON}: format {values.get('format')}, not {FORMAT}")
         try:
             arrays = load(path.read_bytes())
+            if (
+                "freqs" in arrays and arrays["freqs"].dtype == np.uint16
+            ):  # int32 in earlier versions
+                arrays["freqs"] = arrays["freqs"].astype(np.int32)
         except FileNotFoundError as error:
             raise UserError(f"{path}: missing from the codec folder") from error
         except SafetensorError as error:
