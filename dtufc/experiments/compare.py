@@ -51,12 +51,14 @@ NMSES = [0.3, 0.1, 0.03]
 """Where the lambdas of codecs in a feature's own layout aim."""
 ARCHS: dict[str, dict[str, Any]] = {
     "hyperprior": {"N": 64, "M": 96},
-    "elic": {"N": 64, "M": 96, "groups": [8, 8, 16, 64], "context": [[64, 48]] * 3},
+    "elic": {"N": 64, "M": 96, "groups": [8, 8, 16, 64], "context": [[64, 48] for _ in range(3)]},
     "native": {"N": 64},
 }
 """Widths that train in minutes on a CPU."""
 PATCHES, MOST_PATCHES = 512, 64
 """Patches to train on for each folder, about; patches per file at most."""
+LEAST_SIDE, LEAST_NATIVE = 64, 4
+"""Of patches of packed planes, and of features in their own layout; smaller ones are filled up."""
 BATCH_SIZE, LEARNING_RATE = 16, 0.001
 
 
@@ -414,7 +416,7 @@ def _plane_rows(
     not fold, of the largest size that all planes have."""
     together = [sources] if entry.universal else [[source] for source in sources]
     for group in together:
-        side = min(side for source in group for side in _size(source, "plane"))
+        side = min(max(LEAST_SIDE, side) for source in group for side in _size(source, "plane"))
         yield {
             "codec": entry.name,
             "train_task": HYBRID if entry.universal else group[0].name,
@@ -431,15 +433,16 @@ def _native_row(
     placed: Placed,
     rates: Sequence[float] | None,
 ) -> dict[str, Any]:
-    height, width = _size(source, "native")
+    is_map = _facts(source).views.is_map
+    height, width = (max(LEAST_NATIVE, side) for side in _size(source, "native"))
     row = {
         "codec": entry.name,
         "train_task": source.name,
-        "patch_size": f"{height}-{width}",
+        "patch_size": f"{height}-{width if is_map else 1}",
         "patches_per_file": _crops(source),
         **_training(cfg, entry, rates or native_lambdas(placed)),
     }
-    if not _facts(source).views.is_map:
+    if not is_map:
         row["arch"]["kernel"] = [3, 1]
     return row
 
