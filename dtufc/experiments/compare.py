@@ -57,8 +57,8 @@ ARCHS: dict[str, dict[str, Any]] = {
 """Widths that train in minutes on a CPU."""
 PATCHES, MOST_PATCHES = 512, 64
 """Patches to train on for each folder, about; patches per file at most."""
-LEAST_SIDE, LEAST_NATIVE = 64, 4
-"""Of patches of packed planes, and of features in their own layout; smaller ones are filled up."""
+PLANE_PATCH = "64-64"
+"""Of packed planes; smaller ones are filled up."""
 BATCH_SIZE, LEARNING_RATE = 16, 0.001
 
 
@@ -208,7 +208,7 @@ def folder_names(folders: Sequence[Path]) -> dict[Path, str]:
     if len({*resolved}) < len(resolved):
         raise UserError("features: a folder is there twice")
     for depth in range(1, max(len(path.parts) for path in resolved) + 1):
-        names = [_clean("-".join(path.with_suffix("").parts[-depth:])) for path in resolved]
+        names = [_clean("-".join(path.parts[-depth:])) for path in resolved]
         if len({name.lower() for name in names}) == len(names):
             return dict(zip(folders, names, strict=True))
     return {
@@ -217,7 +217,7 @@ def folder_names(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 def _clean(name: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-") or "features"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name.removesuffix(".npy")).strip("._-") or "features"
     return f"{name}-features" if name == HYBRID else name[:80]
 
 
@@ -396,15 +396,6 @@ def _crops(source: Source) -> int:
     return min(MOST_PATCHES, math.ceil(PATCHES / len(source.split["fit"])))
 
 
-def _size(source: Source, layout: str) -> tuple[int, int]:
-    """Height and width of the patches of a typical file."""
-    from dtufc.transform.patches import default_size
-
-    shapes = sorted(source.feature_shapes, key=math.prod)
-    typical = np.broadcast_to(np.float32(0), shapes[len(shapes) // 2])
-    return default_size(_facts(source), typical, layout)
-
-
 def _facts(source: Source) -> FeatureFacts:
     return FeatureFacts(MODEL, source.name, source.shape, [*feature_axes(source.axes)])
 
@@ -412,15 +403,13 @@ def _facts(source: Source) -> FeatureFacts:
 def _plane_rows(
     cfg: CompareConfig, entry: CodecEntry, sources: Sequence[Source], rates: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
-    """One codec for all folders where it can know several, else one each. Patches are squares, which do
-    not fold, of the largest size that all planes have."""
+    """One codec for all folders where it can know several, else one each."""
     together = [sources] if entry.universal else [[source] for source in sources]
     for group in together:
-        side = min(max(LEAST_SIDE, side) for source in group for side in _size(source, "plane"))
         yield {
             "codec": entry.name,
             "train_task": HYBRID if entry.universal else group[0].name,
-            "patch_size": f"{side}-{side}",
+            "patch_size": PLANE_PATCH,
             "patches_per_file": {source.name: _crops(source) for source in group},
             **_training(cfg, entry, rates),
         }
@@ -433,16 +422,23 @@ def _native_row(
     placed: Placed,
     rates: Sequence[float] | None,
 ) -> dict[str, Any]:
-    is_map = _facts(source).views.is_map
-    height, width = (max(LEAST_NATIVE, side) for side in _size(source, "native"))
+    """Patches are as large as a typical file, up to a limit."""
+    # numba comes with it
+    from dtufc.transform.patches import STEP, default_size
+
+    facts = _facts(source)
+    shapes = sorted(source.feature_shapes, key=math.prod)
+    typical = np.broadcast_to(np.float32(0), shapes[len(shapes) // 2])  # of no memory
+    sides = (max(STEP["native"], side) for side in default_size(facts, typical, "native"))
+    height, width = sides if facts.views.is_map else (next(sides), 1)
     row = {
         "codec": entry.name,
         "train_task": source.name,
-        "patch_size": f"{height}-{width if is_map else 1}",
+        "patch_size": f"{height}-{width}",
         "patches_per_file": _crops(source),
         **_training(cfg, entry, rates or native_lambdas(placed)),
     }
-    if not is_map:
+    if not facts.views.is_map:
         row["arch"]["kernel"] = [3, 1]
     return row
 
