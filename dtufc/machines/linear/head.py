@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,11 @@ Pooling = Literal["mean", "cls", "max", "none"]
 CLASSES = "classes"
 """The names of the classes, in a head's file: an array of an ``.npz``, a JSON list in the metadata of a
 ``.safetensors``."""
+
+UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, BadZipFile, SafetensorError,
+)  # fmt: skip
+"""What the libraries raise where a file is no sound one of theirs."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def read_head(path: Path) -> Head:
         raise FileNotFoundError(f"{path}: the linear head is not there")
     try:
         arrays, classes = _read_arrays(path)
-    except (OSError, ValueError, TypeError, KeyError, EOFError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable .safetensors or .npz file ({error})") from error
     matrices = [x for x in arrays.values() if x.ndim == 2]
     vectors = [x for x in arrays.values() if x.ndim == 1]
@@ -76,8 +82,8 @@ def read_head(path: Path) -> Head:
         raise UserError(
             f"{path}: expected a matrix (classes, width) and one vector (classes,) at most, got {shapes}"
         )
-    weight = matrices[0].astype(np.float64)
-    bias = vectors[0].astype(np.float64) if vectors else np.zeros(len(weight))
+    weight = matrices[0]
+    bias = vectors[0] if vectors else np.zeros(len(weight))
     if bias.shape != weight.shape[:1] or (classes and len(classes) != len(weight)):
         raise UserError(f"{path}: bias and {CLASSES} must be as many as the {len(weight)} rows")
     if not np.isfinite(weight).all() or not np.isfinite(bias).all():
@@ -86,20 +92,27 @@ def read_head(path: Path) -> Head:
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], list[str] | None]:
+    """The arrays as float64, and the names of the classes where there are some."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             text = (file.metadata() or {}).get(CLASSES)
-        return arrays, None if text is None else [str(name) for name in json.loads(text)]
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    classes = arrays.pop(CLASSES, None)
-    return arrays, None if classes is None else [str(name) for name in classes]
+        classes = None if text is None else json.loads(text)
+    else:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        classes = arrays.pop(CLASSES, None)
+    numbers = {name: x.astype(np.float64) for name, x in arrays.items()}
+    return numbers, None if classes is None else [str(name) for name in classes]
 
 
 def save_head(path: Path, head: Head) -> None:
     """Write a ``.safetensors`` file, float32."""
-    arrays = {"weight": head.weight.astype(np.float32), "bias": head.bias.astype(np.float32)}
+    # safetensors takes an array's bytes as they lie, and scikit-learn's lie by columns
+    arrays = {
+        "weight": np.ascontiguousarray(head.weight, np.float32),
+        "bias": np.ascontiguousarray(head.bias, np.float32),
+    }
     metadata = None if head.classes is None else {CLASSES: json.dumps(head.classes)}
     files.write_bytes(path, save(arrays, metadata))
 
