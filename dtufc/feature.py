@@ -248,15 +248,18 @@ def check_feature(x: np.ndarray, name: str | Path = "feature") -> np.ndarray:
     return x
 
 
-def read_array(path: str | Path) -> np.ndarray:
+def read_array(path: str | Path, lazily: bool = False) -> np.ndarray:
     """Read a ``.npy`` file of any shape and dtype, without pickle.
+
+    Args:
+        lazily: values stay in the file until they are used.
 
     Raises:
         FeatureError: not a sound ``.npy`` (truncated, pickled, foreign); the message names the file.
         FileNotFoundError: no such file.
     """
     try:
-        x = np.load(path, allow_pickle=False)
+        x = np.load(path, mmap_mode="r" if lazily else None, allow_pickle=False)
     except FileNotFoundError:
         raise
     except MemoryError as error:
