@@ -86,8 +86,8 @@ class ExactConv(nn.Module):
             raise UserError("exact: the weights allow sums that are not exact")
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Per output channel, (O,) float64: an upper bound of |sum w a + b + 2^(s-1)|, and of every
-        sum of products of limbs."""
+        """Per output channel, (O,) float64: an upper bound of ``|sum w a + b + 2^(s-1)|``, and of
+        every sum of products of limbs."""
         flat = self.weight.flatten(1).double()
         sums = flat.abs().sum(1) * LARGEST + self.bias.double().abs() + 2.0 ** (self.shift - 1)
         high, low = split_limbs(self.weight.flatten(1).int())

@@ -146,7 +146,7 @@ def fill_levels(values: np.ndarray, levels: int) -> np.ndarray:
     """Add levels to ``values`` (m,), strictly increasing, 1 <= m <= levels, until there are enough.
 
     The new ones go in equal numbers, evenly spaced, into the gaps. A lone value v gets neighbours on
-    both sides, in steps of |v| / 2^20 (2^-20 around 0): far enough apart for float32.
+    both sides, in steps of ``|v| / 2^20`` (2^-20 around 0): far enough apart for float32.
 
     Returns:
         (levels,) float64, strictly increasing, holding all of ``values``.

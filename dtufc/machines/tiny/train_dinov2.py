@@ -112,7 +112,8 @@ class Student(nn.Module):
         self.readings = nn.ModuleList(nn.Linear(width, wide) for wide in Teacher.widths[1:])
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
-        """Padded crops (B, 3, side, side) -> logits (B, classes, *size), readings (B, wide, *grid)."""
+        """Padded crops (B, 3, side, side) -> logits ``(B, classes, *size)`` and readings
+        ``(B, wide, *grid)``."""
         out = self.backbone(x, output_hidden_states=True)
         middle = out.hidden_states[len(self.backbone.encoder.layer) // 2]
         readings = [
