@@ -1,6 +1,6 @@
-"""All results of a data root as one CSV: ``python export_results.py --data_root DIR --output FILE.csv``.
+"""All results of a data root as one CSV: ``python export_results.py --data_root DIR --output FILE``.
 
-A row per finished run, and per kind of feature uncompressed: codec, training set, options, rate and error,
+A row per finished run, and per kind of feature uncompressed: codec, training set, options, rate, error,
 task metric with its error bar, seed, computer and revision. ``quote_results.py`` puts it into pages.
 """
 

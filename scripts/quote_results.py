@@ -1,7 +1,7 @@
 """Fill in what pages quote of results: ``python quote_results.py [--check true] [--pages FILE.md ...]``.
 
-Tables between ``<!-- quote ... -->`` and ``<!-- /quote -->`` are made again from the CSV that the comment
-names; ``dtufc/report/quotes.py`` says what it may ask for.
+Tables between ``<!-- quote ... -->`` and ``<!-- /quote -->`` are made again from the CSV that the first
+comment names; ``dtufc/report/quotes.py`` says what it may ask for.
 """
 
 from collections.abc import Sequence
