@@ -272,7 +272,10 @@ class DinoMachine(Machine):
         return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
-        """Mean IoU over the classes that occur, 0..1, pooled over the set; the IoU of each class."""
+        """Mean IoU over the classes that occur, 0..1, pooled over the set; the IoU of each class.
+
+        The rows hold each picture's pixels by class, since error bars of pooled figures need them.
+        """
         classes, ignore = self.options.classes, self.options.ignore
         total = np.zeros((len(classes), len(classes)), np.int64)
         rows = []
@@ -280,8 +283,11 @@ class DinoMachine(Machine):
             counts = confusion(self.mask(sample), prediction, len(classes), ignore, sample.name)
             total += counts
             right = counts.trace() / max(1, counts.sum())
+            inside, union = areas(counts)
             rows.append({"name": sample.name, "miou": float(np.nanmean(iou(counts))),
-                         "pixels_right": float(right)})  # fmt: skip
+                         "pixels_right": float(right),
+                         "intersections": " ".join(map(str, inside)),
+                         "unions": " ".join(map(str, union))})  # fmt: skip
         each = iou(total)
         others = {"pixels_right": float(total.trace() / total.sum())}
         others |= {f"iou_{name}": float(value) for name, value in zip(classes, each, strict=True)
@@ -322,10 +328,15 @@ def confusion(
     return np.bincount(true * classes + guess, minlength=classes**2).reshape(classes, classes)
 
 
+def areas(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each class in both mask and prediction, and in either of them, (classes,) each."""
+    inside = counts.diagonal()
+    return inside, counts.sum(0) + counts.sum(1) - inside
+
+
 def iou(counts: np.ndarray) -> np.ndarray:
     """Intersection over union of each class, NaN where it is neither there nor predicted."""
-    inside = counts.diagonal()
-    union = counts.sum(0) + counts.sum(1) - inside
+    inside, union = areas(counts)
     return np.divide(inside, union, out=np.full(len(counts), np.nan), where=union > 0)
 
 
