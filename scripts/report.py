@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dtufc import config
 from dtufc.paths import default_data_root
-from dtufc.report.page import write_report
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class ReportConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     with config.report_errors():
         cfg = config.parse(ReportConfig, argv, __doc__)
+        from dtufc.report.page import write_report
+
         print(write_report(cfg.data_root, cfg.output or cfg.data_root / "report", cfg.anchor))
 
 
