@@ -19,7 +19,7 @@ from dtufc.codec import load_codec
 from dtufc.encode import main as encode_main
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError, read_feature, write_feature
-from dtufc.klt import fit_klt
+from dtufc.klt import fit, fit_klt
 from dtufc.klt.codec import _check, _put_raw
 from dtufc.klt.entropy import fit_bank
 from dtufc.klt.fit_klt import FitConfig
@@ -354,13 +354,13 @@ def test_fit_on_one_file_validates_on_what_it_was_not_fitted_on(tmp_path, monkey
     """The last fifth of the file's vectors is held out."""
     write_feature(tmp_path / "train" / "only.npy", toy_feature(0, 100))
     seen = []
-    original = fit_klt.validate
+    original = fit.validate
 
     def spy(known, held_out, *rest):
         seen.append((known.rows, len(held_out)))
         return original(known, held_out, *rest)
 
-    monkeypatch.setattr(fit_klt, "validate", spy)
+    monkeypatch.setattr(fit, "validate", spy)
     fit_klt.main(["--features", str(tmp_path / "train"), "--output", str(tmp_path / "codec"),
                   "--clusters", "[1]"])  # fmt: skip
     assert set(seen) == {(80, 20)}
@@ -383,7 +383,7 @@ def test_fit_names_what_is_wrong(tmp_path, toy, capsys):
 )
 def test_bars_on_real_features(tmp_path):
     """Rate and distortion on hidden states of a sentence transformer, every byte counted."""
-    fit_klt.fit(
+    fit.fit(
         FitConfig(
             features=MINILM / "feature_train" / "train",
             output=tmp_path / "codec",

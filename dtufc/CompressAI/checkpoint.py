@@ -13,9 +13,9 @@ elsewhere could give other integers, and other integers cannot decode.
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,28 +23,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dtufc import config, files
-from dtufc.codec import CONFIG_JSON, ExtraKind
+from dtufc.codec import CONFIG_JSON
 from dtufc.CompressAI.frozen import FrozenNets, freeze
+from dtufc.CompressAI.kinds import Kind
 from dtufc.CompressAI.models import MODELS, Model, build_model
 from dtufc.errors import UserError
-from dtufc.feature import FeatureFacts, load_facts
+from dtufc.feature import FeatureFacts
 from dtufc.transform.mapping import Mapping
 
 WEIGHTS = "model.safetensors"
 EXACT = "exact.safetensors"
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of feature that a codec knows: its facts and the mapping in front of the networks."""
-
-    facts: FeatureFacts
-    mapping: Mapping
-
-    @classmethod
-    def from_files(cls, extra: ExtraKind) -> Self:
-        return cls(load_facts(extra.machine), Mapping.load(extra.mapping, extra.assignment))
 
 
 def save_checkpoint(

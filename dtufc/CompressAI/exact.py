@@ -24,12 +24,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtufc.devices import fast_int8
 from dtufc.errors import UserError
+from dtufc.kernels import kernel
 
 LARGEST = 127 * 256 + 127
 """Largest magnitude of an activation and of a weight: two limbs of -128 .. 127."""
@@ -249,7 +249,7 @@ def split_limbs(values: Tensor) -> tuple[Tensor, Tensor]:
     return high.to(torch.int8), (values - (high << 8)).to(torch.int8)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _split(values, high, low):
     """:func:`split_limbs` of (n,) int16, in one pass."""
     for i in range(len(values)):
@@ -258,7 +258,7 @@ def _split(values, high, low):
         low[i] = values[i] - (limb << 8)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _gather(a, top, width, kernel, stride, out):
     """What outputs see of a (H, W C), row ``top`` of them first, ``width`` in a row -> (n, kh kw C)."""
     span = out.shape[1] // kernel[0]
@@ -272,7 +272,7 @@ def _gather(a, top, width, kernel, stride, out):
                 target[j] = source[j]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _round_int8(upper, lower, bias, shift, leak, limit, out):
     """Sums of products of limbs, (n, 2 O) int32 -> rounded, leaked and clamped, (n, O).
 

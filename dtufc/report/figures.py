@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import bjontegaard
 import numpy as np
 
 from dtufc.report.records import HYBRID, Curve, Machine
@@ -71,6 +70,8 @@ def bd_figures(anchor: Points, test: Points) -> tuple[float | str, float | str, 
         return TOO_FEW, TOO_FEW, None
     (rate_a, figure_a), (rate_b, figure_b) = (np.array(curve).T for curve in curves)
     axes = (rate_a, figure_a, rate_b, figure_b)
+    import bjontegaard  # draws too, and so takes a second to load
+
     options = {"method": "pchip", "require_matching_points": False, "min_overlap": 0}
     shared = _overlap(figure_a, figure_b)
     rate = float(bjontegaard.bd_rate(*axes, **options)) if shared else NO_OVERLAP
