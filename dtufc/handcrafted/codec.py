@@ -153,6 +153,11 @@ class HandcraftedCodec(OneKindCodec):
         return files.digest(self.id, bytes([self.setting]))
 
     @property
+    def quality(self) -> float:
+        """The setting."""
+        return self.setting
+
+    @property
     def qualities(self) -> Sequence[float]:
         return self.settings
 

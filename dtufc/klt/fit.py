@@ -31,6 +31,7 @@ from dtufc.klt.post_filter import PostFilter, neighbours
 
 WEIGHT = 0.12  # of a bit in squared steps: near -dD/dR = ln 2 / 6 of a fine uniform quantiser
 BANK = 48  # tables of a step at most
+LARGEST = 0.999 * MAX_UNIT  # of a unit and of a mean, so that float32 rounds it to none above
 FEW = 3_000_000  # values at most that tables are made of
 FULL = ((0.0, 1.0), (0.0, 1.0))
 HELD_OUT = ((0.0, 0.8), (0.8, 1.0))  # of a single file: what is fitted on, and what is held out
@@ -103,7 +104,7 @@ def measure(
     total, rows = 0.0, 0
     for x in read():
         total, rows = total + x.sum(0, dtype=np.float64), rows + len(x)
-    mean = (total / rows).astype(np.float32)
+    mean = np.clip(total / rows, -LARGEST, LARGEST).astype(np.float32)
     channels, positions = mean.shape
     second = torch.zeros(channels, channels, dtype=torch.float64)
     rng = np.random.default_rng(seed)
@@ -129,7 +130,7 @@ def fit_transform(known: Statistics, candidate: Candidate, seed: int) -> Transfo
     mean = known.mean if layout.centre else np.zeros_like(known.mean)
     covariance = known.covariance
     unit = np.trace(covariance) / len(covariance) if layout.centre else known.square
-    unit = min(max(float(np.sqrt(unit)), 1e-30), 0.999 * MAX_UNIT)
+    unit = min(max(float(np.sqrt(unit)), 1e-30), LARGEST)
     if not layout.rotate:
         return Transform(layout, mean[None], None, unit)
     diagonal = np.diag(np.diag(covariance))
@@ -157,6 +158,7 @@ def fit_mixture(known: Statistics, candidate: Candidate, start: Transform, seed:
             mine = x[own == cluster]
             share = candidate.shrinkage
             mean = (mine.sum(0) + 8 * known.mean) / (len(mine) + 8)
+            mean = np.clip(mean, -LARGEST, LARGEST)
             centred = (mine - mean).transpose(0, 2, 1).reshape(-1, x.shape[1])
             second = centred.T.astype(np.float64) @ centred + share * known.covariance
             basis = eigenbasis(second / (len(centred) + share))
