@@ -1,8 +1,9 @@
 """DT-UFC: universal feature coding for large models.
 
 import dtufc
-codec = dtufc.load_codec(folder)
+codec = dtufc.load_codec("klt_dinov2_tiny")    # a shipped codec's name, or a codec folder
 data = codec.encode(feature)
+feature = codec.decode(data)
 """
 
 import importlib
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from dtufc.errors import UserError
     from dtufc.feature import FeatureError, FeatureFacts, load_facts
     from dtufc.registry import codecs
+    from dtufc.shipped import pretrained
 
     __version__: str
 
@@ -27,6 +29,7 @@ __all__ = [
     "codecs",
     "load_codec",
     "load_facts",
+    "pretrained",
 ]
 
 _MODULES = {
@@ -38,6 +41,7 @@ _MODULES = {
     "codecs": "registry",
     "load_codec": "codec",
     "load_facts": "feature",
+    "pretrained": "shipped",
 }
 """Where each name of the public API lies; its module is imported when the name is first used."""
 
