@@ -179,6 +179,10 @@ def test_labels_give_the_accuracy_of_a_fitted_head(tmp_path, in_process):
     record = files.read_json(next((tmp_path / "out" / "coded").rglob("accuracy.json")))
     assert (record["metric"], record["value"], record["samples"]) == ("top1", 1.0, 6)
     assert "top1" in (tmp_path / "out" / "report" / "headline.csv").read_text()
+    compare.main([*argv, "--pooling", "max"])  # head and YAML change together
+    assert "pooling: max" in (tmp_path / "out" / "configs" / "vit.yaml").read_text()
+    record = files.read_json(next((tmp_path / "out" / "coded").rglob("accuracy.json")))
+    assert record["options"]["pooling"] == "max"
     lines.pop()
     labels.write_text("\n".join(lines))
     with pytest.raises(SystemExit, match=r"no label for 1 of 24 features, the first is v23"):

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MODEL = "own"
 """First folder of the features in the output; a folder's name is the second."""
 HYBRID = "hybrid"
+LINEAR = "machines/linear/linear.py"
+"""The script of the linear head."""
 SUITE, NATIVE_SUITE = "compare", "compare_native"
 RECORD = "compare.json"
 LADDERS: dict[str, list[float]] = {
@@ -322,20 +324,23 @@ def _write_machine(cfg: CompareConfig, source: Source, placed: Placed) -> Path:
         "dtype": source.dtype,
         "range": [float(f"{value:.6g}") for value in placed.range],
     }
-    blocks: dict[str, Any] = {"feature": facts}
+    wanted = config.build(FeatureFacts, facts, "feature")
     labels = cfg.of_folder(cfg.labels, "labels", source.name)
+    if path.is_file():
+        there = load_facts(path)
+        # a head that is fitted again goes with the YAML that says how
+        if there.decides() == wanted.decides() and (
+            labels is None or there.script not in (None, LINEAR)
+        ):
+            return path
+    blocks: dict[str, Any] = {"feature": facts}
     if labels is not None:
+        # safetensors comes with it
         from dtufc.machines.linear.fitting import write_head
 
         root = DataRoot(cfg.output).feature(MODEL, source.name)
-        facts["script"] = "machines/linear/linear.py"
-        views = config.build(FeatureFacts, facts, "feature").views
-        blocks["machine"] = write_head(path, Path(labels), root, views, cfg.pooling)
-    if path.is_file():
-        there = load_facts(path)
-        wanted = config.build(FeatureFacts, facts, "feature")
-        if there.decides() == wanted.decides() and (labels is None or there.script is not None):
-            return path
+        facts["script"] = LINEAR
+        blocks["machine"] = write_head(path, Path(labels), root, wanted.views, cfg.pooling)
     _write_yaml(path, f"The features of {source.folder.resolve()}, converted.", blocks)
     return path
 
