@@ -1,5 +1,6 @@
 """DINOv2 machine: Meta's files load and agree with Meta's network, the cut changes nothing, mIoU."""
 
+import csv
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from dtufc.machines.dinov2 import halves, seg
 from dtufc.machines.dinov2.halves import DinoMachine
 from dtufc.machines.dinov2.seg import DinoOptions
 from dtufc.machines.tiny import train_dinov2
+from dtufc.report.judged import INSIDE, UNION
 
 WIDTH, DEPTH, GRID, CLASSES = 128, 3, 4, 13
 
@@ -320,6 +322,12 @@ def test_paper_preset_on_made_up_files(tmp_path):
     accuracy = files.read_json(root / "accuracy.json")
     assert accuracy["metric"] == "miou" and 0 <= accuracy["value"] <= 1
     assert "iou_person" in accuracy["others"]
+    with (root / "accuracy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    inside, union = (
+        sum(np.array(row[key].split(), int) for row in rows) for key in (INSIDE, UNION)
+    )  # pooled over the pictures they are the metric, and the report's error bars
+    assert np.mean(inside[union > 0] / union[union > 0]) == pytest.approx(accuracy["value"])
     mask = root / "source" / "VOC2012" / "SegmentationClass" / "2007_000033.png"
     Image.fromarray(np.full((60, 80), 33, np.uint8)).save(mask)
     with pytest.raises(SystemExit, match="2007_000033: class 33 in the mask, the preset has 21"):

@@ -42,7 +42,10 @@ class Judged:
         """The metric of each sample alone, (samples,): a column of its name, or whether it is right.
         ``None`` where the rows have neither."""
         column = next((name for name in (self.metric, RIGHT) if name in self.rows[0]), None)
-        return None if column is None else np.array([float(row[column]) for row in self.rows])
+        if column is None:
+            return None
+        scores = np.array([float(row[column]) for row in self.rows])
+        return np.where(np.isnan(scores), self.value, scores)  # a mask without a pixel that counts
 
     @cached_property
     def is_share(self) -> bool:

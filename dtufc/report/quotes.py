@@ -9,10 +9,11 @@ The first two words are the CSV, from the repository's root, and a table: ``rows
 or one of the report's, ``headline``, ``nmse``, ``winners`` or ``bd_rate``. Any others shape it:
 
 - ``<column of the CSV>=<value>,<value>...`` keeps those rows, and the uncompressed ones, for any table;
-- ``columns=<column>,...`` keeps those columns of the table, in that order;
+- ``columns=<column>,...`` keeps those columns of the table, in that order, and equal rows once;
 - ``pivot=<down>,<across>,<cell>`` makes a table of two sides out of three columns.
 
-A quote on one line, ``<!-- quote ... -->0.0637<!-- /quote -->``, is the one cell of its table.
+A quote on one line, ``<!-- quote ... -->0.0637<!-- /quote -->``, is the one cell of its table. Between
+code fences nothing is a quote.
 """
 
 import re
@@ -33,7 +34,9 @@ from dtufc.report.results import (
 from dtufc.report.table import Table, show
 from dtufc.report.winners import winner_table
 
-QUOTE = re.compile(r"<!-- quote (.*?) -->(.*?)<!-- /quote -->", re.DOTALL)
+FENCED = r"^(?P<fence>```+|~~~+).*?^(?P=fence)"
+QUOTED = r"<!-- quote (?P<query>[^\n]*?) -->(?P<before>.*?)<!-- /quote -->"
+PARTS = re.compile(rf"{FENCED}|{QUOTED}|<!-- quote[^\n]*|<!-- /quote -->", re.DOTALL | re.MULTILINE)
 COLUMNS = [field.name for field in fields(ResultRow)]
 MADE_OF: dict[str, Callable[[Sequence[ResultRow]], Table]] = {
     "rows": lambda rows: Table("rows", COLUMNS, [[getattr(r, c) for c in COLUMNS] for r in rows]),
@@ -57,7 +60,11 @@ def requote(page: str, root: Path) -> str:
     """
 
     def again(match: re.Match[str]) -> str:
-        query, before = match.groups()
+        query, before = match["query"], match["before"]
+        if match["fence"]:
+            return match[0]
+        if query is None or "<!-- quote" in before:
+            raise UserError(f"{match[0].splitlines()[0]}: a quote that has not both its comments")
         try:
             table = ask(query, root)
             if "\n" in before:
@@ -70,7 +77,7 @@ def requote(page: str, root: Path) -> str:
             raise UserError(f"quote {query}: {error}") from error
         return f"<!-- quote {query} -->{text}<!-- /quote -->"
 
-    return QUOTE.sub(again, page)
+    return PARTS.sub(again, page)
 
 
 def ask(query: str, root: Path) -> Table:
@@ -100,8 +107,8 @@ def ask(query: str, root: Path) -> Table:
     if columns is None:
         return table
     places = _places(table, columns)
-    chosen = [[row[k] for k in places] for row in table.rows]
-    return Table(name, [table.columns[k] for k in places], chosen)
+    chosen = dict.fromkeys(tuple(row[k] for k in places) for row in table.rows)
+    return Table(name, [table.columns[k] for k in places], [list(row) for row in chosen])
 
 
 def _places(table: Table, names: str, count: int | None = None) -> list[int]:
@@ -115,14 +122,14 @@ def _places(table: Table, names: str, count: int | None = None) -> list[int]:
 
 
 def _pivot(table: Table, down: int, across: int, cell: int) -> Table:
-    """A codec of each machine's own is one row: its training set goes from the label.
+    """A codec of each machine's own is one row: its training set is called own.
 
     Raises:
         UserError: two rows have the same place.
     """
     cells: dict[tuple[Any, Any], Any] = {}
     for row in table.rows:
-        place = (_without_own(row[down], row[0]), row[across])
+        place = (_call_own(row[down], row[0]), row[across])
         if place in cells:
             raise UserError(f"pivot: two rows are {' and '.join(map(show, place))}")
         cells[place] = row[cell]
@@ -132,7 +139,9 @@ def _pivot(table: Table, down: int, across: int, cell: int) -> Table:
     return Table(table.name, [table.columns[down], *map(show, heads)], rows)
 
 
-def _without_own(label: Any, kind: Any) -> Any:
-    """``klt · csr`` of a kind ``llama3_csr`` as ``klt``."""
-    parts = [part for part in str(label).split(" · ") if not str(kind).endswith(f"_{part}")]
-    return " · ".join(parts) if isinstance(label, str) else label
+def _call_own(label: Any, kind: Any) -> Any:
+    """``klt · csr`` of a kind ``llama3_csr`` as ``klt · own``."""
+    if not isinstance(label, str):
+        return label
+    is_own = str(kind).endswith
+    return " · ".join("own" if is_own(f"_{part}") else part for part in label.split(" · "))
