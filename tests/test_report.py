@@ -31,8 +31,9 @@ from dtufc.paths import (
     FeatureRoot,
 )
 from dtufc.report import figures, tables
+from dtufc.report.curves import Machine, group_curves, read_machine
 from dtufc.report.judged import INSIDE, UNION, Judged
-from dtufc.report.records import Machine, Run, group_curves, read_machine, read_runs
+from dtufc.report.records import Run, read_runs
 from dtufc.report.samples import palette, worst_first
 from dtufc.report.winners import leading_curve, winners
 from dtufc.stamps import Stamp

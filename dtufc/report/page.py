@@ -13,11 +13,12 @@ from dtufc import files
 from dtufc.codec import CONFIG_JSON
 from dtufc.errors import UserError
 from dtufc.report import distributions, tables
+from dtufc.report.curves import Machine, read_machine
 from dtufc.report.figures import BD_POINTS, find_anchor
 from dtufc.report.judged import LEVEL
 from dtufc.report.plots import COLOURS, Look, choose_looks, curve_plots, histogram_plot
 from dtufc.report.provenance import provenance_table
-from dtufc.report.records import Machine, Run, read_machine, read_runs
+from dtufc.report.records import Run, read_runs
 from dtufc.report.samples import SAMPLES, sample_table
 from dtufc.report.table import Table, show
 from dtufc.report.winners import leading_curve, winner_table
