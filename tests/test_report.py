@@ -590,7 +590,9 @@ def test_samples_of_answers(answered):
     assert [row["sample"] for row in rows][1:4] == ["f0", "f1", "f2"]
     assert len(rows) == 6
     assert [row[middle] for row in rows[1:]] == ["b ✓"] * 5
-    assert "Samples of cnn_cls side by side" in (answered / "report/report.html").read_text()
+    page = (answered / "report/report.html").read_text()
+    assert "Samples of cnn_cls side by side" in page
+    assert all(f'id="{name}"' in page for name in re.findall(r'href="#(\w+)"', page))
 
 
 def test_worst_first(tmp_path):
