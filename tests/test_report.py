@@ -31,8 +31,9 @@ from dtufc.paths import (
     FeatureRoot,
 )
 from dtufc.report import figures, tables
+from dtufc.report.curves import Machine, group_curves, read_machine
 from dtufc.report.judged import INSIDE, UNION, Judged
-from dtufc.report.records import Machine, Run, group_curves, read_machine, read_runs
+from dtufc.report.records import Run, read_runs
 from dtufc.report.samples import palette, worst_first
 from dtufc.report.winners import leading_curve, winners
 from dtufc.stamps import Stamp
@@ -589,7 +590,9 @@ def test_samples_of_answers(answered):
     assert [row["sample"] for row in rows][1:4] == ["f0", "f1", "f2"]
     assert len(rows) == 6
     assert [row[middle] for row in rows[1:]] == ["b ✓"] * 5
-    assert "Samples of cnn_cls side by side" in (answered / "report/report.html").read_text()
+    page = (answered / "report/report.html").read_text()
+    assert "Samples of cnn_cls side by side" in page
+    assert all(f'id="{name}"' in page for name in re.findall(r'href="#(\w+)"', page))
 
 
 def test_worst_first(tmp_path):

@@ -13,7 +13,8 @@ from dtufc.errors import UserError
 from dtufc.feature import write_feature
 from dtufc.paths import REPOSITORY
 from dtufc.report import quotes, tables
-from dtufc.report.records import read_machine, read_runs
+from dtufc.report.curves import read_machine
+from dtufc.report.records import read_runs
 from dtufc.report.results import UNCOMPRESSED, as_machines, collect, read_results, to_csv
 from dtufc.report.winners import winner_table
 

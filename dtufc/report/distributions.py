@@ -10,7 +10,7 @@ from scipy.stats import entropy, kurtosis
 
 from dtufc.errors import UserError
 from dtufc.feature import read_feature
-from dtufc.report.records import Machine
+from dtufc.report.curves import Machine
 from dtufc.report.table import Table
 from dtufc.transform.mapping import Mapping
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dtufc.report.records import HYBRID, Curve, Machine
+from dtufc.report.curves import Curve, Machine
+from dtufc.report.records import HYBRID
 from dtufc.transform.options import TransformOptions
 
 PUBLISHED = TransformOptions(assignment="left").transform_name

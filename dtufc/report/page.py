@@ -13,11 +13,12 @@ from dtufc import files
 from dtufc.codec import CONFIG_JSON
 from dtufc.errors import UserError
 from dtufc.report import distributions, tables
+from dtufc.report.curves import Machine, read_machine
 from dtufc.report.figures import BD_POINTS, find_anchor
 from dtufc.report.judged import LEVEL
 from dtufc.report.plots import COLOURS, Look, choose_looks, curve_plots, histogram_plot
 from dtufc.report.provenance import provenance_table
-from dtufc.report.records import Machine, Run, read_machine, read_runs
+from dtufc.report.records import Run, read_runs
 from dtufc.report.samples import SAMPLES, sample_table
 from dtufc.report.table import Table, show
 from dtufc.report.winners import leading_curve, winner_table
@@ -43,9 +44,8 @@ HEADLINE = """The rate at which each codec reaches 99 % of the uncompressed metr
 within one percentage point of it, interpolated on log BPFP between measured points (the rising envelope
 of the curve). ≤: the lowest rate that was measured reaches it already. Bold: the fewest bits, where no
 such bound may undercut it. “Without loss beyond noise” is the lowest measured rate from which on the
-difference to the uncompressed metric may be chance; few samples hide a loss, so mind their number.
-Codecs trained for another machine are in the <a href="#cross">cross
-tables</a>."""
+difference to the uncompressed metric may be chance; few samples hide a loss, so mind their number."""
+FOREIGN = """ Codecs trained for another machine are in the <a href="#cross">cross tables</a>."""
 NMSE = """The rate at which each codec reaches an NMSE, on the machines without a task metric,
 interpolated as above."""
 WINNERS = """What the best codec gives for at most so many bits per feature point, by the task metric and
@@ -150,8 +150,10 @@ def write_report(
         save_samples(root, machines)
     page = Page()
     _add_head(page, runs, machines, unfinished)
+    cross = tables.cross_tables(runs)
+    text = HEADLINE + FOREIGN * bool(cross)
     headlines = (
-        ("headline", "Bits for the uncompressed accuracy", HEADLINE, tables.headline(machines)),
+        ("headline", "Bits for the uncompressed accuracy", text, tables.headline(machines)),
         ("nmse", "Bits for an error", NMSE, tables.nmse_headline(machines)),
         ("winners", "Winner per rate", WINNERS, winner_table(machines)),
     )
@@ -162,7 +164,6 @@ def write_report(
         if machine.curves:
             _add_machine(page, machine, looks)
     _add_tables(page, "bd", "BD-rate", BD, [tables.bd_table(machines, anchor)])
-    cross = tables.cross_tables(runs)
     _add_tables(page, "cross", "Universal or task-specific", CROSS, cross)
     _add_tables(page, "speed", "Speed and size", SPEED, [tables.speed_table(root, machines)])
     _add_distributions(page, machines)

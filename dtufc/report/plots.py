@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dtufc.report.curves import Curve, Machine
 from dtufc.report.figures import one_point
-from dtufc.report.records import Curve, Machine, Run
+from dtufc.report.records import Run
 from dtufc.report.table import show
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B3FB5", "#8A5A2B")

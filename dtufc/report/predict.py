@@ -9,7 +9,8 @@ from dtufc.errors import UserError
 from dtufc.experiments.jobs import Job, run_jobs
 from dtufc.paths import ACCURACY_JSON, DECODED
 from dtufc.prepare import script_path
-from dtufc.report.records import Machine, judge
+from dtufc.report.curves import Machine
+from dtufc.report.records import judge
 from dtufc.report.samples import ANSWERS, chosen_runs, has_pictures
 
 

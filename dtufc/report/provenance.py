@@ -10,7 +10,8 @@ from typing import Any
 from dtufc.evaluate import EvaluateConfig
 from dtufc.paths import ACCURACY_JSON, RUN_JSON
 from dtufc.registry import find_codec
-from dtufc.report.records import Machine, Run, read_record
+from dtufc.report.curves import Machine
+from dtufc.report.records import Run, read_record
 from dtufc.report.table import Table
 
 EVALUATE = ("python", "-m", "dtufc.evaluate")

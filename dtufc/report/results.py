@@ -16,7 +16,8 @@ from typing import Any, get_args
 from dtufc import files
 from dtufc.errors import UserError
 from dtufc.paths import SUMMARY_JSON, FeatureRoot
-from dtufc.report.records import Machine, Run, name_variants, own_curves, read_machine, read_runs
+from dtufc.report.curves import Machine, own_curves, read_machine
+from dtufc.report.records import Run, name_variants, read_runs
 
 UNCOMPRESSED = "uncompressed"
 

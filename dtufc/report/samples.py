@@ -13,8 +13,9 @@ from dtufc import files
 from dtufc.errors import UserError
 from dtufc.paths import ACCURACY_JSON, RATE_CSV
 from dtufc.records import read_rate
+from dtufc.report.curves import Machine
 from dtufc.report.judged import RIGHT, Judged
-from dtufc.report.records import Machine, Run, judge
+from dtufc.report.records import Run, judge
 from dtufc.report.table import Picture, Table, show
 from dtufc.report.winners import leading_curve
 

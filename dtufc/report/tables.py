@@ -10,8 +10,9 @@ from typing import Any
 from dtufc.codec import CONFIG_JSON
 from dtufc.paths import RATE_CSV
 from dtufc.records import read_rate
+from dtufc.report.curves import Curve, Machine, merge_seeds
 from dtufc.report.figures import bd_figures, find_anchor, one_point, reach
-from dtufc.report.records import HYBRID, Curve, Machine, Run, merge_seeds
+from dtufc.report.records import HYBRID, Run
 from dtufc.report.table import Estimate, Table, show
 
 NOT_REACHED = "not reached"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dtufc.report.curves import Curve, Machine
 from dtufc.report.figures import at_rate, within
-from dtufc.report.records import Curve, Machine
 from dtufc.report.table import Estimate, Table
 
 RATES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
