@@ -1,28 +1,33 @@
 """Sphinx renders these pages: ``sphinx-build -W -b html docs build/docs``, from the repository's root.
 
 The reference of modules comes from the docstrings. autosummary makes a page for each module of the
-package, so that no list of modules is kept here.
+package, so that no list of modules is kept here. What is measured comes from the folder ``results``.
 """
 
+import shutil
 import tomllib
 from pathlib import Path
 
+from sphinx.ext.napoleon import Config, GoogleDocstring
+
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 
 project = "DT-UFC"
 author = "the DT-UFC contributors"
 copyright = author
-release = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["version"]
+release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = [
     "myst_parser",  # pages in Markdown
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.napoleon",  # docstrings have Google's sections
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["images"]
 templates_path = ["_templates"]
+# an annotation such as range is looked for among attributes of that name too
+suppress_warnings = ["ref.python"]
 
 myst_heading_anchors = 3
 
@@ -36,32 +41,41 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 # the newer autodoc formats signatures of imported functions too, and fails on some of SciPy's
 autodoc_use_legacy_class_based = True
-napoleon_numpy_docstring = False
-napoleon_use_ivar = True
-napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = "DT-UFC"
 
-
 # pages of modules that are gone
 for page in (HERE / "modules").glob("*.rst"):
-    module = HERE.parent / page.stem.replace(".", "/")
+    module = ROOT / page.stem.replace(".", "/")
     if not module.is_dir() and not module.with_suffix(".py").is_file():
         page.unlink()
+# Sphinx takes pages from below this folder only
+shutil.rmtree(HERE / "results", ignore_errors=True)
+shutil.copytree(ROOT / "results", HERE / "results")
 
 
-def keep_text(app, what, name, obj, options, lines):
-    """Keep from napoleon what it misreads, and show a module's indented blocks as they are."""
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # else the words in front of a colon are taken for a type
+def move_links(app, docname, source):
+    """Links between pages and ``results``, which lies elsewhere in the repository."""
+    source[0] = (
+        source[0].replace("](../../results/", "](../results/").replace("](../docs/", "](../")
+    )
+
+
+def read_docstring(app, what, name, obj, options, lines):
+    """Read Google's sections; show a module's indented blocks, which ``--help`` prints, as they are."""
     for i in reversed(range(2, len(lines))):
         before = lines[i - 2]
         if what != "module" or lines[i - 1] or not lines[i].startswith("    "):
             continue
         if not before.startswith((" ", "- ", "* ")) and not before.endswith("::"):
             lines[i:i] = ["::", ""]
+    # of an attribute, napoleon takes the words in front of a colon for a type
+    what = "method" if what in ("attribute", "data", "property") else what
+    google = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
+    lines[:] = GoogleDocstring(lines, google, app, what, name, obj, options).lines()
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", keep_text, priority=400)  # before napoleon
+    app.connect("source-read", move_links)
+    app.connect("autodoc-process-docstring", read_docstring)
