@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from dtufc import bitstream, files, rans
 from dtufc.codec import BitstreamError, ExtraKind, load_codec
 from dtufc.CompressAI.checkpoint import (
+    WEIGHTS,
     Kind,
     load_model,
     read_weights,
@@ -383,6 +384,41 @@ def test_small_files_that_announce_much_take_no_memory(toy_mapping, tmp_path, na
     assert max(map(len, streams)) < 60
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(peak_growth, (tmp_path, published, feature, streams)) < 150
+
+
+def free_tables(folder) -> None:
+    """Change the tables of z so that a symbol of 0 takes next to no bits, as of a codec whose z says
+    nothing: so few bytes then hold as many symbols as can be."""
+    state = read_weights(folder / WEIGHTS)
+    name = next(key for key in state if key.endswith("entropy_bottleneck._quantized_cdf"))
+    rows = len(state[name])
+    state[name] = torch.tensor([0, 65535, 65536], dtype=torch.int32).repeat(rows, 1)
+    base = name.removesuffix("_quantized_cdf")
+    state[f"{base}_cdf_length"] = torch.full((rows,), 3, dtype=torch.int32)
+    state[f"{base}_offset"] = torch.zeros(rows, dtype=torch.int32)
+    write_weights(folder / WEIGHTS, state)
+
+
+@pytest.mark.parametrize("name", ["hyperprior", "elic"])
+def test_few_bytes_take_little_memory_where_symbols_are_free(toy_mapping, tmp_path, name):
+    """Of the published widths, in the payload modes of our own: one string, and two in tiles."""
+    torch.manual_seed(0)
+    facts = FeatureFacts("toy", "wide", [1, 1, None, 512], ["sample", "layer", "token", "channel"])
+    arch = {"hyperprior": HyperpriorArch, "elic": ElicArch}[name]()
+    save_checkpoint(tmp_path, build_model(name, arch), name, [Kind(facts, toy_mapping)], {})
+    free_tables(tmp_path)
+    feature = toy_feature(0, 64).reshape(1, 1, -1, 512)
+    good = bitstream.unpack(load_codec(tmp_path).encode(feature))
+    string = np.random.default_rng(0).bytes(3) + b"\x40" + bytes(4)  # a sound state
+    streams = []
+    for tokens in (1024, 2048):
+        size = b"".join((side // 64).to_bytes(2, "little") for side in (tokens // 2, 512))
+        for mode, parts in ((2, (string,)), (0, (string,)), (2, (size, string, string))):
+            shape = (1, 1, tokens, 512)
+            streams.append(bitstream.pack(replace(good, shape=shape, parts=parts, mode=mode)))
+    assert max(map(len, streams)) < 60
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(peak_growth, (tmp_path, False, feature, streams)) < 150
 
 
 def test_kinds_that_share_a_codebook(toy, toy_facts, toy_mapping, untrained, tmp_path):

@@ -58,11 +58,11 @@ def test_target_nmse_takes_the_lowest_quality_that_holds(golden_codec, name):
         assert data == codec.encode(X, target_nmse=target)
         coarser = neighbour(codec, quality, -1)
         assert coarser is None or nmse(codec, coarser.encode(X), X) > target
-    if best > 0:
+    if name != "cast":  # which has a lossless quality
         with pytest.raises(
-            UserError, match=r"target_nmse: .* is out of reach at qualities of .*\.\."
+            UserError, match=r"target_nmse: 1e-12 is out of reach at qualities of .*"
         ):
-            codec.encode(X, target_nmse=best * 0.9)
+            codec.encode(X, target_nmse=1e-12)
 
 
 def test_one_rate_is_tried_as_it_is(golden_codec):
@@ -152,10 +152,10 @@ def test_the_cap_holds_where_rates_are_not_monotone():
 def features(tmp_path_factory) -> Path:
     """Features of unlike spread, so that at one quality some take far more than others."""
     folder = tmp_path_factory.mktemp("features")
-    for seed, gain in enumerate((0.2, 0.5, 1, 2, 4)):
-        write_feature(
-            folder / f"{seed}.npy", (gain * small_codecs.made_up("tokens", seed)).astype("f4")
-        )
+    for number, gain in enumerate((0.2, 0.5, 1, 2, 4)):
+        seeds = range(10 * number, 10 * number + 10)
+        x = np.concatenate([small_codecs.made_up("tokens", seed) for seed in seeds], axis=2)
+        write_feature(folder / f"{number}.npy", (gain * x).astype(np.float32))
     return folder
 
 
@@ -213,10 +213,10 @@ def test_flags_pooled_and_per_file(golden_folder, golden_codec, features, tmp_pa
     for row in rows:
         x = np.load(features / f"{row['name']}.npy").astype(np.float64)
         assert 0.015 < float(row["mse"]) / x.var() <= 0.02
-    rows, _ = run(folder, features, tmp_path / "bytes", "--max_bytes", "60")
-    assert max(int(row["bytes"]) for row in rows) <= 60
+    rows, _ = run(folder, features, tmp_path / "bytes", "--max_bytes", "300")
+    assert max(int(row["bytes"]) for row in rows) <= 300
     argv = ["--codec", str(folder), "--input", str(features), "--output", str(tmp_path / "ufc")]
-    encode_main([*argv, "--max_bytes", "60"])
+    encode_main([*argv, "--max_bytes", "300"])
     for path in (tmp_path / "ufc").iterdir():
         if path.suffix == ".ufc":
             assert path.read_bytes() == (tmp_path / "bytes" / "bitstreams" / path.name).read_bytes()
