@@ -32,7 +32,8 @@ CONFIGS = PACKAGE / "configs"
 def default_data_root() -> Path:
     """``$DTUFC_DATA`` if set, else ``Data_example`` at the repository's root, or in the working folder
     where the package is installed without its repository."""
-    base = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
+    checkout = all((REPOSITORY / name).exists() for name in ("pyproject.toml", "coding"))
+    base = REPOSITORY if checkout else Path.cwd()
     return Path(os.environ.get("DTUFC_DATA") or base / "Data_example")
 
 

@@ -96,8 +96,10 @@ def git_revision() -> str | None:
     """Commit of the working tree, with ``-dirty`` if changed; outside a checkout what the environment
     variable ``DTUFC_REVISION`` says, or ``None``."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    # an installation may lie within another project's checkout, whose commit says nothing of this code
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(REPOSITORY.parent)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get(REVISION) or None
     return done.stdout.strip()
