@@ -20,7 +20,8 @@ from dtufc import files
 from dtufc.feature import find_machine_config
 from dtufc.machines.command import parse_options
 from dtufc.machines.llama3 import llama3
-from dtufc.machines.llama3.llama3 import LlamaMachine, LlamaOptions, prompt
+from dtufc.machines.llama3.llama3 import LlamaMachine, LlamaOptions
+from dtufc.machines.llama3.tasks import prompt
 from dtufc.machines.sources.source import Question
 from dtufc.machines.sources.world import world_question
 from dtufc.machines.tiny import train_llama3

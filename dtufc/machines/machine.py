@@ -36,11 +36,13 @@ class Score:
     metric: str
     """Name of the metric."""
     value: float
-    """The metric, more is better unless the machine says otherwise."""
+    """The metric; more is better unless ``less_is_better``."""
     rows: list[dict[str, Any]]
     """One per sample, same keys."""
     others: dict[str, float] = field(default_factory=dict)
     """Further metrics by name: the IoU of each class, the CLIP score."""
+    less_is_better: bool = False
+    """Of the metric: perplexity."""
 
 
 class Machine(ABC):

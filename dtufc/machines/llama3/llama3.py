@@ -1,14 +1,15 @@
-"""LLaMA3, four-choice questions: ``python llama3.py``.
+"""LLaMA3, four-choice questions or the next tokens of a text: ``python llama3.py``.
 
 The split is after any decoder layer; published is the last one, before the final norm. The feature is
-the hidden state of every token of the prompt, (1, 1, tokens, width) float32. The back half runs the
-remaining layers, the norm and the head, and the greedy next token is the answer: right if it is the
-letter of the key. Any causal language model of transformers whose decoder has ``layers`` and ``norm``
-will do; Llama, Qwen2, Qwen3 and Mistral are tested.
+the hidden state of every token, (1, 1, tokens, width) float32. The back half runs the remaining layers,
+the norm and the head. With ``--source text`` the score is the perplexity of windows of a text, and how
+far the next-token distributions are from the uncut model's (tasks.py). Any causal language model of
+transformers whose decoder has ``layers`` and ``norm`` will do; Llama, Qwen2, Qwen3 and Mistral are
+tested.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from dtufc import config
@@ -29,15 +30,14 @@ from dtufc.machines.checkpoints import (
     weights_digest,
 )
 from dtufc.machines.command import parse_options, run
+from dtufc.machines.llama3.tasks import LanguageTask, LetterTask, LikelihoodTask, Task, join, split
 from dtufc.machines.machine import Machine, Sample, Score, Split
 from dtufc.machines.options import ModelOptions, find_layer
-from dtufc.machines.sources import providers
-from dtufc.machines.sources.source import Question, Questions
+from dtufc.machines.sources import open_source, providers
+from dtufc.machines.sources.source import Texts
 
 PRESET = "llama3_tiny"
-SOURCES = providers("questions")
-LETTERS = "ABCDE"
-ASKED = 4  # choices that the published prompt lists
+SOURCES = (*providers("questions"), *providers("texts"))
 HELP = (
     "It is a folder in transformers' format: config.json, tokenizer files and *.safetensors of "
     "https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct; --hub ID downloads one"
@@ -51,24 +51,21 @@ class LlamaOptions(ModelOptions):
     layer: int = -1
     """The last decoder layer of the front half, from 0; negative ones count from the end."""
     source: Literal[SOURCES] = SOURCES[0]
-    """Where the questions come from: files under source/, or the generated world."""
+    """Where the questions come from, files under source/ or the generated world; or text."""
+    answer: Literal["letter", "likelihood"] = "letter"
+    """How questions are answered: by the next token, as published, or by the likelihood of each choice,
+    for models that do not answer with letters."""
+    texts: dict[str, Path] = field(default_factory=dict)
+    """UTF-8 texts of the splits train, validation, test; source/<split>.txt where none is named."""
+    window: int = 256
+    """Tokens of a window of a text, the beginning-of-sequence token included."""
 
-
-def prompt(question: Question) -> str:
-    """The published prompt, up to the place of the answer's letter.
-
-    As published, four choices are listed: a fifth is left out, a missing fourth repeats the third.
-    """
-    lines = [f"{LETTERS[i]}: {text}" for i, text in enumerate(question.choices[:ASKED])]
-    lines += lines[-1:] * (ASKED - len(lines))
-    return (
-        "<|start_header_id|>user<|end_header_id|>\n\n"
-        "Given the following question and four candidate answers (A, B, C and D), choose the best "
-        f"answer.\nQuestion: {question.stem}\n" + "\n".join(lines) + "\n"
-        'Your response should end with "The best answer is [the_answer_letter]" where the '
-        "[the_answer_letter] is one of A, B, C or D.<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nThe best answer is"
-    )
+    def __post_init__(self):
+        super().__post_init__()
+        if self.window < 2:
+            raise UserError(f"window: expected at least 2 tokens, got {self.window}")
+        if self.texts.keys() - {"train", "validation", "test"}:
+            raise UserError(f"texts: expected train, validation, test, got {[*self.texts]}")
 
 
 class LlamaMachine(Machine):
@@ -78,8 +75,15 @@ class LlamaMachine(Machine):
         self.options = options
 
     @cached_property
-    def source(self) -> Questions:
-        return self.options.open_source()
+    def task(self) -> Task:
+        options = self.options
+        source = open_source(
+            options.source, options.root.source, options.counts, options.seed, options.texts
+        )
+        if isinstance(source, Texts):
+            return LanguageTask(self, source, options.window, options.counts)
+        answered_by = {"letter": LetterTask, "likelihood": LikelihoodTask}[options.answer]
+        return answered_by(self, source)
 
     @cached_property
     def folder(self) -> Path:
@@ -121,41 +125,61 @@ class LlamaMachine(Machine):
         return model.eval().to(self.options.torch_device)
 
     def samples(self, split: Split) -> list[Sample]:
-        """source is the question; label is its answer's letter."""
-        return [Sample(q.id, q, LETTERS[q.answer]) for q in self.source.questions(split)]
+        return self.task.samples(split)
 
     def origin(self) -> dict[str, Any]:
         known = {key: getattr(self.options, key) for key in ("source", "seed")}
         known |= {"dtype": self.options.origin_dtype, "layer": self.layer}
-        return known | {"weights": weights_digest(self.folder)}
+        return known | self.task.origin() | {"weights": weights_digest(self.folder)}
 
     def inputs(self) -> list[Path]:
-        """The questions, the weights of both halves, and the tokenizer, which words the answer."""
+        """Questions or text, the weights of both halves, and the tokenizer, which words the answer."""
         return [
-            *self.source.inputs("test"),
+            *self.task.source.inputs("test"),
             *checkpoint_files(lambda: self.folder, "tokenizer*"),
         ]
 
     @torch.inference_mode()
     def extract(self, sample: Sample) -> np.ndarray:
-        ids = self.tokenizer(prompt(sample.source), return_tensors="pt").input_ids
-        hidden = self.front(input_ids=ids.to(self.options.torch_device), use_cache=False)
-        return hidden.last_hidden_state[None].float().cpu().numpy()  # (1, 1, T, width)
+        states = self._front(sample)
+        return (
+            join(states, self.task.shared(sample))[None].float().cpu().numpy()
+        )  # (1, 1, T, width)
+
+    def _front(self, sample: Sample) -> list[Tensor]:
+        """Hidden states of each sequence of the task, (1, T, width)."""
+        device = self.options.torch_device
+        return [
+            self.front(
+                input_ids=torch.tensor([ids], device=device), use_cache=False
+            ).last_hidden_state
+            for ids in self.task.sequences(sample)
+        ]
+
+    def _logits(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Logits of each sequence: of its last place alone where no more is asked."""
+        keep = self.task.places
+        return [
+            self.back(inputs_embeds=each, use_cache=False, logits_to_keep=keep).logits[0]
+            for each in states
+        ]
+
+    def uncut(self, sample: Sample) -> Tensor:
+        """Logits (T, vocabulary) of the model that is not cut."""
+        return self._logits(self._front(sample))[0]
 
     @torch.inference_mode()
-    def predict(self, sample: Sample, feature: np.ndarray) -> str:
-        """The greedy next token, without spaces: the answer's letter where all is well."""
+    def predict(self, sample: Sample, feature: np.ndarray) -> Any:
         hidden = torch.from_numpy(feature[0]).to(self.options.torch_device, self.back.dtype)
-        logits = self.back(inputs_embeds=hidden, use_cache=False, logits_to_keep=1).logits
-        return self.tokenizer.decode(int(logits[0, -1].argmax())).strip()
+        shared = self.task.shared(sample)
+        lengths = [len(ids) for ids in self.task.sequences(sample)]
+        expected = shared + sum(length - shared for length in lengths)
+        if hidden.shape[1] != expected:
+            raise UserError(f"{sample.name}: {hidden.shape[1]} tokens, the sample has {expected}")
+        return self.task.predict(sample, self._logits(split(hidden, lengths, shared)))
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
-        """Accuracy, 0..1."""
-        rows = [
-            {"name": s.name, "label": s.label, "prediction": p, "correct": int(p == s.label)}
-            for s, p in zip(samples, predictions, strict=True)
-        ]
-        return Score("accuracy", sum(row["correct"] for row in rows) / len(rows), rows)
+        return self.task.score(samples, predictions)
 
 
 def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:
