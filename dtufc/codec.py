@@ -5,27 +5,36 @@
     data = codec.encode(feature)     # (N, C, H, W) array -> bytes, the whole bitstream
     feature = codec.decode(data)     # bytes -> array of the same shape and dtype
 
+    data = codec.encode(hidden, max_bytes=4096)                     # a torch tensor; a hard cap
+    hidden = codec.decode(data, device="cuda", dtype=torch.bfloat16)
+    streams = codec.warm_up().encode_many(batch)                    # (B, C, H, W) -> B bitstreams
+
 Which codecs there are is in :mod:`dtufc.registry`.
 """
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from dtufc import files
+from dtufc import files, rate
 from dtufc.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError, FeatureFacts, check_feature
+from dtufc.overlap import check_coders, overlap
 from dtufc.paths import CONFIG_JSON
 from dtufc.registry import CodecEntry, find_codec
 from dtufc.shipped import codec_folder, read_config
 from dtufc.stamps import digest_file
+from dtufc.tensors import Values, check_like, samples, stack, to_array, to_tensor
 from dtufc.views import Shape
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "CONFIG_JSON", "BitstreamError", "Codec", "ExtraKind", "OneKindCodec", "codec_digest", "load_codec",
@@ -45,7 +54,14 @@ class ExtraKind:
 
 
 class Codec(ABC):
-    """What every codec does. Instances are read-only and may be shared."""
+    """What every codec does. Instances are read-only and may be shared.
+
+    A codec implements :meth:`encode_array` and :meth:`decode_array`, one array to one bitstream and
+    back. Rate control, tensors and batches are made of these two here, the same for all codecs.
+    """
+
+    quality: float | None = None
+    """Its rate on its own scale; ``None`` where it has one rate only."""
 
     @classmethod
     @abstractmethod
@@ -87,30 +103,190 @@ class Codec(ABC):
         """
         raise UserError("tile: only learned codecs code in tiles")
 
-    @abstractmethod
-    def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
-        """(N, C, H, W) float16 or float32 -> the whole bitstream.
+    @property
+    def known(self) -> Sequence[FeatureFacts]:
+        """The facts of the kinds of features that it knows; empty where a codec does not say."""
+        return ()
 
-        Args:
-            kind: ``<model>_<task>``; needed only where the codec knows several kinds that
-                this feature's shape and dtype fit.
+    @abstractmethod
+    def encode_array(self, feature: np.ndarray, kind: str | None = None) -> bytes:
+        """(N, C, H, W) float16 or float32 -> the whole bitstream, at this codec's rate.
 
         Raises:
             FeatureError: not a sound feature, or of no kind that the codec knows.
         """
 
     @abstractmethod
-    def decode(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
-        """The whole bitstream -> (N, C, H, W) in the source's dtype.
+    def decode_array(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
+        """The whole bitstream -> (N, C, H, W) in the source's dtype, an array that may be written to.
+
+        Raises:
+            BitstreamError: as :meth:`decode`.
+        """
+
+    def encode(
+        self,
+        feature: Values,
+        kind: str | None = None,
+        *,
+        max_bytes: int | None = None,
+        target_bpfp: float | None = None,
+        target_nmse: float | None = None,
+    ) -> bytes:
+        """A feature -> the whole bitstream.
+
+        With a target, the quality is searched for, and every trial codes the feature: klt takes 11, int
+        3. A codec with one rate is tried at that. Targets are about this feature alone;
+        :func:`dtufc.rate.reach` finds one quality for many features pooled.
+
+        Args:
+            feature: (N, C, H, W) float16 or float32, array or tensor on any device; a bfloat16 tensor is
+                coded as float32, exactly. Of tokens of one layer also (T, C) and (B, T, C), of maps also
+                (C, H, W).
+            kind: ``<model>_<task>``; needed only where the codec knows several kinds that
+                this feature's shape and dtype fit.
+            max_bytes: a hard cap; the best quality whose whole bitstream takes no more.
+            target_bpfp: the best quality within so many bits per feature point, 8 * bytes / (N*C*H*W).
+            target_nmse: the lowest quality whose mean squared error is at most this times the variance
+                of the feature's values.
+
+        Raises:
+            FeatureError: not a sound feature, or of no kind that the codec knows.
+            UserError: several targets, or one out of reach; the message says how near the codec comes.
+        """
+        target = rate.Target(max_bytes, target_bpfp, target_nmse)
+        return rate.encode(self, self.as_feature(feature, kind), kind, target).data
+
+    def decode(
+        self,
+        data: bytes,
+        *,
+        max_points: int = MAX_POINTS,
+        device: "str | torch.device | None" = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> Values:
+        """The whole bitstream -> (N, C, H, W), always four axes: an array in the source's dtype, or a
+        tensor where a device or a dtype is named.
 
         Memory grows with what the payload can hold, not with what the header announces.
 
         Args:
             max_points: largest N*C*H*W that is accepted; 2^28 (1 GiB as float32) by default.
+            device: torch device of the tensor; the CPU where only a dtype is given.
+            dtype: torch dtype of the tensor, of 16 bits or more; the source's where only a device is
+                given. What it cannot hold becomes its largest value, never infinity.
 
         Raises:
             BitstreamError: the bytes are not sound, or belong to another codec or mapping.
+            UserError: no such device or dtype.
         """
+        if device is None and dtype is None:
+            return self.decode_array(data, max_points=max_points)
+        check_like(device, dtype)
+        return to_tensor(self.decode_array(data, max_points=max_points), device, dtype)
+
+    def encode_many(
+        self,
+        features: Values | Iterable[Values],
+        kind: str | None = None,
+        *,
+        max_bytes: int | None = None,
+        target_bpfp: float | None = None,
+        target_nmse: float | None = None,
+        coders: int = 2,
+    ) -> list[bytes]:
+        """Many features -> a bitstream each, in order; the entropy coding of one overlaps the transform
+        of the next.
+
+        Args:
+            features: any iterable of what :meth:`encode` takes, or a batch (B, C, H, W) or (B, T, C), of
+                which each sample becomes a bitstream of its own.
+            kind, max_bytes, target_bpfp, target_nmse: as of :meth:`encode`, of each feature for itself.
+            coders: features coded at once; so many and one more are in memory.
+
+        Raises:
+            FeatureError, UserError: as :meth:`encode`; the message starts with the feature's number.
+        """
+        rate.Target(max_bytes, target_bpfp, target_nmse)
+
+        def code(x: Values) -> bytes:
+            return self.encode(
+                x, kind, max_bytes=max_bytes, target_bpfp=target_bpfp, target_nmse=target_nmse
+            )
+
+        return _each("feature", samples(features), code, coders)
+
+    def decode_many(
+        self,
+        streams: Iterable[bytes],
+        *,
+        max_points: int = MAX_POINTS,
+        device: "str | torch.device | None" = None,
+        dtype: "torch.dtype | None" = None,
+        batch: bool = False,
+        coders: int = 2,
+    ) -> list[Values] | Values:
+        """Many bitstreams -> a feature each, in order.
+
+        Args:
+            max_points, device, dtype: as of :meth:`decode`.
+            batch: one array or tensor (B, C, H, W) in place of the list, where all are of one shape.
+            coders: features decoded at once.
+
+        Raises:
+            BitstreamError, UserError: as :meth:`decode`; the message starts with the bitstream's number.
+                Or the features make no batch.
+        """
+
+        def code(data: bytes) -> Values:
+            return self.decode(data, max_points=max_points, device=device, dtype=dtype)
+
+        decoded = _each("bitstream", streams, code, coders)
+        return stack(decoded) if batch else decoded
+
+    def warm_up(self) -> Self:
+        """Code a made-up feature of every kind that it knows, as small as the kind allows, so that the
+        first real one does not wait for kernels to be compiled, or loaded from the disk where an earlier
+        process left them. Returns the codec itself."""
+        for facts in self.known:
+            self.decode(self.encode(np.zeros(facts.smallest, facts.dtype), facts.kind))
+        return self
+
+    def as_feature(self, x: Values, kind: str | None = None) -> np.ndarray:
+        """An array or tensor -> the (N, C, H, W) array that :meth:`encode_array` is given.
+
+        Fewer axes are taken where what the codec knows tells which ones are missing, see
+        :meth:`dtufc.feature.FeatureFacts.four_axes`.
+
+        Raises:
+            FeatureError: neither array nor tensor, a batch of features, or axes that are not told.
+        """
+        x = to_array(x)
+        asked = [facts for facts in self.known if kind in (None, facts.kind)]
+        shapes = {shape for facts in asked if (shape := facts.four_axes(x.shape))}
+        if len(shapes) == 1:
+            return x.reshape(shapes.pop())
+        if len(x.shape) > 2 and any(facts.four_axes((1, *x.shape[1:])) for facts in asked):
+            raise FeatureError(
+                f"feature: {x.shape} is a batch of {len(x)} features; encode_many codes each for itself"
+            )
+        if x.ndim != 4 and asked:
+            takes = ", ".join(f"{facts.kind} {tuple(facts.shape)}" for facts in asked)
+            raise FeatureError(f"feature: expected (N, C, H, W) of {takes}, got shape {x.shape}")
+        return x
+
+
+def _each(what: str, items: Iterable[Any], code: Any, coders: int) -> list[Any]:
+    """``code`` of every item, some at once; errors name the item by its number."""
+    check_coders(coders)
+
+    def numbered(item: tuple[int, Any], _: Any) -> Any:
+        try:
+            return code(item[1])
+        except UserError as error:
+            raise type(error)(f"{what} {item[0]}: {error}") from error
+
+    return [result for _, result in overlap(enumerate(items), lambda item: None, numbered, coders)]
 
 
 class OneKindCodec(Codec):
@@ -135,7 +311,11 @@ class OneKindCodec(Codec):
             BitstreamError: they are not sound.
         """
 
-    def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
+    @property
+    def known(self) -> Sequence[FeatureFacts]:
+        return (self.facts,)
+
+    def encode_array(self, feature: np.ndarray, kind: str | None = None) -> bytes:
         why = self.facts.mismatch(check_feature(feature))
         if kind not in (None, self.facts.kind):
             why = f"the codec knows {self.facts.kind}, not {kind}"
@@ -153,7 +333,7 @@ class OneKindCodec(Codec):
             )
         )
 
-    def decode(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
+    def decode_array(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
         stream = unpack(data, max_points)
         stream.check_codec(self.id)
         stream.check_facts(self.facts)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from dtufc import extras
 from dtufc.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -112,10 +113,15 @@ def report_errors() -> Iterator[None]:
     """End the script with one line and status 1 for what the user can mend.
 
     Bad input or an impossible value raise ``UserError``, a missing file or a full disk ``OSError``, with
-    a text that says what is expected; anything else is a fault of ours and keeps its traceback.
+    a text that says what is expected, and so has a library that an extra brings and that is not
+    installed; anything else is a fault of ours and keeps its traceback.
     """
     try:
         yield
+    except ImportError as error:
+        if line := extras.explain(error):
+            raise SystemExit(f"error: {line}") from error
+        raise
     except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dtufc import config, files, locks
+from dtufc import config, files, locks, rate
 from dtufc.bitstream import SUFFIX
 from dtufc.errors import UserError
 from dtufc.feature import list_features, points, read_feature
@@ -43,12 +43,12 @@ def encode(cfg: EncodeConfig) -> None:
         FeatureError, FileNotFoundError, UserError: as the codec API; the message names the file.
     """
     paths = list_features(cfg.input)
-    codec = cfg.load_for(paths, cfg.kind)
-    total_bytes = total_points = 0
+    codec, each = cfg.load_for(paths, cfg.kind), cfg.each
+    total_bytes = total_points = most = 0
 
     def code(path: Path, feature: np.ndarray) -> tuple[bytes, int]:
         try:
-            return codec.encode(feature, cfg.kind), points(feature.shape)
+            return rate.encode(codec, feature, cfg.kind, each).data, points(feature.shape)
         except UserError as error:
             raise type(error)(f"{path}: {error}") from error
 
@@ -57,7 +57,9 @@ def encode(cfg: EncodeConfig) -> None:
         for path, (data, count) in progress(coded, "encode", len(paths)):
             files.write_bytes(cfg.output / f"{path.stem}{SUFFIX}", data)
             total_bytes, total_points = total_bytes + len(data), total_points + count
-    print(f"{total_bytes} bytes, {8 * total_bytes / total_points:.4f} bpfp -> {cfg.output}")
+            most = max(most, 8 * len(data) / count)
+    pooled = 8 * total_bytes / total_points
+    print(f"{total_bytes} bytes, {pooled:.4f} bpfp, {most:.4f} at most in a file -> {cfg.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dtufc import config, files, locks, provenance, records
+from dtufc import config, files, locks, provenance, rate, records
 from dtufc.bitstream import SUFFIX, unpack
 from dtufc.codec import CONFIG_JSON, Codec, codec_digest
 from dtufc.errors import UserError
@@ -35,6 +35,9 @@ from dtufc.stamps import Stamp, digest_file, digest_files, read_stamp
 
 IDLE = ("codec", "features", "output", "mapping", "machine", "device", "labels")
 """Fields that do not decide results: places, devices, and what is in the stamp by its content."""
+LATER = ("per_file", "max_bytes")
+"""Fields that earlier versions lacked: in a stamp only where they are set, so that the results of
+earlier versions stay current."""
 FEATURES = "features/"
 """In front of the names of features in a stamp."""
 
@@ -63,6 +66,7 @@ class EvaluateConfig(RateOptions):
             FileNotFoundError, FeatureError: one of them is missing.
         """
         values = {k: v for k, v in provenance.config_values(self).items() if k not in IDLE}
+        values = {k: v for k, v in values.items() if v or k not in LATER}
         inputs = {"codec": codec_digest(self.codec)}
         if self.mapping is not None and self.machine is not None:
             values["facts"] = load_facts(self.machine).decides()
@@ -150,7 +154,7 @@ def _code(
     stream = cfg.output / BITSTREAMS / f"{path.stem}{SUFFIX}"
     start = time.perf_counter()
     try:
-        data = codec.encode(feature, cfg.kind)
+        data, quality = rate.encode(codec, feature, cfg.kind, cfg.each)
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
     encode_s = time.perf_counter() - start
@@ -162,8 +166,9 @@ def _code(
     size = unpack(data).payload_size if cfg.published else len(data)
     count = points(feature.shape)
     error = decoded.astype(np.float64) - feature
+    mse = float(np.mean(error**2))
     row = records.RateRow(
-        path.stem, count, size, 8 * size / count, float(np.mean(error**2)), encode_s, decode_s
+        path.stem, count, size, 8 * size / count, mse, encode_s, decode_s, quality
     )
     return row, decoded
 

@@ -20,7 +20,7 @@ import numpy as np
 from dtufc import config, files
 from dtufc.errors import UserError
 from dtufc.paths import CONFIGS, PACKAGE
-from dtufc.views import MAP_AXES, TOKEN_AXES, Views
+from dtufc.views import MAP_AXES, TOKEN_AXES, Shape, Views
 
 DTYPES = ("float16", "float32")
 MAX_NAME = 240
@@ -132,6 +132,33 @@ class FeatureFacts:
         if not all(fits):
             return f"{self.kind} takes shape {tuple(self.shape)}, got {x.shape}"
         return None
+
+    def four_axes(self, shape: Sequence[int]) -> Shape | None:
+        """The shape (N, C, H, W) of a feature of this kind that may have come with fewer axes: tokens as
+        (T, C), or as (N, T, C) where the kind has one layer; maps as (C, H, W).
+
+        ``None`` where the shape does not fit the kind in any of these ways.
+        """
+        shape = tuple(shape)
+        if len(shape) == 3:
+            if self.views.is_map:
+                shape = (1, *shape)
+            elif self.shape[1] == 1:
+                shape = (shape[0], 1, *shape[1:])
+        elif len(shape) == 2 and not self.views.is_map:
+            shape = (1, 1, *shape)
+        if len(shape) != 4:
+            return None
+        fits = [want in (None, got) for want, got in zip(self.shape, shape, strict=True)]
+        return shape if all(fits) else None
+
+    @property
+    def smallest(self) -> Shape:
+        """A small shape of this kind: 8 tokens, or 8 x 8 positions, where any size will do."""
+        n, c, h, w = self.shape
+        if self.views.is_map:
+            return n or 1, c or math.prod(self.views.tiles or (1,)), h or 8, w or 8
+        return n or 1, c or 1, h or 8, w or 8
 
     def read(self, path: str | Path) -> np.ndarray:
         """A feature of this kind.
@@ -248,15 +275,18 @@ def check_feature(x: np.ndarray, name: str | Path = "feature") -> np.ndarray:
     return x
 
 
-def read_array(path: str | Path) -> np.ndarray:
+def read_array(path: str | Path, lazily: bool = False) -> np.ndarray:
     """Read a ``.npy`` file of any shape and dtype, without pickle.
+
+    Args:
+        lazily: values stay in the file until they are used.
 
     Raises:
         FeatureError: not a sound ``.npy`` (truncated, pickled, foreign); the message names the file.
         FileNotFoundError: no such file.
     """
     try:
-        x = np.load(path, allow_pickle=False)
+        x = np.load(path, mmap_mode="r" if lazily else None, allow_pickle=False)
     except FileNotFoundError:
         raise
     except MemoryError as error:

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
 from dtufc.codec import Codec, ExtraKind, load_codec
 from dtufc.errors import UserError
-from dtufc.feature import Moments, read_feature
+from dtufc.rate import Target, reach
 
 T = TypeVar("T")
 
@@ -48,20 +47,37 @@ class RateOptions(CodecOptions):
     quality: float | None = None
     """Rate on the codec's own scale; null takes its default."""
     target_nmse: float | None = None
-    """Lowest quality whose pooled NMSE over all features is at most this."""
+    """Lowest quality whose pooled NMSE over all features is at most this; with --per_file, the NMSE of
+    each feature over its own variance."""
     target_bpfp: float | None = None
-    """Highest quality whose pooled bits per feature point are at most this."""
+    """Highest quality whose pooled bits per feature point (total bits over total points) are at most
+    this, so that single files may take more; with --per_file, none does."""
+    per_file: bool = False
+    """target_nmse and target_bpfp hold for every file, each coded at a quality of its own."""
+    max_bytes: int | None = None
+    """Highest quality of each file whose whole bitstream takes at most so many bytes."""
     tile: int | None = None
     """Learned codecs: planes longer or wider are coded in tiles of at most this, a multiple of 64; 0:
     never. null: 512."""
 
     def __post_init__(self):
         super().__post_init__()
-        given = [self.quality, self.target_nmse, self.target_bpfp]
+        targets = [self.target_nmse, self.target_bpfp]
+        given = [self.quality, self.max_bytes, *targets]
         if sum(value is not None for value in given) > 1:
-            raise UserError("quality, target_nmse, target_bpfp: give one of them at most")
-        if any(target is not None and target <= 0 for target in given[1:]):
-            raise UserError("target_nmse, target_bpfp: expected more than 0")
+            raise UserError(
+                "quality, max_bytes, target_nmse, target_bpfp: give one of them at most"
+            )
+        Target(self.max_bytes, self.target_bpfp, self.target_nmse)  # raises where it is none
+        if self.per_file and targets == [None, None]:
+            raise UserError("per_file: give --target_nmse or --target_bpfp with it")
+
+    @property
+    def each(self) -> Target:
+        """What the coding of every file must hold for itself."""
+        if self.per_file:
+            return Target(None, self.target_bpfp, self.target_nmse)
+        return Target(self.max_bytes)
 
     def load_for(
         self, paths: Sequence[Path], kind: str | None = None, published: bool = False
@@ -69,69 +85,20 @@ class RateOptions(CodecOptions):
         """The codec at the rate that is asked for.
 
         Args:
-            paths: the features that a target is about.
+            paths: the features that a pooled target is about.
 
         Raises:
-            UserError: the codec has one rate only, or the target is out of its reach.
+            UserError: a quality where the codec has one rate only, or a target out of its reach.
         """
         codec = self.load(published)
         if self.tile is not None:
             codec = codec.at_tile(self.tile)
         if self.quality is not None:
             return codec.at_quality(self.quality)
-        if self.target_nmse is None and self.target_bpfp is None:
+        if self.per_file or (self.target_nmse is None and self.target_bpfp is None):
             return codec
-        return reach_target(codec, paths, kind, bpfp=self.target_bpfp, nmse=self.target_nmse)
-
-
-def reach_target(
-    codec: Codec,
-    paths: Sequence[Path],
-    kind: str | None,
-    *,
-    bpfp: float | None = None,
-    nmse: float | None = None,
-) -> Codec:
-    """The codec at the highest quality within ``bpfp``, or the lowest within ``nmse``: bisection over
-    the codec's qualities, every trial coding all features.
-
-    Raises:
-        UserError: none of its qualities reaches the target, or it has one rate only.
-    """
-    qualities = codec.qualities
-    if not qualities:
-        raise UserError("target_nmse, target_bpfp: the codec has one rate only")
-    moments = Moments()
-    for path in paths:
-        moments.add(read_feature(path))
-
-    def is_fine(place: int) -> bool:
-        """Whether a quality is on the finer side of the target."""
-        trial = codec.at_quality(qualities[place])
-        total_bytes = total_points = 0
-        squares = 0.0
-        for path in paths:
-            x = read_feature(path)
-            data = trial.encode(x, kind)
-            total_bytes, total_points = total_bytes + len(data), total_points + x.size
-            if nmse is not None:
-                squares += float(np.sum(np.square(trial.decode(data).astype(np.float64) - x)))
-        if bpfp is not None:
-            return 8 * total_bytes / total_points > bpfp
-        return squares / total_points <= nmse * moments.variance
-
-    # the wanted one is the last that is not finer than a rate, or the first that is finer than an error
-    coarse, fine = -1, len(qualities)
-    while fine - coarse > 1:
-        middle = (coarse + fine) // 2
-        coarse, fine = (coarse, middle) if is_fine(middle) else (middle, fine)
-    place = coarse if bpfp is not None else fine
-    if not 0 <= place < len(qualities):
-        what = f"target_bpfp: {bpfp:g}" if bpfp is not None else f"target_nmse: {nmse:g}"
-        raise UserError(
-            f"{what} is out of reach at qualities of {qualities[0]:g} .. {qualities[-1]:g}"
-        )
-    return codec.at_quality(qualities[place])
+        targets = {"target_bpfp": self.target_bpfp, "target_nmse": self.target_nmse}
+        return reach(codec, paths, kind, **targets)
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

@@ -5,30 +5,30 @@ entropy coding of one feature also overlaps the networks of the next, which a GP
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 from dtufc.errors import UserError
 
+Item = TypeVar("Item")
 Read = TypeVar("Read")
 Coded = TypeVar("Coded")
 
 
 def overlap(
-    paths: Sequence[Path],
-    read: Callable[[Path], Read],
-    code: Callable[[Path, Read], Coded],
+    paths: Iterable[Item],
+    read: Callable[[Item], Read],
+    code: Callable[[Item, Read], Coded],
     coders: int = 1,
-) -> Iterator[tuple[Path, Coded]]:
+) -> Iterator[tuple[Item, Coded]]:
     """``(path, code(path, read(path)))`` of every path, in order; the caller writes in between.
 
     At most ``coders`` + 1 files are in memory beside the one that the caller holds. The first error
     ends it, after what came before has been given.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(coders) as pool:
-        waiting: deque[tuple[Path, Future[Coded]]] = deque()
+        waiting: deque[tuple[Item, Future[Coded]]] = deque()
         todo = iter(paths)
         try:
             while True:
@@ -50,5 +50,5 @@ def check_coders(coders: int) -> None:
         raise UserError(f"coders: expected 1 or more, got {coders}")
 
 
-def _code(code: Callable[[Path, Read], Coded], path: Path, data: "Future[Read]") -> Coded:
+def _code(code: Callable[[Item, Read], Coded], path: Item, data: "Future[Read]") -> Coded:
     return code(path, data.result())

@@ -19,7 +19,8 @@ import zlib
 from functools import cached_property
 
 import numpy as np
-from numba import njit
+
+from dtufc.kernels import kernel
 
 PRECISION = 16
 _LOW = 1 << 31  # the state is kept in [2^31, 2^63), and begins as 2^31 + checksum
@@ -183,7 +184,7 @@ def _checked(symbols: np.ndarray, indexes: np.ndarray, tables: Tables):
     return symbols, indexes
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _push(state, words, at, start, freq, bits):
     """Put an interval [start, start + freq) of 2^bits into the state; words fill from the end."""
     if state >= (np.uint64(_LOW) >> np.uint64(bits) << np.uint64(32)) * freq:
@@ -193,7 +194,7 @@ def _push(state, words, at, start, freq, bits):
     return (state // freq << np.uint64(bits)) + state % freq + start, at
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _encode(symbols, indexes, cdf, length, offset, state, words):
     at = len(words)
     one = np.uint64(1)
@@ -223,7 +224,7 @@ def _encode(symbols, indexes, cdf, length, offset, state, words):
     return at
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _bits(state, words, at, count):
     """Take ``count`` bits; ``at`` becomes negative where the words ran out."""
     value = state & ((np.uint64(1) << np.uint64(count)) - np.uint64(1))
@@ -236,7 +237,7 @@ def _bits(state, words, at, count):
     return value, state, at
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _gamma(state, words, at):
     """Elias-gamma code of a number of at most 33 bits -> the number less one."""
     bits = 0
@@ -255,7 +256,7 @@ def _gamma(state, words, at):
     return d - np.uint64(1), state, at
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _nibbles(state, words, at):
     """CompressAI's escape: how many groups of four bits, in unary of fifteens, then the groups."""
     count = 0
@@ -274,7 +275,7 @@ def _nibbles(state, words, at):
     return d, state, at
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _decode(symbols, indexes, cdf, length, offset, words, saved, nibbles):
     state = saved[0]
     at = np.int64(saved[1])

@@ -26,9 +26,11 @@ class RateRow:
     mse: float
     """Mean squared error in the feature's own values."""
     encode_s: float
-    """Seconds from array to bytes."""
+    """Seconds from array to bytes, a search for the quality included."""
     decode_s: float
     """Seconds from bytes to array."""
+    quality: float | None = None
+    """Quality that it was coded at; none where the codec has one rate, or an earlier version did it."""
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -49,12 +51,16 @@ def read_rate(path: Path) -> list[RateRow]:
     """
     with path.open(newline="") as file:
         try:
-            return [
-                RateRow(**{field.name: field.type(row[field.name]) for field in fields(RateRow)})
-                for row in csv.DictReader(file)
-            ]
+            return [_rate_row(row) for row in csv.DictReader(file)]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a rate table ({error})") from error
+
+
+def _rate_row(row: dict[str, str]) -> RateRow:
+    quality = row.pop("quality", None)
+    known = [field for field in fields(RateRow) if field.name != "quality"]
+    values = {field.name: field.type(row[field.name]) for field in known}
+    return RateRow(**values, quality=float(quality) if quality else None)
 
 
 def summarise(rows: Sequence[RateRow], variance: float) -> dict[str, float | int]:

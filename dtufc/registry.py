@@ -8,12 +8,12 @@ itself by an entry point of the group ``dtufc.codecs`` whose object is a :class:
     mine = "my_package:ENTRY"
 """
 
-import importlib
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
+from dtufc import extras
 from dtufc.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,5 +143,10 @@ def find_codec(name: object, where: str = "codec") -> CodecEntry:
 
 
 def _attribute(path: str) -> Any:
+    """An object by ``module:name``.
+
+    Raises:
+        UserError: the module needs a library of an extra that is not installed.
+    """
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return getattr(extras.load(module), name)

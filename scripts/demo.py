@@ -19,12 +19,13 @@ from dtufc.codec import load_codec
 from dtufc.errors import UserError
 
 MACHINES = {
-    "dinov2_tiny": ("dtufc.machines.dinov2.seg:DinoOptions:DinoMachine", [-3, -1, 1]),
-    "llama3_tiny": ("dtufc.machines.llama3.llama3:LlamaOptions:LlamaMachine", [-3, -2.5, -1.5]),
-    "sd3_tiny": ("dtufc.machines.sd3.sd3:DiffusionOptions:DiffusionMachine", [-1.5, 0, 1.5]),
-    "resnet50_tiny": ("dtufc.machines.resnet50.cls:ResNetOptions:ResNetMachine", [-3, -2, 0]),
+    "dinov2_tiny": ("dinov2", "seg:DinoOptions", "halves:DinoMachine", [-3, -1, 1]),
+    "llama3_tiny": ("llama3", "llama3:LlamaOptions", "halves:LlamaMachine", [-3, -2.5, -1.5]),
+    "sd3_tiny": ("sd3", "sd3:DiffusionOptions", "halves:DiffusionMachine", [-1.5, 0, 1.5]),
+    "resnet50_tiny": ("resnet50", "cls:ResNetOptions", "halves:ResNetMachine", [-3, -2, 0]),
 }
-"""The code of each tiny machine, and three qualities of its ``klt`` that show something."""
+"""Where the code of each tiny machine lies: its room, options and halves. And three qualities of its
+``klt`` that show something."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def demo(cfg: DemoConfig) -> list[Line]:
     Raises:
         UserError: there is no such sample or quality.
     """
-    code, qualities = MACHINES[cfg.machine]
-    machine = _open(code, cfg.machine)
+    *code, qualities = MACHINES[cfg.machine]
+    machine = _open(cfg.machine, *code)
     samples = machine.samples("test")
     if not 0 <= cfg.sample < len(samples):
         raise UserError(f"sample: expected 0 .. {len(samples) - 1}, got {cfg.sample}")
@@ -96,13 +97,15 @@ def demo(cfg: DemoConfig) -> list[Line]:
     return lines
 
 
-def _open(code: str, preset: str) -> Any:
+def _open(preset: str, room: str, options_class: str, machine_class: str) -> Any:
+    """The machine of a preset, from its room below ``dtufc.machines``."""
     from dtufc.machines.command import parse_options
 
-    module, options_class, machine_class = code.split(":")
-    module = importlib.import_module(module)
-    options = parse_options(getattr(module, options_class), preset, [], None)
-    return getattr(module, machine_class)(options)
+    def find(path: str) -> Any:
+        module, _, name = path.partition(":")
+        return getattr(importlib.import_module(f"dtufc.machines.{room}.{module}"), name)
+
+    return find(machine_class)(parse_options(find(options_class), preset, [], None))
 
 
 def _question(machine: Any, sample: Any) -> Any:

@@ -5,8 +5,6 @@
 The last ``--validation`` features of the training folder, in name order, validate the training.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from dtufc import config
 from dtufc.errors import UserError
+from dtufc.experiments.imports import place_files
 from dtufc.feature import FeatureError, list_features, load_facts, read_feature
 from dtufc.paths import DataRoot, default_data_root
 
@@ -55,29 +54,10 @@ def import_features(cfg: ImportConfig) -> Path:
     for source in (cfg.train, cfg.test):
         if source.resolve() in [place.resolve() for place in places]:
             raise UserError(f"{source}: is the data root's own folder")
-    _place(train[:split], root.feature_train / "train")
-    _place(train[split:], root.feature_train / "test")
-    _place(test, root.feature_test)
+    place_files(train[:split], root.feature_train / "train")
+    place_files(train[split:], root.feature_train / "test")
+    place_files(test, root.feature_test)
     return root.folder
-
-
-def _place(paths: Sequence[Path], folder: Path) -> None:
-    """Hard links where the file system has them, copies elsewhere. The folder then holds these
-    features and no others, so that none is trained on and validated with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = {path.name for path in paths}
-    for old in folder.glob("*.npy"):
-        if old.name not in wanted:
-            old.unlink()
-    for path in paths:
-        beside = folder / f".{path.name}.part"
-        beside.unlink(missing_ok=True)
-        try:
-            os.link(path.resolve(), beside)
-        except OSError:
-            shutil.copyfile(path, beside)
-        os.replace(beside, folder / path.name)
-        beside.unlink(missing_ok=True)  # it stays where both were links to the same file
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,13 +7,12 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from typing import TYPE_CHECKING
 
 from dtufc import config
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 UNCOMPRESSED = "uncompressed"
 
@@ -39,13 +38,15 @@ def plot(cfg: PlotConfig) -> list[Path]:
         for suffix in (".pdf", ".png"):
             path = stem.with_name(f"{stem.name}_{kind}{suffix}")
             figure.savefig(path, dpi=120)
-        plt.close(figure)
         paths.append(path)
     return paths
 
 
-def _draw(kind: str, rows: list[dict[str, str]]):
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+def _draw(kind: str, rows: list[dict[str, str]]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
     curves = dict.fromkeys(
         (row["codec"], row["trained_on"]) for row in rows if row["codec"] != UNCOMPRESSED
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dtufc import config
 from dtufc.paths import default_data_root
-from dtufc.report.page import write_report
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,20 @@ class ReportConfig:
     output: Path | None = None
     """Folder of report.html and its tables; <data_root>/report by default."""
     anchor: str | None = None
-    """Curve that BD-rates are relative to, codec/trained_on/transform. By default the Hyperprior of
-    the published transform (kmeans10_bitdepth8_left) where there is one, else another Hyperprior."""
+    """Curve that BD-rates are relative to, codec/trained_on/transform. By default each machine's own:
+    the curve of at least three points that most others can be compared with."""
+    samples: bool = False
+    """Let the machines judge again, and keep their pictures, where the samples that the page shows lack
+    them."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with config.report_errors():
         cfg = config.parse(ReportConfig, argv, __doc__)
-        print(write_report(cfg.data_root, cfg.output or cfg.data_root / "report", cfg.anchor))
+        from dtufc.report.page import write_report  # after the flags: --help needs no plots
+
+        output = cfg.output or cfg.data_root / "report"
+        print(write_report(cfg.data_root, output, cfg.anchor, cfg.samples))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 DIR``.
 
 The data root holds the runs of the suites ``tiny`` and ``native``, as ``scripts/quickstart.sh --train``
-makes them. Networks are stored as float16 (half the size; integer tables stay as they are), optimiser
-states and logs are left out, and ``training.json`` keeps the record of the training or the fit.
+makes them. Networks are stored as float16, half the size, and integer tables as narrow as they are.
+Optimiser states and logs are left out. ``training.json`` keeps the record of the training or the fit.
 """
 
 import shutil
@@ -29,6 +29,8 @@ CHOSEN = (
 """The parts of suites whose codecs ship, as flags of run_batch.py."""
 NETWORKS = "model.safetensors"
 """The weights that are stored as float16; other arrays decide symbols."""
+ENTROPY = ("entropy_bottleneck", "gaussian_conditional")
+"""Parts of a network that are no layers: they stay as they are."""
 PLACES = ("output", "patches", "features", "machine", "pretrained_model", "device")
 """Fields of a configuration that say where, which a record of a shipped codec leaves out."""
 
@@ -119,8 +121,14 @@ def _halved(data: bytes) -> bytes:
     import torch
     from safetensors.torch import load, save
 
-    state = load(data)
-    return save({k: v.to(torch.float16) if v.is_floating_point() else v for k, v in state.items()})
+    from dtufc.CompressAI.checkpoint import narrow_tables
+
+    state = narrow_tables(load(data))
+    halves = {
+        key: value.is_floating_point() and not any(part in key for part in ENTROPY)
+        for key, value in state.items()
+    }
+    return save({k: v.to(torch.float16) if halves[k] else v for k, v in state.items()})
 
 
 def _without_places(value: Any) -> Any:

@@ -11,14 +11,10 @@ import io
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 
-from dtufc.CompressAI.checkpoint import Kind, save_checkpoint
-from dtufc.CompressAI.models import ElicArch, HyperpriorArch, NativeArch, build_model
 from dtufc.feature import FeatureFacts, load_facts, write_feature
 from dtufc.registry import BUILT_IN, find_codec
-from dtufc.transform.mapping import Mapping
 
 FACTS = {
     "tokens": {"shape": [None, 1, None, 6], "axes": ["sample", "layer", "token", "channel"]},
@@ -31,12 +27,13 @@ FACTS = {
 """The facts of each kind of features."""
 SHAPES = {"tokens": (1, 1, 20, 6), "maps": (6, 2, 3, 3)}
 ARCHS = {
-    "hyperprior": lambda kind: HyperpriorArch(N=2, M=3),
-    "elic": lambda kind: ElicArch(N=2, M=4, groups=[1, 1, 2], context=[[2, 2]] * 2),
-    "native": lambda kind: NativeArch(
-        inputs=6 if kind == "tokens" else 2, N=2, M=3, kernel=[3, 1 if kind == "tokens" else 3]
-    ),
-}
+    "hyperprior": lambda kind: {"N": 2, "M": 3},
+    "elic": lambda kind: {"N": 2, "M": 4, "groups": [1, 1, 2], "context": [[2, 2]] * 2},
+    "native": lambda kind: {
+        "inputs": 6 if kind == "tokens" else 2, "N": 2, "M": 3,
+        "kernel": [3, 1 if kind == "tokens" else 3],
+    },
+}  # fmt: skip
 CLUSTERS = {"tokens": "[2]", "maps": "[1]"}
 """That klt tries: with several, their indexes are coded too."""
 
@@ -105,8 +102,14 @@ def run_script(script: str, argv: list[str]) -> None:
 
 def write_learned(name: str, kind: str, facts: FeatureFacts, output: Path) -> None:
     """A learned codec with random weights that give spread-out latents."""
+    import torch
+
+    from dtufc.CompressAI.checkpoint import Kind, save_checkpoint
+    from dtufc.CompressAI.models import MODELS, build_model
+    from dtufc.transform.mapping import Mapping
+
     torch.manual_seed(0)
-    model = build_model(name, ARCHS[name](kind))
+    model = build_model(name, MODELS[name].arch_class(**ARCHS[name](kind)))
     with torch.no_grad():
         for layer in model.g_a.modules():
             if isinstance(layer, torch.nn.Conv2d):

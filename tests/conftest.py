@@ -1,6 +1,9 @@
 """Toy data that puts the whole pipeline through in seconds: peaky token features of 128 channels."""
 
 import json
+import sys
+import zipfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,11 +13,15 @@ import pytest
 import torch
 import yaml
 
+from dtufc.codec import Codec, load_codec
 from dtufc.CompressAI.checkpoint import Kind, save_checkpoint
 from dtufc.CompressAI.models import ElicArch, HyperpriorArch, build_model
 from dtufc.CompressAI.train import TrainConfig, train
 from dtufc.feature import FeatureFacts, load_facts, write_feature
+from dtufc.paths import REPOSITORY
 from dtufc.transform.mapping import Mapping
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
 hypothesis.settings.register_profile("project", deadline=None)  # the first call compiles kernels
 hypothesis.settings.load_profile("project")
@@ -143,3 +150,26 @@ def untrained(request, toy, toy_facts, toy_mapping) -> Path:
                 layer.weight.mul_(4)
     save_checkpoint(folder, model, request.param, [Kind(toy_facts, toy_mapping)], {})
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden_folder(tmp_path_factory) -> Callable[..., Path]:
+    """Name of a registered codec, and "tokens" or "maps" -> its pinned codec folder; small_codecs.py has
+    features for it. Learned ones are there for tokens alone."""
+    root = tmp_path_factory.mktemp("golden")
+
+    def unpack(name: str, kind: str = "tokens") -> Path:
+        folder = root / f"{name}_{kind}"
+        if not folder.exists():
+            source = Path(__file__).parent / "golden" / folder.name / "codec.zip"
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(folder)
+        return folder
+
+    return unpack
+
+
+@pytest.fixture(scope="session")
+def golden_codec(golden_folder) -> Callable[..., Codec]:
+    """The codec in such a folder."""
+    return lambda name, kind="tokens": load_codec(golden_folder(name, kind))

@@ -1,5 +1,6 @@
 """DINOv2 machine: Meta's files load and agree with Meta's network, the cut changes nothing, mIoU."""
 
+import csv
 import math
 
 import numpy as np
@@ -13,9 +14,11 @@ from transformers import Dinov2Model
 from dtufc import files
 from dtufc.feature import find_machine_config, load_facts
 from dtufc.machines.command import parse_options
-from dtufc.machines.dinov2 import seg
-from dtufc.machines.dinov2.seg import DinoMachine, DinoOptions
+from dtufc.machines.dinov2 import halves, seg
+from dtufc.machines.dinov2.halves import DinoMachine
+from dtufc.machines.dinov2.seg import DinoOptions
 from dtufc.machines.tiny import train_dinov2
+from dtufc.report.judged import INSIDE, UNION
 
 WIDTH, DEPTH, GRID, CLASSES = 128, 3, 4, 13
 
@@ -133,7 +136,7 @@ def test_architecture_is_read_from_metas_files():
         state = {"pos_embed": torch.empty(1, 1370, width)}
         state |= {f"blocks.{i}.norm1.weight": torch.empty(0) for i in range(depth)}
         state |= {"blocks.0.mlp.w12.weight": torch.empty(0)} if swiglu else {}
-        known = seg.read_config(state, "x.pth")
+        known = halves.read_config(state, "x.pth")
         assert (known.hidden_size, known.num_hidden_layers) == (width, depth)
         assert (known.num_attention_heads, known.image_size) == (width // 64, 518)
         assert known.use_swiglu_ffn == bool(swiglu)
@@ -151,12 +154,14 @@ def test_paper_presets_name_the_widths():
 
 def uncut(machine: DinoMachine, x: torch.Tensor, original: tuple[int, int]) -> np.ndarray:
     """The whole network crop by crop, averaged in place: no cut, no feature."""
-    model = seg.load_backbone(machine.path, machine.config, range(machine.config.num_hidden_layers))
-    whole = seg.Front(model, machine.config.num_hidden_layers - 1).eval()
+    model = halves.load_backbone(
+        machine.path, machine.config, range(machine.config.num_hidden_layers)
+    )
+    whole = halves.Front(model, machine.config.num_hidden_layers - 1).eval()
     norm, head = model.layernorm, machine.back.head
     total, count = torch.zeros(1, CLASSES, *x.shape[2:]), torch.zeros(x.shape[2:])
-    for top, left, bottom, right in seg.sliding_boxes(*x.shape[2:], 54, 30):
-        crop = seg.pad(x[:, :, top:bottom, left:right])
+    for top, left, bottom, right in halves.sliding_boxes(*x.shape[2:], 54, 30):
+        crop = halves.pad(x[:, :, top:bottom, left:right])
         tokens = norm(whole(crop))[:, 1:]
         plane = tokens.transpose(1, 2).reshape(1, -1, crop.shape[2] // 14, crop.shape[3] // 14)
         total[:, :, top:bottom, left:right] += F.interpolate(
@@ -191,7 +196,7 @@ def test_halves_read_only_their_weights(meta_file, tmp_path):
         path = meta_file.parent / f"{half}.pth"
         torch.save(part, path)
         machine = machine_of(path, tmp_path, "--layer", "1")
-        machine.config = seg.read_config(state, meta_file)
+        machine.config = halves.read_config(state, meta_file)
         assert getattr(machine, half) is not None
         with pytest.raises(ValueError, match="lacks the weight"):
             getattr(machine, "back" if half == "front" else "front")
@@ -203,7 +208,7 @@ def test_transformers_folder_loads(tmp_path):
     torch.save(state, tmp_path / "vit.pth")
     save_head(tmp_path / "head.pth")
     meta = machine_of(tmp_path / "vit.pth", tmp_path)
-    model = seg.load_backbone(meta.path, meta.config, range(DEPTH))
+    model = halves.load_backbone(meta.path, meta.config, range(DEPTH))
     # mask_token is no part of the network's output, but of its file
     model.save_pretrained(tmp_path / "folder")
     other = machine_of(tmp_path / "folder", tmp_path)
@@ -212,15 +217,15 @@ def test_transformers_folder_loads(tmp_path):
 
 
 def test_sliding_boxes_are_the_published_ones():
-    assert list(seg.sliding_boxes(512, 512, 512, 341)) == [(0, 0, 512, 512)]
-    assert [box[1] for box in seg.sliding_boxes(512, 683, 512, 341)] == [0, 171]
-    assert [box[1] for box in seg.sliding_boxes(512, 854, 512, 341)] == [0, 341, 342]
-    assert [box[0] for box in seg.sliding_boxes(766, 512, 512, 341)] == [0, 254]
-    assert list(seg.sliding_boxes(300, 700, 512, 341)) == [(0, 0, 300, 512), (0, 188, 300, 700)]
+    assert list(halves.sliding_boxes(512, 512, 512, 341)) == [(0, 0, 512, 512)]
+    assert [box[1] for box in halves.sliding_boxes(512, 683, 512, 341)] == [0, 171]
+    assert [box[1] for box in halves.sliding_boxes(512, 854, 512, 341)] == [0, 341, 342]
+    assert [box[0] for box in halves.sliding_boxes(766, 512, 512, 341)] == [0, 254]
+    assert list(halves.sliding_boxes(300, 700, 512, 341)) == [(0, 0, 300, 512), (0, 188, 300, 700)]
 
 
 def test_padding_is_centred():
-    padded = seg.pad(torch.ones(1, 1, 511, 512))
+    padded = halves.pad(torch.ones(1, 1, 511, 512))
     assert padded.shape[2:] == (518, 518)
     assert padded[0, 0, :, 300].tolist() == [0] * 3 + [1] * 511 + [0] * 4
     assert padded[0, 0, 300].tolist() == [0] * 3 + [1] * 512 + [0] * 3
@@ -235,16 +240,16 @@ def test_miou_is_mmsegmentations():
     for _ in range(5):
         mask = rng.choice([0, 1, 2, 3, 4, 255], size=(40, 50), p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
         guess = np.where(rng.random(mask.shape) < 0.7, np.minimum(mask, 4), rng.integers(0, 4))
-        total += seg.confusion(mask.astype(np.uint8), guess.astype(np.uint8), 6, 255, "x")
+        total += halves.confusion(mask.astype(np.uint8), guess.astype(np.uint8), 6, 255, "x")
         metric.results.append(
             IoUMetric.intersect_and_union(torch.tensor(guess), torch.tensor(mask), 6, 255)
         )
     wanted = metric.compute_metrics(metric.results)
-    assert round(100 * float(np.nanmean(seg.iou(total))), 2) == pytest.approx(wanted["mIoU"])
+    assert round(100 * float(np.nanmean(halves.iou(total))), 2) == pytest.approx(wanted["mIoU"])
     areas = [sum(parts) for parts in zip(*metric.results, strict=True)]
     each = IoUMetric.total_area_to_metrics(*areas)["IoU"]
-    assert np.allclose(seg.iou(total), each, equal_nan=True, atol=1e-6)
-    assert math.isnan(seg.iou(total)[5])
+    assert np.allclose(halves.iou(total), each, equal_nan=True, atol=1e-6)
+    assert math.isnan(halves.iou(total)[5])
 
 
 def test_tiny_checkpoint(tmp_path):
@@ -317,6 +322,12 @@ def test_paper_preset_on_made_up_files(tmp_path):
     accuracy = files.read_json(root / "accuracy.json")
     assert accuracy["metric"] == "miou" and 0 <= accuracy["value"] <= 1
     assert "iou_person" in accuracy["others"]
+    with (root / "accuracy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    inside, union = (
+        sum(np.array(row[key].split(), int) for row in rows) for key in (INSIDE, UNION)
+    )  # pooled over the pictures they are the metric, and the report's error bars
+    assert np.mean(inside[union > 0] / union[union > 0]) == pytest.approx(accuracy["value"])
     mask = root / "source" / "VOC2012" / "SegmentationClass" / "2007_000033.png"
     Image.fromarray(np.full((60, 80), 33, np.uint8)).save(mask)
     with pytest.raises(SystemExit, match="2007_000033: class 33 in the mask, the preset has 21"):

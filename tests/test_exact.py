@@ -17,7 +17,8 @@ from dtufc.CompressAI import exact
 from dtufc.CompressAI.checkpoint import Kind, load_model
 from dtufc.CompressAI.codec import _coded_mask, tile_size, tiles
 from dtufc.CompressAI.exact import LARGEST, ExactConv, ExactNet
-from dtufc.CompressAI.freeze import FreezeConfig, cost, freeze_codec
+from dtufc.CompressAI.freeze import FreezeConfig
+from dtufc.CompressAI.freezing import cost, freeze_codec
 from dtufc.CompressAI.frozen import FrozenNets, _freeze_net, _set_layer
 from dtufc.CompressAI.models import build_model
 from dtufc.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables

@@ -14,23 +14,26 @@ from dtufc import files
 from dtufc.feature import find_machine_config
 from dtufc.machines.command import parse_options
 from dtufc.machines.llama3 import llama3
-from dtufc.machines.llama3.llama3 import LlamaMachine, LlamaOptions
+from dtufc.machines.llama3.halves import LlamaMachine
+from dtufc.machines.llama3.llama3 import LlamaOptions
 from dtufc.machines.llama3.tasks import join, split
-from dtufc.machines.tiny import train_llama3
+from dtufc.machines.tiny import llama3_training
 from dtufc.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
 import convert_gguf
 
-WORDS = "".join(text for text, _ in train_llama3.draw(0, 40, 0))
+WORDS = "".join(text for text, _ in llama3_training.draw(0, 40, 0))
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A random LLaMA of 3 layers of width 32, whose distributions are not flat, and its tokenizer."""
     folder = tmp_path_factory.mktemp("llama")
-    tokenizer = train_llama3.build_tokenizer([text for text, _ in train_llama3.draw(0, 300, 0)])
+    tokenizer = llama3_training.build_tokenizer(
+        [text for text, _ in llama3_training.draw(0, 300, 0)]
+    )
     torch.manual_seed(1)
     known = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3,

@@ -19,12 +19,13 @@ from transformers import (
 from dtufc import files
 from dtufc.feature import find_machine_config
 from dtufc.machines.command import parse_options
-from dtufc.machines.llama3 import llama3
-from dtufc.machines.llama3.llama3 import LlamaMachine, LlamaOptions
+from dtufc.machines.llama3 import halves, llama3
+from dtufc.machines.llama3.halves import LlamaMachine
+from dtufc.machines.llama3.llama3 import LlamaOptions
 from dtufc.machines.llama3.tasks import prompt
 from dtufc.machines.sources.source import Question
 from dtufc.machines.sources.world import world_question
-from dtufc.machines.tiny import train_llama3
+from dtufc.machines.tiny import llama3_training, train_llama3
 
 KINDS = {
     "llama": (LlamaConfig, {}),
@@ -37,7 +38,7 @@ LAYERS = 3
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_llama3.build_tokenizer([text for text, _ in train_llama3.draw(0, 300, 0)])
+    return llama3_training.build_tokenizer([text for text, _ in llama3_training.draw(0, 300, 0)])
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +89,16 @@ def test_the_back_half_reads_only_its_weights(checkpoints, tmp_path):
     """Neither embedding nor front layers: a checkpoint without them will do."""
     folder = tmp_path / "back"
     shutil.copytree(checkpoints["llama"], folder)
-    stored = dict(llama3.open_weights(folder))
+    stored = dict(halves.open_weights(folder))
     kept = {k: v for k, v in stored.items() if "layers.0." not in k and "embed" not in k}
     assert len(kept) < len(stored)
     save_file(kept, folder / "model.safetensors")
-    back = llama3.load_back(folder, 1, torch.float32)
+    back = halves.load_back(folder, 1, torch.float32)
     assert {name for name, _ in back.named_parameters()} and back.model.embed_tokens is None
     with pytest.raises(
         ValueError, match=r"lack model\.layers\.0\.input_layernorm\.weight and 8 more"
     ):
-        llama3.load_back(folder, 0, torch.float32)
+        halves.load_back(folder, 0, torch.float32)
 
 
 def test_prompt_is_the_published_one():
@@ -247,7 +248,7 @@ def test_halves_on_two_devices(checkpoints, tmp_path):
 
 def test_training_rows():
     """Every answer stands at its place, of all kinds of rows."""
-    rows = train_llama3.draw(0, 8, 2)
+    rows = llama3_training.draw(0, 8, 2)
     assert [len(places) for _, places in rows] == [4, 16, 4, 1] * 2
     for index, (text, places) in enumerate(rows, start=16):
         asked = [world_question(0, 4 * index + n, "network") for n in range(4)]

@@ -17,9 +17,13 @@ from dtufc.feature import load_facts
 from dtufc.machines.checkpoints import weights_digest
 from dtufc.machines.command import parse_options
 from dtufc.machines.dinov2 import seg
+from dtufc.machines.dinov2.halves import DinoMachine
 from dtufc.machines.llama3 import llama3
+from dtufc.machines.llama3.halves import LlamaMachine
 from dtufc.machines.resnet50 import cls
+from dtufc.machines.resnet50 import halves as resnet50
 from dtufc.machines.sd3 import sd3
+from dtufc.machines.sd3.halves import DiffusionMachine
 from dtufc.machines.tiny import train_resnet50
 from dtufc.paths import PACKAGE, REPOSITORY
 
@@ -45,12 +49,12 @@ def make_networks():
 def test_the_cut_changes_nothing(network, monkeypatch, tmp_path):
     """predict(extract(x)) is the uncut network bit for bit, at every stage."""
     network.eval()
-    monkeypatch.setattr(cls, "load_network", lambda options: network)
+    monkeypatch.setattr(resnet50, "load_network", lambda options: network)
     x = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():
         whole = uncut(network, x)
-        for name, _ in cls.stages(network)[:-1]:
-            machine = cls.ResNetMachine(tiny_options(tmp_path, "--split", name))
+        for name, _ in resnet50.stages(network)[:-1]:
+            machine = resnet50.ResNetMachine(tiny_options(tmp_path, "--split", name))
             feature = machine.front(x).numpy()
             assert feature.ndim == 4
             assert torch.equal(machine.back(torch.from_numpy(feature)), whole), name
@@ -59,12 +63,12 @@ def test_the_cut_changes_nothing(network, monkeypatch, tmp_path):
 def test_tiny_checkpoint_is_good(tmp_path):
     """The whole machine, from pictures to top-1: at least 95% on held-out pictures."""
     options = tiny_options(tmp_path, "--counts", "{test: 200}")
-    machine = cls.ResNetMachine(options)
+    machine = resnet50.ResNetMachine(options)
     facts = load_facts(options.machine)
     samples = machine.samples("test")
     features = [machine.extract(sample) for sample in samples]
     assert all(facts.mismatch(feature) is None for feature in features)
-    network = cls.load_network(options)
+    network = resnet50.load_network(options)
     predictions = [machine.predict(s, f) for s, f in zip(samples, features, strict=True)]
     with torch.inference_mode():
         whole = [int(uncut(network, machine.picture(s)).argmax()) for s in samples[:20]]
@@ -211,10 +215,10 @@ def test_full_size_preset(tmp_path):
 
 
 MACHINES = {
-    "llama3": (llama3, llama3.LlamaOptions, llama3.LlamaMachine),
-    "dinov2": (seg, seg.DinoOptions, seg.DinoMachine),
-    "resnet50": (cls, cls.ResNetOptions, cls.ResNetMachine),
-    "sd3": (sd3, sd3.DiffusionOptions, sd3.DiffusionMachine),
+    "llama3": (llama3, llama3.LlamaOptions, LlamaMachine),
+    "dinov2": (seg, seg.DinoOptions, DinoMachine),
+    "resnet50": (cls, cls.ResNetOptions, resnet50.ResNetMachine),
+    "sd3": (sd3, sd3.DiffusionOptions, DiffusionMachine),
 }
 INPUTS = {
     "llama3": ["llama3/config.json", "llama3/model.safetensors", "llama3/tokenizer.json",

@@ -14,10 +14,14 @@ from PIL import Image
 from pyarrow import parquet
 
 from dtufc.machines.command import parse_options
-from dtufc.machines.dinov2.seg import DinoMachine, DinoOptions
-from dtufc.machines.llama3.llama3 import LlamaMachine, LlamaOptions
-from dtufc.machines.resnet50.cls import ResNetMachine, ResNetOptions
-from dtufc.machines.sd3.sd3 import DiffusionMachine, DiffusionOptions
+from dtufc.machines.dinov2.halves import DinoMachine
+from dtufc.machines.dinov2.seg import DinoOptions
+from dtufc.machines.llama3.halves import LlamaMachine
+from dtufc.machines.llama3.llama3 import LlamaOptions
+from dtufc.machines.resnet50.cls import ResNetOptions
+from dtufc.machines.resnet50.halves import ResNetMachine
+from dtufc.machines.sd3.halves import DiffusionMachine
+from dtufc.machines.sd3.sd3 import DiffusionOptions
 from dtufc.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package

@@ -1,8 +1,10 @@
 """The report: its figures on curves whose answer is known, its files, and the page in a browser."""
 
+import base64
 import csv
 import html.parser
 import importlib
+import io
 import json
 import math
 import re
@@ -13,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dtufc import files, provenance, records
 from dtufc.evaluate import EvaluateConfig
 from dtufc.feature import write_feature
 from dtufc.paths import (
+    ACCURACY_CSV,
     ACCURACY_JSON,
     RATE_CSV,
     REPOSITORY,
@@ -27,7 +31,10 @@ from dtufc.paths import (
     FeatureRoot,
 )
 from dtufc.report import figures, tables
-from dtufc.report.records import Machine, Run, group_curves, read_runs
+from dtufc.report.judged import INSIDE, UNION, Judged
+from dtufc.report.records import Machine, Run, group_curves, read_machine, read_runs
+from dtufc.report.samples import palette, worst_first
+from dtufc.report.winners import leading_curve, winners
 from dtufc.stamps import Stamp
 from dtufc.transform.mapping import Mapping
 
@@ -43,9 +50,14 @@ BROWSER = next(
 
 def add_run(
     root: Path, codec: str, trained_on: str, transform: str, run: str, kind: str,
-    bpfp: float, nmse: float, value: float | None = None, **config,
+    bpfp: float, nmse: float, value: float | None = None, right: list[int] | None = None, **config,
 ) -> Path:  # fmt: skip
-    """The records of a finished run: three features, the first one slow to code."""
+    """The records of a finished run: three features, the first one slow to code.
+
+    Args:
+        value: task metric, without rows of samples.
+        right: whether each sample is; their mean is the metric.
+    """
     model, task = kind.split("_")
     place = DataRoot(root)
     folder = place.coded(codec, trained_on, transform, run, model, task)
@@ -73,7 +85,17 @@ def add_run(
     if value is not None:
         values = {"metric": "top1", "value": value, "samples": 100, "options": {"mode": "evaluate"}}
         files.write_json(folder / ACCURACY_JSON, values)
+    if right is not None:
+        add_answers(folder, right)
     return folder
+
+
+def add_answers(folder: Path, right: list[int], **options) -> None:
+    """What a machine says of samples f0, f1, ...: "b" where it is right, else "x"."""
+    rows = [f"f{i},b,{'xb'[each]},{each}" for i, each in enumerate(right)]
+    files.write_text(folder / ACCURACY_CSV, "\n".join(["name,label,prediction,correct", *rows, ""]))
+    values = {"metric": "top1", "value": float(np.mean(right)), "samples": len(right)}
+    files.write_json(folder / ACCURACY_JSON, values | {"options": options})
 
 
 def add_curves(root: Path) -> None:
@@ -225,9 +247,8 @@ def test_headline(root):
     where["codec"] = f"hyperprior · cls · {KMEANS}"
     assert cell(root, "headline", "bpfp at 99 %", **where) == tables.NOT_REACHED
     assert {row["evaluated_on"] for row in read(root, "headline")} == {"cnn_cls"}
-    assert (
-        "No task accuracy is recorded for bert_hidden" in (root / "report/report.html").read_text()
-    )
+    page = (root / "report/report.html").read_text()
+    assert "No task accuracy is recorded for bert_hidden" in page
 
 
 def test_bold_only_where_certain():
@@ -408,6 +429,269 @@ def test_commands_of_codecs(root):
     assert not any("--device" in line for line in commands)
 
 
+def test_nmse_headline(root):
+    """On the machine without a task alone; NMSE is 0.1 / rate for the Hyperprior there."""
+    rows = read(root, "nmse")
+    assert {row["evaluated_on"] for row in rows} == {"bert_hidden"}
+    assert [row["codec"] for row in rows] == ["klt · hidden", f"hyperprior · hybrid · {KMEANS}"]
+    assert [float(row["bpfp at NMSE 0.1"]) for row in rows] == [
+        pytest.approx(0.5),
+        pytest.approx(1),
+    ]
+    assert {row["bpfp at NMSE 0.01"] for row in rows} == {tables.NOT_REACHED}
+    assert [float(row["least NMSE"]) for row in rows] == [0.05, 0.05]
+
+
+def test_a_lossless_codec_reaches_any_nmse(tmp_path):
+    add_run(tmp_path, "int", "hidden", "none", "quality24", "bert_hidden", 20, 0.0)
+    runs, _ = read_runs(tmp_path)
+    table = tables.nmse_headline([read_machine(tmp_path, "bert_hidden", runs)])
+    assert table.rows[0][3:5] == ["<= 20", "<= 20"]
+
+
+def test_winners(root):
+    """For at most a bit, klt's measured 0.94 at one bit; for four, too, nothing is extrapolated."""
+    rows = {(row["evaluated_on"], row["bpfp up to"]): row for row in read(root, "winners")}
+    rates = [rate for kind, rate in rows if kind == "cnn_cls"]
+    assert rates == ["0.2", "0.5", "1.0", "2.0", "4.0"]  # measured are 0.125 .. 8
+    half = rows["cnn_cls", "0.5"]
+    assert (half["best metric"], half["metric by"], half["metric at"]) == (
+        "0.9",
+        "klt · cls",
+        "0.5",
+    )
+    assert float(half["least NMSE"]) == pytest.approx(0.1)
+    between = float(rows["cnn_cls", "0.2"]["best metric"])
+    assert between == pytest.approx(0.5 + 0.2 * math.log2(0.2 / 0.125), rel=1e-3)
+    four = rows["cnn_cls", "4.0"]
+    assert (four["best metric"], four["metric by"], four["metric at"]) == (
+        "0.94",
+        "klt · cls",
+        "1.0",
+    )
+    assert rows["bert_hidden", "1.0"]["best metric"] == ""
+    assert rows["bert_hidden", "1.0"]["NMSE by"] == "klt · hidden"
+
+
+def test_within_a_rate():
+    points = [(0.25, 0.9), (1.0, 0.5)]
+    assert figures.within(points, 0.5) == (0.9, 0.25)  # not the 0.7 between them
+    assert figures.within(points, 0.2) is None
+    assert figures.within([(0.25, 0.5), (1.0, 0.9)], 0.5) == (pytest.approx(0.7), 0.5)
+    assert figures.within([(0.25, 0.9), (1.0, 0.9)], 2.0) == (0.9, 0.25)
+    assert figures.at_rate(points, 2.0) is None
+
+
+def judged(right, metric="top1", value=None) -> Judged:
+    rows = [{"name": str(i), "correct": str(each)} for i, each in enumerate(right)]
+    return Judged(metric, float(np.mean(right)) if value is None else value, rows)
+
+
+def test_error_bars_of_shares():
+    """Wilson's interval of 90 of 100, as published tables have it; no bar beyond 0 .. 1."""
+    assert judged([1] * 90 + [0] * 10).interval == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    low, high = judged([1] * 100).interval
+    assert (low, high) == (pytest.approx(0.9630, abs=1e-4), pytest.approx(1.0))
+
+
+def test_error_bars_by_bootstrap():
+    """Of a mean: 1.96 standard errors. Of a mean over classes of pooled ratios: of those."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(30, 2, 400)
+    rows = [{"name": str(i), "clip_score": str(x)} for i, x in enumerate(scores)]
+    low, high = Judged("clip_score", float(scores.mean()), rows).interval
+    error = 1.96 * scores.std() / 20
+    assert (low, high) == pytest.approx((scores.mean() - error, scores.mean() + error), abs=0.03)
+    union = np.repeat([[100, 10]], 200, 0)
+    inside = np.stack([rng.binomial(100, 0.9, 200), rng.binomial(10, 0.5, 200)], 1)
+    rows = [
+        {"name": str(i), "miou": "0", INSIDE: f"{a} {b} 0", UNION: f"{m} {n} 0"}
+        for i, ((a, b), (m, n)) in enumerate(zip(inside, union, strict=True))
+    ]
+    value = float(np.mean(inside.sum(0) / union.sum(0)))
+    low, high = Judged("miou", value, rows).interval
+    spread = math.hypot(*(math.sqrt(p * (1 - p) / n) for p, n in ((0.9, 20000), (0.5, 2000)))) / 2
+    assert low < value < high
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+
+
+def test_loss_within_noise():
+    """McNemar's exact test: five answers lost and none won may be chance, six may not."""
+    full = judged([1] * 50)
+    assert judged([0] * 5 + [1] * 45).within_noise(full)
+    assert not judged([0] * 6 + [1] * 44).within_noise(full)
+    assert judged([1] * 50).within_noise(full)
+    assert judged([0] * 7 + [1] * 43).within_noise(judged([1] * 7 + [0] * 3 + [1] * 40))
+    assert judged([1] * 40).within_noise(full) is None  # other samples
+    rng = np.random.default_rng(0)
+    scores = rng.normal(30, 2, 100)
+
+    def clip(x):
+        rows = [{"name": str(i), "clip": str(each)} for i, each in enumerate(x)]
+        return Judged("clip", float(np.mean(x)), rows)
+
+    assert clip(scores + rng.normal(0, 0.5, 100)).within_noise(clip(scores))
+    assert not clip(scores - 0.3 + rng.normal(0, 0.5, 100)).within_noise(clip(scores))
+
+
+@pytest.fixture
+def answered(tmp_path) -> Path:
+    """A machine of 100 answers and two codecs, one at three rates; f99 is always wrong, f0 .. f19 only
+    at the lowest rate, f3 at the middle one too."""
+    root = tmp_path
+    add_answers(root / "cnn" / "cls", [1] * 99 + [0])
+    low, middle, high = [0] * 20 + [1] * 79 + [0], [1] * 99 + [0], [1] * 99 + [0]
+    middle[3] = 0
+    for quality, (bpfp, right) in enumerate(((0.1, low), (0.4, middle), (1.6, high))):
+        args = ("klt", "cls", "none", f"quality{quality}", "cnn_cls", bpfp, 0.1 / bpfp)
+        add_run(root, *args, right=right)
+    add_run(root, "int", "cls", "none", "quality2", "cnn_cls", 0.4, 0.5, right=[0] * 3 + middle[3:])
+    return root
+
+
+def test_error_bars_in_tables_and_plots(answered):
+    report.main(["--data_root", str(answered)])
+    where = {"codec": "klt · cls"}
+    assert cell(answered, "headline", "uncompressed", **where) == "0.99 [0.946, 0.998]"
+    assert cell(answered, "headline", "best metric", **where) == "0.99 [0.946, 0.998]"
+    assert cell(answered, "headline", "bpfp without loss beyond noise", **where) == "0.4"
+    rows = read(answered, "points")
+    told = {row["bpfp"]: row["loss within noise"] for row in rows if row["codec"] == "klt"}
+    assert told == {"0.1": "False", "0.4": "True", "1.6": "True"}
+    drawn = drawn_in((answered / "report" / "report.html").read_text())["plot0"]
+    (trace,) = (trace for trace in drawn["data"] if trace["name"] == "klt · cls")
+    bars = trace["error_y"]
+    low = Judged.interval.func(judged([1] * 79 + [0] * 21))[0]
+    assert trace["y"][0] - bars["arrayminus"][0] == pytest.approx(low)
+    assert drawn["layout"]["yaxis"]["range"][0] < low
+    band = [shape for shape in drawn["layout"]["shapes"] if shape["type"] == "rect"]
+    assert band[0]["y0"] == pytest.approx(0.946, abs=1e-3)
+
+
+def test_ties_are_named(answered):
+    """At 0.4 bits klt has 0.98 and int 0.95, within its error bar; klt leads by NMSE."""
+    runs, _ = read_runs(answered)
+    machine = read_machine(answered, "cnn_cls", runs)
+    found = {winner.rate: winner for winner in winners(machine)}
+    assert found[0.5].metric.curve.label == "klt · cls"
+    assert [curve.label for curve in found[0.5].ties] == ["int · cls"]
+    assert found[0.2].ties == ()
+    assert leading_curve(machine).label == "klt · cls"
+
+
+def test_samples_of_answers(answered):
+    """The worst first; of equals, those of the greatest squared error, which f0 .. f2 have."""
+    report.main(["--data_root", str(answered)])
+    rows = read(answered, "samples_cnn_cls")
+    low, middle, high = (f"klt · cls at {rate} bpfp" for rate in ("0.1", "0.4", "1.6"))
+    assert list(rows[0]) == ["sample", "label", "uncoded", low, middle, high]
+    assert list(rows[0].values()) == ["f3", "b", "b ✓", "x ✗", "x ✗", "b ✓"]
+    assert [row["sample"] for row in rows][1:4] == ["f0", "f1", "f2"]
+    assert len(rows) == 6
+    assert [row[middle] for row in rows[1:]] == ["b ✓"] * 5
+    assert "Samples of cnn_cls side by side" in (answered / "report/report.html").read_text()
+
+
+def test_worst_first(tmp_path):
+    run = Run(tmp_path, "klt", "cls", "none", "a_cls", None, 1, 0, {}, {}, 1, 0.1, "top1", 0.5)
+    rows = [records.RateRow(str(i), 1, 1, 8, mse, 0, 0) for i, mse in enumerate((1, 3, 2))]
+    records.write_rows(tmp_path / RATE_CSV, rows)
+    assert worst_first([run], judged([1, 1, 1]), [judged([1, 1, 1])]) == [1, 2, 0]
+    assert worst_first([run], judged([1, 1, 1]), [judged([0, 1, 1])]) == [0, 1, 2]
+
+
+MACHINE = """import json, pathlib, sys
+import numpy as np
+from PIL import Image
+assert "--save_predictions" in sys.argv and "evaluate" in sys.argv
+for folder in map(pathlib.Path, sys.argv[sys.argv.index("--features") + 1:]):
+    record = json.loads((folder.parent / "accuracy.json").read_text())
+    record["options"]["save_predictions"] = True
+    (folder.parent / "predictions").mkdir()
+    for i in range(3):
+        mask = np.full((200, 300), i, np.uint8)
+        Image.fromarray(mask).save(folder.parent / "predictions" / f"f{i}.png")
+    (folder.parent / "accuracy.json").write_text(json.dumps(record))
+    with open("judged.txt", "a") as log:
+        print(folder.parent.name, file=log)
+"""
+PRESET = """feature: {model: vit, task: seg, shape: [1, 1, null, 8],
+  axes: [sample, layer, token, channel],
+  dtype: float32, script: judge.py}
+machine: {}
+"""
+
+
+def test_samples_of_pictures(tmp_path, monkeypatch):
+    """Left out where nobody saved them; made by the machine's own command, once, where asked for."""
+    root = tmp_path / "data"
+    (tmp_path / "judge.py").write_text(MACHINE)
+    (tmp_path / "toy.yaml").write_text(PRESET)
+    folders = [root / "vit" / "seg"]
+    for quality in (1, 2):
+        args = ("klt", "seg", "none", f"quality{quality}", "vit_seg", quality, 0.1 / quality)
+        folders.append(add_run(root, *args))
+    for folder in folders:
+        rows = ["name,miou", *(f"f{i},0.{9 - i * (folder in folders[1:])}" for i in range(3))]
+        files.write_text(folder / ACCURACY_CSV, "\n".join([*rows, ""]))
+        options = {"machine": str(tmp_path / "toy.yaml")}
+        values = {"metric": "miou", "value": 0.8, "samples": 3, "options": options}
+        files.write_json(folder / ACCURACY_JSON, values)
+    monkeypatch.chdir(tmp_path)
+    argv = ["--data_root", str(root)]
+    report.main(argv)
+    assert "side by side" not in (root / "report" / "report.html").read_text()
+    for _ in range(2):
+        report.main([*argv, "--samples", "true"])
+    assert (tmp_path / "judged.txt").read_text().split() == ["seg", "vit_seg", "vit_seg"]
+    rows = read(root, "samples_vit_seg")
+    assert [row["sample"] for row in rows] == ["f2", "f1", "f0"]
+    assert rows[0]["klt · seg at 1 bpfp"] == "miou 0.7"
+    page = (root / "report" / "report.html").read_text()
+    pictures = re.findall(r'<td><img src="data:image/png;base64,([^"]*)" alt="miou 0.[0-9]+"', page)
+    assert len(pictures) == 9
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as picture:
+        assert picture.size == (144, 96)
+        assert picture.convert("RGB").getpixel((5, 5)) == tuple(palette()[2])
+    (root / "vit" / "seg" / "predictions" / "f1.png").write_text("no picture")
+    with pytest.raises(SystemExit, match=r"predictions/f1\.png: not a readable picture"):
+        report.main(argv)
+
+
+def test_damaged_answers_name_their_file(answered):
+    path = answered / "cnn" / "cls" / ACCURACY_CSV
+    for text in ("name,correct\nf0,yes\n", "name,correct\n", "correct\n1\n"):
+        path.write_text(text)
+        with pytest.raises(SystemExit, match=r"cnn/cls/accuracy\.csv: not a table of judged"):
+            report.main(["--data_root", str(answered)])
+
+
+def test_no_empty_sections(tmp_path):
+    """What a data root has no records for has no heading, and no link."""
+    add_run(tmp_path, "klt", "cls", "none", "quality1", "cnn_cls", 0.5, 0.1)
+    report.main(["--data_root", str(tmp_path)])
+    page = (tmp_path / "report" / "report.html").read_text()
+    heads = re.findall(r'<h2 id="(\w+)"', page)
+    assert heads == ["nmse", "winners", "cnn_cls", "speed", "provenance"]
+    assert re.findall(r'<a href="#(\w+)"', page) == heads
+    assert "<th>kB of a model</th>" not in page  # nor columns: there is no codec folder
+
+
+def test_the_anchor_is_what_most_can_be_compared_with(tmp_path):
+    """A Hyperprior of two points, or far from all others, is none."""
+    points = {"klt": (1, 2, 4, 8), "elic": (2, 4, 8), "hyperprior": (200, 400, 800)}
+    for codec, rates in points.items():
+        for i, rate in enumerate(rates):
+            run, args = f"lambda0.00{i + 1}", ("cnn_cls", float(rate), 0.1 / rate)
+            add_run(tmp_path, codec, "hybrid", KMEANS, run, *args)
+    runs, _ = read_runs(tmp_path)
+    machine = read_machine(tmp_path, "cnn_cls", runs)
+    assert figures.find_anchor(machine, None).first.codec in ("klt", "elic")
+    assert len(figures.find_anchor(machine, None).runs) >= figures.BD_POINTS
+    alone = [run for run in runs if run.codec == "hyperprior"]
+    assert figures.find_anchor(read_machine(tmp_path, "cnn_cls", alone), None) is None
+
+
 class Tags(html.parser.HTMLParser):
     """What a page has in tags and attributes, scripts' texts left out."""
 
@@ -428,7 +712,8 @@ def test_the_page_needs_nothing_else(root):
     page = (root / "report" / "report.html").read_text()
     tags = Tags()
     tags.feed(page)
-    assert not [pair for pair in tags.attributes if pair[1] in ("src", "srcset", "data", "action")]
+    assert not [pair for pair in tags.attributes if pair[1] in ("srcset", "data", "action")]
+    assert all(value.startswith("data:") for _, name, value in tags.attributes if name == "src")
     for tag, name, value in tags.attributes:
         if name == "href":
             target = root / "report" / value
@@ -443,7 +728,7 @@ def test_the_page_needs_nothing_else(root):
 def test_csv_and_latex_agree(root):
     escapes = {r"\_": "_", r"\%": "%", r"$\cdot$": "·", r"$\le$": "<=", r"$\ge$": ">="}
     paths = sorted((root / "report").glob("*.csv"))
-    assert len(paths) == 7
+    assert len(paths) == 9
     for path in paths:
         with path.open(newline="") as file:
             rows = list(csv.reader(file))
@@ -464,11 +749,11 @@ def test_csv_and_latex_agree(root):
                     assert short == full
 
 
-def browse(page: Path, profile: Path) -> dict[str, str]:
+def browse(page: Path, profile: Path, *flags: str) -> dict[str, str]:
     """The page's data attributes after a browser ran it."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     options += ["--disable-component-update", "--disable-sync", "--virtual-time-budget=10000"]
-    command = [BROWSER, *options, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    command = [BROWSER, *options, *flags, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     return dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", dom)[0]))
 
@@ -493,6 +778,35 @@ def test_a_browser_draws_every_curve(root, tmp_path):
     assert browse(path, tmp_path / "profile") == seen
     path.write_text(page.replace("Plotly.react(", "Plotly.missing("))
     assert "Plotly.missing is not a function" in browse(path, tmp_path / "profile")["errors"]
+
+
+WIDE = """<iframe src="report.html" style="width: 390px; height: 900px; border: 0"></iframe><script>
+setTimeout(function () {
+  const page = document.querySelector("iframe").contentDocument;
+  const scrolls = [...page.querySelectorAll(".scroll")];
+  for (const box of scrolls) box.scrollLeft = 50;
+  const still = scrolls.filter((box) => {
+    const cell = box.querySelector("td");
+    const left = cell.getBoundingClientRect().left - box.getBoundingClientRect().left;
+    return left >= 0 && left < 2 && cell.offsetWidth < 200;
+  });
+  const root = document.documentElement;
+  const whole = page.documentElement;
+  root.dataset.beyond = whole.scrollWidth - whole.clientWidth;
+  root.dataset.scrolled = scrolls.filter((box) => box.scrollLeft > 0).length > 0;
+  root.dataset.still = still.length === scrolls.length;
+}, 4000);
+</script>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_tables_fit_a_phone(root, tmp_path):
+    """At 390 pixels the page does not scroll sideways; its tables do, and their first column stays."""
+    shutil.copytree(root / "report", tmp_path / "page")
+    page = tmp_path / "page" / "phone.html"
+    page.write_text(f"<!doctype html><html><body>{WIDE}</body></html>")
+    seen = browse(page, tmp_path / "profile", "--allow-file-access-from-files")
+    assert seen == {"beyond": "0", "scrolled": "true", "still": "true"}
 
 
 def test_seeds_are_one_point_with_a_spread(tmp_path):

@@ -19,6 +19,7 @@ import bench_train
 import cross_table
 import import_features
 import plot_rate_accuracy
+from benches.exact import SETTINGS
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_bench_train(capsys):
 def test_bench_exact(untrained, capsys):
     bench_exact.main(["--codec", str(untrained), "--features", "2"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    settings = len(bench_exact.SETTINGS) * (3 if torch.cuda.is_available() else 2)
+    settings = len(SETTINGS) * (3 if torch.cuda.is_available() else 2)
     assert [row[1] for row in rows] == ["float", "exact"]
     assert all(row[2:4] == [str(settings), str(2 * settings)] for row in rows)
     assert rows[1][4] == "0"

@@ -23,9 +23,11 @@ from transformers import (
 from dtufc import files
 from dtufc.feature import find_machine_config, load_facts
 from dtufc.machines.command import parse_options
+from dtufc.machines.machine import Sample
 from dtufc.machines.sd3 import judges, sd3
-from dtufc.machines.sd3.sd3 import DiffusionMachine, DiffusionOptions
-from dtufc.machines.tiny import train_sd3, world
+from dtufc.machines.sd3.halves import FRONT_PARTS, DiffusionMachine
+from dtufc.machines.sd3.sd3 import DiffusionOptions
+from dtufc.machines.tiny import sd3_training, train_sd3, world
 from dtufc.paths import PACKAGE
 
 SIDE = 32
@@ -35,14 +37,14 @@ def random_pipeline(folder, t5: bool) -> StableDiffusion3Pipeline:
     """A random pipeline of the real classes, saved in diffusers' layout."""
     cfg = train_sd3.TrainConfig(output=folder)
     torch.manual_seed(0)
-    pipeline = train_sd3.build_pipeline(cfg, train_sd3.build_vae())
+    pipeline = sd3_training.build_pipeline(cfg, sd3_training.build_vae())
     if t5:
         letters = {chr(c): i for i, c in enumerate(range(32, 127), start=2)} | {"</s>": 0, "?": 1}
         words = Tokenizer(models.WordLevel(letters, unk_token="?"))
         words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
         pipeline.register_modules(
             text_encoder_3=T5EncoderModel(
-                T5Config(vocab_size=100, d_model=2 * train_sd3.TEXT_WIDTH, d_kv=8, d_ff=32,
+                T5Config(vocab_size=100, d_model=2 * sd3_training.TEXT_WIDTH, d_kv=8, d_ff=32,
                          num_layers=1, num_heads=2)
             ),
             tokenizer_3=PreTrainedTokenizerFast(
@@ -105,7 +107,7 @@ def test_the_back_half_needs_the_vae_alone(pipeline_folder, tmp_path):
         receiver.extract_batch(samples)
     # what is not at hand is not told, and so does not contradict what made the features
     origin = receiver.origin()
-    assert [origin[part] for part in sd3.FRONT_PARTS] == [None] * 4
+    assert [origin[part] for part in FRONT_PARTS] == [None] * 4
 
 
 def test_the_third_encoder_can_be_left_out(tmp_path):
@@ -214,7 +216,7 @@ def test_fid_is_the_frechet_distance(tmp_path):
 def test_clip_score(tmp_path):
     """100 times the cosine, of a random CLIP saved in transformers' format."""
     folder = tmp_path / "clip"
-    tokenizer = train_sd3.build_tokenizer(["a red square", "a blue disk"])
+    tokenizer = sd3_training.build_tokenizer(["a red square", "a blue disk"])
     torch.manual_seed(2)
     text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32,
             "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -232,7 +234,7 @@ def test_clip_score(tmp_path):
     rng, scores = np.random.default_rng(0), []
     for caption in ("a red square", "a blue disk a red square " * 20, "blue", "square disk") * 2:
         picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        sample = sd3.Sample("x", (caption, 0), caption)
+        sample = Sample("x", (caption, 0), caption)
         scores.append(judge.row(sample, picture)["clip_score"])
         inputs = processor(text=[caption], images=[picture], return_tensors="pt", truncation=True)
         with torch.inference_mode():
@@ -347,10 +349,10 @@ def test_denoiser_is_the_pipelines_way(tmp_path):
     pipeline = random_pipeline(tmp_path, False)
     captions = ["a red square", "a striped blue disk"]
     kinds = (pipeline.tokenizer, pipeline.tokenizer_2)
-    ids = [train_sd3.tokens(tokenizer, captions) for tokenizer in kinds]
+    ids = [sd3_training.tokens(tokenizer, captions) for tokenizer in kinds]
     z, t = torch.randn(2, 16, 14, 14), torch.tensor([400.0, 700.0])
     with torch.inference_mode():
-        ours = train_sd3.Denoiser(pipeline).eval()(ids, z, t)
+        ours = sd3_training.Denoiser(pipeline).eval()(ids, z, t)
         text, _, pooled, _ = pipeline.encode_prompt(
             captions, captions, captions, do_classifier_free_guidance=False,
             max_sequence_length=1,

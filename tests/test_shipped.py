@@ -6,11 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import toy_feature
 
 from dtufc import files
 from dtufc.codec import load_codec
+from dtufc.CompressAI.checkpoint import load_model, narrow_tables, widen_tables
 from dtufc.errors import UserError
 from dtufc.experiments.driver import main as run_batch
 from dtufc.experiments.suite import load_suite
@@ -117,6 +119,19 @@ def test_shipping_keeps_codec_and_record_but_no_places(untrained, tmp_path):
     before, after = (load_codec(folder) for folder in (source, tmp_path / "mine"))
     assert len(after.encode(x)) == pytest.approx(len(before.encode(x)), rel=0.02)
     assert after.decode(after.encode(x)).shape == x.shape
+
+
+def test_tables_are_narrow_and_come_back(untrained):
+    """Every table of a codec folder is the same after :func:`narrow_tables`; nothing else changes."""
+    model, _ = load_model(untrained)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    narrow = narrow_tables(state)
+    tables = [key for key in state if key.endswith("_quantized_cdf")]
+    assert tables and all(narrow[key].dtype == torch.uint16 for key in tables if key in narrow)
+    wide = widen_tables(model, narrow)
+    assert wide.keys() == state.keys()
+    assert all(torch.equal(wide[key], state[key]) for key in state)
+    assert sum(v.nbytes for v in narrow.values()) < sum(v.nbytes for v in state.values())
 
 
 def test_quickstart_names_what_ships():

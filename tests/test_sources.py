@@ -26,7 +26,10 @@ SORTS = {
     "captions": (DiffusionOptions, ("captions", "world")),
     "labelled_pictures": (ResNetOptions, ("imagenet", "world")),
 }
-MODULES = ["llama3/llama3.py", "dinov2/seg.py", "sd3/sd3.py", "sd3/judges.py", "resnet50/cls.py"]
+MODULES = [
+    "llama3/llama3.py", "llama3/halves.py", "dinov2/seg.py", "dinov2/halves.py", "sd3/sd3.py",
+    "sd3/halves.py", "sd3/judges.py", "resnet50/cls.py", "resnet50/halves.py",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sources.SOURCES)

@@ -15,7 +15,7 @@ from conftest import ARCHS, train_config
 
 from dtufc import files
 from dtufc.codec import load_codec
-from dtufc.CompressAI import train as training
+from dtufc.CompressAI import training
 from dtufc.CompressAI.checkpoint import read_weights
 from dtufc.CompressAI.train import TrainConfig, TrainingError, main, train
 from dtufc.config import to_argv

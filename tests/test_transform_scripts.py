@@ -264,6 +264,7 @@ def test_benchmark(monkeypatch, capsys):
     path = REPOSITORY / "scripts" / "bench_transform.py"
     spec = importlib.util.spec_from_file_location("bench_transform", path)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(path.parent)  # scripts are no package
     monkeypatch.setitem(sys.modules, spec.name, module)  # where the config's help is looked up
     spec.loader.exec_module(module)
     module.main(["--small"])

@@ -13,9 +13,9 @@ elsewhere could give other integers, and other integers cannot decode.
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,28 +23,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dtufc import config, files
-from dtufc.codec import CONFIG_JSON, ExtraKind
+from dtufc.codec import CONFIG_JSON
 from dtufc.CompressAI.frozen import FrozenNets, freeze
+from dtufc.CompressAI.kinds import Kind
 from dtufc.CompressAI.models import MODELS, Model, build_model
 from dtufc.errors import UserError
-from dtufc.feature import FeatureFacts, load_facts
+from dtufc.feature import FeatureFacts
 from dtufc.transform.mapping import Mapping
 
 WEIGHTS = "model.safetensors"
 EXACT = "exact.safetensors"
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of feature that a codec knows: its facts and the mapping in front of the networks."""
-
-    facts: FeatureFacts
-    mapping: Mapping
-
-    @classmethod
-    def from_files(cls, extra: ExtraKind) -> Self:
-        return cls(load_facts(extra.machine), Mapping.load(extra.mapping, extra.assignment))
 
 
 def save_checkpoint(
@@ -155,8 +144,46 @@ def load_model(folder: str | Path) -> tuple[Model, dict[str, Any]]:
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{folder / WEIGHTS}: {name}: holds values that are not finite")
     model = build_model(codec, arch)
-    load_state(model, state, folder / WEIGHTS)
+    load_state(model, widen_tables(model, state), folder / WEIGHTS)
     return model.eval(), values
+
+
+CDF, LENGTH = "_quantized_cdf", "_cdf_length"
+SHARED = (CDF, "_offset", LENGTH, "scale_table")
+"""The Gaussian tables: the same for every group of ELIC's latent."""
+TOTAL = 1 << 16
+"""Last value of a cumulative table, the only one that 16 bits do not hold."""
+
+
+def narrow_tables(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state dict with its integer tables in less space: cumulative ones as uint16, and
+    Gaussian ones that are alike once."""
+    kept: dict[str, Tensor] = {}
+    for key, value in sorted(state.items()):
+        twins = [other for other in kept if _table(other) == _table(key) is not None]
+        if not any(torch.equal(kept[other], value) for other in twins):
+            kept[key] = value
+    return {k: (v % TOTAL).to(torch.uint16) if k.endswith(CDF) else v for k, v in kept.items()}
+
+
+def widen_tables(model: Model, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """:func:`narrow_tables` undone; a state dict that was not narrowed is left as it is."""
+    stored = {_table(key): value for key, value in state.items() if _table(key)}
+    missing = [key for key in model.state_dict() if key not in state and _table(key) in stored]
+    wide = state | {key: stored[_table(key)] for key in missing}
+    for key, value in wide.items():
+        length = wide.get(key.removesuffix(CDF) + LENGTH)
+        if key.endswith(CDF) and value.dtype == torch.uint16 and length is not None:
+            wide[key] = value.to(torch.int32)
+            ends = (length.long() - 1).clamp(0, value.shape[1] - 1)
+            wide[key][torch.arange(len(value)), ends] = TOTAL
+    return wide
+
+
+def _table(key: str) -> str | None:
+    """Which Gaussian table a weight is; ``None`` if it is none."""
+    module, _, name = key.rpartition(".")
+    return name if name in SHARED and module.endswith("gaussian_conditional") else None
 
 
 def load_frozen(folder: str | Path, model: Model) -> tuple[FrozenNets, dict[str, Tensor]]:

@@ -43,7 +43,7 @@ from dtufc.CompressAI.models import Elic, Model
 from dtufc.CompressAI.symbols import SymbolDecoder, SymbolEncoder, SymbolTables
 from dtufc.devices import check_device, fast_bf16, limit_threads
 from dtufc.errors import UserError
-from dtufc.feature import FeatureError, check_feature
+from dtufc.feature import FeatureError, FeatureFacts, check_feature
 from dtufc.views import Shape, Views
 
 UNSEALED, PUBLISHED, OURS = 0, 1, 2
@@ -142,8 +142,12 @@ class LearnedCodec(Codec):
         changed.tile = tile
         return changed
 
+    @property
+    def known(self) -> Sequence[FeatureFacts]:
+        return [kind.facts for kind in self.kinds.values()]
+
     @torch.inference_mode()
-    def encode(self, feature: np.ndarray, kind: str | None = None) -> bytes:
+    def encode_array(self, feature: np.ndarray, kind: str | None = None) -> bytes:
         chosen = self._choose(check_feature(feature), kind)
         views = chosen.facts.views
         if misfit := self._misfit(self._size(views, feature.shape)):
@@ -176,7 +180,7 @@ class LearnedCodec(Codec):
         return self._pad(plane, chosen.mapping.zero)
 
     @torch.inference_mode()
-    def decode(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
+    def decode_array(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
         stream = unpack(data, max_points)
         stream.check_codec(self.id)
         kind = self._kind_of(stream)

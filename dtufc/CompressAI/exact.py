@@ -24,12 +24,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtufc.devices import fast_int8
 from dtufc.errors import UserError
+from dtufc.kernels import kernel
 
 LARGEST = 127 * 256 + 127
 """Largest magnitude of an activation and of a weight: two limbs of -128 .. 127."""
@@ -37,6 +37,7 @@ LARGEST_RESULT = 1 << 24
 """Largest magnitude of what the last layer gives: float32 holds it."""
 LEAK_BITS = 15
 _CHUNK = 2048  # rows of a matrix product: what comes out stays in the processor's cache
+_CHUNK_BYTES = 8 << 20  # of what goes into one on a CPU, at most: float64 takes 8 bytes per value
 
 
 class ExactConv(nn.Module):
@@ -86,8 +87,8 @@ class ExactConv(nn.Module):
             raise UserError("exact: the weights allow sums that are not exact")
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Per output channel, (O,) float64: an upper bound of |sum w a + b + 2^(s-1)|, and of every
-        sum of products of limbs."""
+        """Per output channel, (O,) float64: an upper bound of ``|sum w a + b + 2^(s-1)|``, and of
+        every sum of products of limbs."""
         flat = self.weight.flatten(1).double()
         sums = flat.abs().sum(1) * LARGEST + self.bias.double().abs() + 2.0 ** (self.shift - 1)
         high, low = split_limbs(self.weight.flatten(1).int())
@@ -109,7 +110,7 @@ class ExactConv(nn.Module):
             limbs = torch.empty(2, *a.shape, dtype=torch.int8)
             _split(a.reshape(-1).numpy(), *limbs.flatten(1).numpy())
         else:
-            limbs = a.double()[None]
+            limbs = a[None]
         multiply = self._multiply_int8 if how == "int8" else self._multiply_float64
         kh, kw = self.weight.shape[2:]
         height, width = (
@@ -118,28 +119,32 @@ class ExactConv(nn.Module):
         )
         dtype = torch.int16 if limit <= LARGEST else torch.int32
         out = torch.empty(len(a), height, width, len(self.bias), dtype=dtype, device=a.device)
-        rows = max(1, _CHUNK // width)
+        dtype = torch.int8 if how == "int8" else torch.float64
+        chunk = _CHUNK
+        if a.device.type == "cpu":
+            chunk = min(chunk, _CHUNK_BYTES // (self.weight[0].numel() * dtype.itemsize))
+        rows = max(1, chunk // width)
         for n in range(len(a)):
             for top in range(0, height, rows):
                 place = out[n, top : top + rows]
-                seen = [self._gather(limb[n], top, *place.shape[:2]) for limb in limbs]
+                seen = [self._gather(limb[n], top, *place.shape[:2], dtype) for limb in limbs]
                 multiply(seen, limit, place.view(-1, place.size(2)))
         return out
 
-    def _gather(self, a: Tensor, top: int, rows: int, width: int) -> Tensor:
+    def _gather(self, a: Tensor, top: int, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """What ``rows`` of outputs from ``top`` on see of a padded input (H, W, C) -> (n, kh kw C)."""
         kernel = tuple(self.weight.shape[2:])
         if kernel == (1, 1) and self.stride == (1, 1):
-            return a[top : top + rows].reshape(rows * width, -1)
+            return a[top : top + rows].reshape(rows * width, -1).to(dtype)
         if a.device.type == "cpu":
-            out = a.new_empty(rows * width, kernel[0] * kernel[1] * a.size(2))
+            out = a.new_empty(rows * width, kernel[0] * kernel[1] * a.size(2), dtype=dtype)
             _gather(a.flatten(1).numpy(), top, width, kernel, self.stride, out.numpy())
             return out
         windows = a.unfold(0, kernel[0], self.stride[0]).unfold(1, kernel[1], self.stride[1])
         # contiguous: where windows are one column wide, rows of a view overlap in memory
         return (
             windows[top : top + rows].permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1).contiguous()
-        )
+        ).to(dtype)
 
     def _multiply_int8(self, limbs: Sequence[Tensor], limit: int, out: Tensor) -> None:
         """Inputs (n, K) in limbs -> outputs (n, O)."""
@@ -152,7 +157,7 @@ class ExactConv(nn.Module):
         )  # fmt: skip
 
     def _multiply_float64(self, inputs: Sequence[Tensor], limit: int, out: Tensor) -> None:
-        """The same of one float64 tensor."""
+        """The same of inputs as they are, float64."""
         out.copy_(self._round(inputs[0] @ self._matrix("float64"), limit))
 
     def _leak(self) -> int:
@@ -214,16 +219,15 @@ class ExactNet(nn.Module):
         """(B, I, H, W) float32 -> (B, O, H', W') float32, multiples of 2^-exponent_out."""
         if how == "auto":
             how = "int8" if x.device.type == "cpu" and use_int8() else "float64"
-        a = x.permute(0, 2, 3, 1) * 2.0 ** int(self.exponent_in)
-        a = quantise(a)
+        a = quantise(x.permute(0, 2, 3, 1) * 2.0 ** int(self.exponent_in))
         for layer in self.layers:
             a = layer(a, int(self.limit) if layer is self.layers[-1] else LARGEST, how)
-        return (a.float() * 2.0 ** -int(self.exponent_out)).permute(0, 3, 1, 2)
+        return a.float().mul_(2.0 ** -int(self.exponent_out)).permute(0, 3, 1, 2)
 
 
 def quantise(x: Tensor) -> Tensor:
-    """Numbers on the grid -> int16 activations, ties up."""
-    return (x + 0.5).floor_().clamp_(-LARGEST, LARGEST).to(torch.int16)
+    """Numbers on the grid, changed in place -> int16 activations, ties up."""
+    return x.add_(0.5).floor_().clamp_(-LARGEST, LARGEST).to(torch.int16)
 
 
 def conv_layers(net: nn.Module) -> list[tuple[nn.Module, float | None]]:
@@ -249,7 +253,7 @@ def split_limbs(values: Tensor) -> tuple[Tensor, Tensor]:
     return high.to(torch.int8), (values - (high << 8)).to(torch.int8)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _split(values, high, low):
     """:func:`split_limbs` of (n,) int16, in one pass."""
     for i in range(len(values)):
@@ -258,7 +262,7 @@ def _split(values, high, low):
         low[i] = values[i] - (limb << 8)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _gather(a, top, width, kernel, stride, out):
     """What outputs see of a (H, W C), row ``top`` of them first, ``width`` in a row -> (n, kh kw C)."""
     span = out.shape[1] // kernel[0]
@@ -272,7 +276,7 @@ def _gather(a, top, width, kernel, stride, out):
                 target[j] = source[j]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _round_int8(upper, lower, bias, shift, leak, limit, out):
     """Sums of products of limbs, (n, 2 O) int32 -> rounded, leaked and clamped, (n, O).
 

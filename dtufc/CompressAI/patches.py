@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dtufc import files
-from dtufc.CompressAI.checkpoint import Kind
 from dtufc.errors import UserError
-from dtufc.feature import FeatureFacts, read_array
-from dtufc.paths import MAPPING_JSON, PATCHES_JSON
-from dtufc.stamps import digest_file
-from dtufc.transform.mapping import Mapping
+from dtufc.feature import read_array
 
 _CACHE_BYTES = 1 << 30  # patch sets up to this size are read once and kept
 
@@ -66,32 +61,3 @@ def _read_patch(path: Path) -> np.ndarray:
     if not sound or not (0 <= patch.min() <= patch.max() < 1):
         raise UserError(f"{path}: expected a plane, or several, of floats in [0, 1)")
     return patch.astype(np.float32).reshape(-1, *patch.shape[-2:])
-
-
-def digest_patches(folder: Path) -> str:
-    """Hex SHA-256 over the content of a patch folder: patches, mapping, and the kind of feature.
-
-    Raises:
-        FileNotFoundError, UserError: the folder's records are missing or damaged.
-    """
-    kind = load_patch_kind(folder)
-    found = [folder / MAPPING_JSON, *sorted(folder.glob("*/*.npy"))]
-    parts = [f"{path.relative_to(folder)} {digest_file(path)}" for path in found]
-    return files.digest(files.dump_json(kind.facts.decides()), kind.mapping.assignment, *parts)
-
-
-def load_patch_kind(folder: Path) -> Kind:
-    """The kind of feature that a patch folder was made from, by its ``patches.json``.
-
-    Raises:
-        FileNotFoundError, UserError: the folder's records are missing or damaged.
-    """
-    path = folder / PATCHES_JSON
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; coding/transform/generate_data.py writes it")
-    values = files.read_json(path)
-    try:
-        facts = FeatureFacts.of_record(values["facts"], f"{path}: facts")
-        return Kind(facts, Mapping.load(folder / MAPPING_JSON, values["assignment"]))
-    except KeyError as error:
-        raise UserError(f"{path}: the key {error} is missing") from error

@@ -25,8 +25,7 @@ from dtufc.experiments.suite import load_suite
 from dtufc.experiments.tables import TableRow
 from dtufc.paths import default_data_root
 from dtufc.prepare import ensure_features
-from dtufc.transform.mapping import Assignment, Normalise
-from dtufc.transform.options import TransformType
+from dtufc.transform.choices import Assignment, Normalise, TransformType
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ codecs that are there, such as those that ship with the package. ``published`` h
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +25,8 @@ from dtufc.transform.patches import folded_size, parse_patch_size
 HYBRID = "hybrid"
 PUBLISHED_CROPS = {"csr": 2}
 """Crops of each feature by task, where they are not one."""
+MACHINE_KEYS = ("machines", "unseen")
+"""Keys of a suite that name machines."""
 T = TypeVar("T")
 
 
@@ -117,7 +119,8 @@ class Suite:
     """Machines and rows."""
 
     machines: list[str]
-    """Machine presets or YAML files; codecs are evaluated on all of them."""
+    """Machine presets or YAML files, from the suite's folder or the working folder; codecs are evaluated
+    on all of them."""
     rows: list[Row] = field(default_factory=list)
     """What is trained."""
     fitted: list[FittedRow] = field(default_factory=list)
@@ -277,7 +280,15 @@ def load_suite(name: str | Path) -> Suite:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = CONFIGS / "codecs" / f"{name}.yaml"
-    return config.build(Suite, config.read_yaml(path), str(path))
+    suite = config.build(Suite, config.read_yaml(path), str(path))
+    found = {name: [_beside(path, each) for each in getattr(suite, name)] for name in MACHINE_KEYS}
+    return replace(suite, **found)
+
+
+def _beside(suite: Path, machine: str) -> str:
+    """The YAML file in the suite's folder where there is such a one, else the name as it is."""
+    path = suite.parent / machine
+    return str(path) if path.suffix in (".yaml", ".yml") and path.is_file() else machine
 
 
 def load_machines(suite: Suite) -> dict[str, FeatureFacts]:

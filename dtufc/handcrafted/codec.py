@@ -18,14 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import av
-import imagecodecs
 import numpy as np
 import zstandard
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dtufc import files
+from dtufc import extras, files
 from dtufc.bitstream import BitstreamError
 from dtufc.codec import CONFIG_JSON, ExtraKind, OneKindCodec, read_number
 from dtufc.errors import UserError
@@ -78,7 +76,7 @@ class HandcraftedCodec(OneKindCodec):
         quality: one of the settings.
 
     Raises:
-        UserError: it is none, or the arrays are not sound.
+        UserError: it is none, the arrays are not sound, or the library is not installed.
     """
 
     name: ClassVar[str]
@@ -86,10 +84,14 @@ class HandcraftedCodec(OneKindCodec):
     """What ``quality`` may be."""
     arrays_of: ClassVar[dict[str, int]] = {}
     """Names of the arrays, and how many rows each has."""
+    library: ClassVar[str | None] = None
+    """Module of the extra ``handcrafted`` that codes the pictures."""
 
     def __init__(self, facts: FeatureFacts, arrays: dict[str, np.ndarray], quality: float):
         if quality not in self.settings:
             raise UserError(f"quality: {self.name} takes one of {[*self.settings]}, got {quality}")
+        if self.library is not None:
+            extras.load(self.library)  # rather missed here than at the first feature
         self.facts, self.arrays, self.setting = facts, arrays, int(quality)
         self.check_arrays()
 
@@ -149,6 +151,11 @@ class HandcraftedCodec(OneKindCodec):
     @property
     def identity(self) -> str:
         return files.digest(self.id, bytes([self.setting]))
+
+    @property
+    def quality(self) -> float:
+        """The setting."""
+        return self.setting
 
     @property
     def qualities(self) -> Sequence[float]:
@@ -274,17 +281,22 @@ class JpegXlCodec(HandcraftedCodec):
     """
 
     name = "jpegxl"
+    library = "imagecodecs"
     settings = range(13)
     arrays_of: ClassVar = {"low": 1, "high": 1}
     check_arrays = check_bounds
 
     def compress(self, x: np.ndarray) -> bytes:
+        import imagecodecs
+
         plane = to_picture(self.facts.views.pack(x), self.arrays, 16)
         if self.setting == max(self.settings):
             return imagecodecs.jpegxl_encode(plane, lossless=True, numthreads=1)
         return imagecodecs.jpegxl_encode(plane, distance=25 / 2**self.setting, numthreads=1)
 
     def expand(self, data: bytes, shape: Shape) -> np.ndarray:
+        import imagecodecs
+
         size = self.facts.views.plane(shape)
         if jpegxl_size(data) != size:
             raise BitstreamError(f"corrupted: a picture of another size than {size}")
@@ -304,11 +316,14 @@ class HevcCodec(HandcraftedCodec):
     """
 
     name = "hevc"
+    library = "av"
     settings = range(9)
     arrays_of: ClassVar = {"low": 1, "high": 1}
     check_arrays = check_bounds
 
     def compress(self, x: np.ndarray) -> bytes:
+        import av
+
         picture = to_picture(self.facts.views.pack(x), self.arrays, 12)
         tiles = cut(picture)
         encoder = av.CodecContext.create("libx265", "w")
@@ -326,6 +341,8 @@ class HevcCodec(HandcraftedCodec):
         return b"".join(bytes(packet) for packet in [*packets, *encoder.encode(None)])
 
     def expand(self, data: bytes, shape: Shape) -> np.ndarray:
+        import av
+
         size = self.facts.views.plane(shape)
         count, height, width = tiles_of(size)
         tiles = []

@@ -9,9 +9,9 @@ Leibler distortion): components of like shape share a table, so that little data
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from dtufc import rans
+from dtufc.kernels import kernel
 
 REACH = 1023
 """Largest magnitude that a table may hold; what lies beyond is escaped."""
@@ -143,7 +143,7 @@ def to_frequencies(weights: np.ndarray) -> np.ndarray:
     return freq
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count(y, symbols, group, reach, counts, sums):
     """Add symbols (R, D) and what quantisation left over to the histograms of their components.
 
@@ -158,7 +158,7 @@ def count(y, symbols, group, reach, counts, sums):
                 sums[g, q + CENTROIDS - 1] += y[r, i] - q
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def choose(y, table, bits, centroid, weight, limit, symbols):
     """Symbols of least (error / step)^2 + weight * bits; the cost of each row.
 
@@ -204,7 +204,7 @@ def choose(y, table, bits, centroid, weight, limit, symbols):
     return costs, rates
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def reconstruct(symbols, table, centroid, out):
     """Symbols (R, D) -> values over the step (R, D) float32, given the table (D,) of each component."""
     for r in range(symbols.shape[0]):

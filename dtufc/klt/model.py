@@ -32,7 +32,12 @@ from dtufc.klt.post_filter import PostFilter
 
 WEIGHTS = "model.safetensors"
 MAX_UNIT = 1e30
-"""Largest standard deviation of a feature, far below the end of float32."""
+"""Largest standard deviation of a feature and largest magnitude of a mean, far below the end of
+float32."""
+MAX_CHANGE = 1e37
+"""Largest magnitude that a post-filter may add to a value: what a step makes is below, too."""
+MAX_LENGTH = 2.0
+"""Longest row or column of a basis, whose are 1 long but for rounding."""
 FORMAT = 1
 PER_OCTAVE = 128
 """Steps that a file can name within a factor of two: quality is coded as a multiple of 1 / 128."""
@@ -271,6 +276,7 @@ class KltModel:
             made_by: provenance, anything JSON holds.
         """
         arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
+        arrays["freqs"] = arrays["freqs"].astype(np.uint16)  # two or more sum to 2^16
         files.write_bytes(folder / WEIGHTS, save(arrays))
         values = {"format": FORMAT, "codec": "klt", "quality": quality}
         values |= self._values() | {"facts": self.facts.record(), "made_by": made_by}
@@ -289,6 +295,10 @@ class KltModel:
             raise UserError(f"{folder / CONFIG_JSON}: format {values.get('format')}, not {FORMAT}")
         try:
             arrays = load(path.read_bytes())
+            if (
+                "freqs" in arrays and arrays["freqs"].dtype == np.uint16
+            ):  # int32 in earlier versions
+                arrays["freqs"] = arrays["freqs"].astype(np.int32)
         except FileNotFoundError as error:
             raise UserError(f"{path}: missing from the codec folder") from error
         except SafetensorError as error:
@@ -300,33 +310,44 @@ class KltModel:
             _check_state(layout, facts, arrays, numbers)
             basis = arrays["basis"].astype(np.float32) if layout.rotate else None
             transform = Transform(layout, arrays["mean"], basis, numbers["unit"])
-            shape = RUNGS, transform.mean.shape[1]
-            post = PostFilter.of_arrays(arrays, shape, own_basis=layout.clusters > 1)
+            post = PostFilter.of_arrays(arrays, own_basis=layout.clusters > 1)
             model = cls(facts, transform, _rungs(arrays), numbers["weight"], post)
             return model, numbers["quality"]
+        except _ArrayError as error:
+            raise UserError(f"{path}: not a sound klt codec ({error})") from error
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder}: not a sound klt codec ({error!r})") from error
+
+
+class _ArrayError(UserError):
+    """An array of ``model.safetensors`` is not what a fit gives."""
 
 
 def _check_state(
     layout: Layout, facts: FeatureFacts, arrays: dict[str, np.ndarray], numbers: dict[str, float]
 ) -> None:
-    """Refuse what no fit gives, before it decodes to nonsense.
+    """Refuse what no fit gives, before it decodes to nonsense or to what float32 does not hold.
 
     Raises:
         UserError: the message names the array or number.
-        KeyError: an array is missing.
     """
 
     def expect(name: str, sound: bool) -> None:
         if not sound:
-            raise UserError(f"{name} is not sound")
+            raise (_ArrayError if name in arrays else UserError)(f"{name} is not sound")
 
     def shaped(name: str, dtype: str, *shape: int) -> np.ndarray:
+        if name not in arrays:
+            raise _ArrayError(f"{name} is missing")
         array = arrays[name]
         expect(name, array.dtype == dtype and array.shape == shape)
         expect(name, bool(np.isfinite(array).all()))
         return array
+
+    def check_basis(name: str) -> None:
+        for axis in (-1, -2):
+            squares = np.square(arrays[name], dtype=np.float64).sum(axis)
+            expect(name, bool(squares.max() <= MAX_LENGTH**2))
 
     clusters, positions = layout.clusters, layout.block**2
     channels = facts.views.channels(facts.shape)
@@ -335,9 +356,11 @@ def _check_state(
     expect("facts", channels is not None)
     expect("unit", 0 < numbers["unit"] < MAX_UNIT)
     expect("weight", numbers["weight"] >= 0)
-    shaped("mean", "float32", clusters, channels, positions)
+    mean = shaped("mean", "float32", clusters, channels, positions)
+    expect("mean", bool(np.abs(mean).max() <= MAX_UNIT))
     if layout.rotate:
         shaped("basis", "float16", clusters, channels, channels)
+        check_basis("basis")
     banks = shaped("banks", "int32", RUNGS)
     expect("banks", bool(banks.min() >= 1))
     tables = int(banks.sum(dtype=np.int64))
@@ -355,6 +378,18 @@ def _check_state(
     expect("chosen", bool((chosen.max(axis=(1, 2)) < banks).all()))
     indexes = shaped("clusters", "int32", RUNGS, clusters + 1)
     expect("clusters", bool(indexes.min() >= 1 and (indexes.sum(1) == 1 << rans.PRECISION).all()))
+    if not any(name.startswith("post_") for name in arrays):
+        return
+    taps = shaped("post_taps", "float16", RUNGS, channels, 2).astype(np.float64)
+    limit = shaped("post_limit", "float32", channels)
+    mean = shaped("post_mean", "float32", channels)
+    expect("post_limit", bool(limit.min() >= 0))
+    expect("post_mean", bool(np.abs(mean).max() <= MAX_UNIT))
+    if clusters > 1:
+        shaped("post_basis", "float16", channels, channels)
+        check_basis("post_basis")
+    change = (np.abs(taps) @ (1.0, 2.0)).max(0) * limit  # of a component, at most
+    expect("post_limit", bool(math.sqrt(channels) * np.linalg.norm(change) <= MAX_CHANGE))
 
 
 def _rungs(arrays: dict[str, np.ndarray]) -> tuple[Rung, ...]:

@@ -12,8 +12,6 @@ from typing import Self
 
 import numpy as np
 
-from dtufc.errors import UserError
-
 
 @dataclass(frozen=True)
 class PostFilter:
@@ -52,32 +50,14 @@ class PostFilter:
         return out
 
     @classmethod
-    def of_arrays(
-        cls, arrays: dict[str, np.ndarray], shape: tuple[int, int], own_basis: bool
-    ) -> Self | None:
+    def of_arrays(cls, arrays: dict[str, np.ndarray], own_basis: bool) -> Self | None:
         """The filter from its stored form, or None where there is none.
 
         Args:
-            shape: rungs and C.
             own_basis: whether the codec has several bases, so that the filter needs its own.
-
-        Raises:
-            KeyError, UserError: an array is missing or not sound; the message names it.
         """
-        if not any(name.startswith("post_") for name in arrays):
+        if "post_taps" not in arrays:
             return None
-        channels = shape[1:]
-        stored = {
-            "post_taps": ("float16", (*shape, 2)),
-            "post_limit": ("float32", channels),
-            "post_mean": ("float32", channels),
-        } | ({"post_basis": ("float16", channels * 2)} if own_basis else {})
-        for name, kind in stored.items():
-            array = arrays[name]
-            if (array.dtype, array.shape) != kind or not np.isfinite(array).all():
-                raise UserError(f"{name} is not sound")
-        if (arrays["post_limit"] < 0).any():
-            raise UserError("post_limit is not sound")
         basis = arrays["post_basis"].astype(np.float32) if own_basis else None
         taps = arrays["post_taps"].astype(np.float32)
         return cls(taps, arrays["post_limit"], arrays["post_mean"], basis)

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
-
-from dtufc.devices import check_device
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, load_facts
 from dtufc.machines.machine import Split
 from dtufc.machines.sources import open_source
 from dtufc.paths import DataRoot, FeatureRoot, default_data_root
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +68,26 @@ class ModelOptions(MachineOptions):
         return open_source(self.source, self.root.source, self.counts, self.seed)
 
     @property
-    def torch_device(self) -> torch.device:
+    def torch_device(self) -> "torch.device":
+        import torch  # with the models, which are built after the flags are read
+
+        from dtufc.devices import check_device
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return check_device(self.device)
 
     @property
-    def torch_dtype(self) -> torch.dtype:
+    def computed_dtype(self) -> str:
+        """Name of the dtype that is computed in, on this device."""
+        return self.dtype
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
         """The dtype that is computed in, on this device."""
-        return getattr(torch, self.dtype)
+        import torch
+
+        return getattr(torch, self.computed_dtype)
 
     @property
     def origin_dtype(self) -> str | None:
@@ -85,7 +96,7 @@ class ModelOptions(MachineOptions):
         None where features are only evaluated, on a device that cannot tell: it computes in another
         dtype than was asked for, and the features may be those of a device that did not.
         """
-        computed = str(self.torch_dtype).removeprefix("torch.")
+        computed = self.computed_dtype
         return None if self.mode == "evaluate" and computed != self.dtype else computed
 
 

@@ -1,8 +1,9 @@
 """Figures of merit of curves, which are (rate, figure) points by rising rate."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
-import bjontegaard
 import numpy as np
 
 from dtufc.report.records import HYBRID, Curve, Machine
@@ -69,6 +70,8 @@ def bd_figures(anchor: Points, test: Points) -> tuple[float | str, float | str, 
         return TOO_FEW, TOO_FEW, None
     (rate_a, figure_a), (rate_b, figure_b) = (np.array(curve).T for curve in curves)
     axes = (rate_a, figure_a, rate_b, figure_b)
+    import bjontegaard  # draws too, and so takes a second to load
+
     options = {"method": "pchip", "require_matching_points": False, "min_overlap": 0}
     shared = _overlap(figure_a, figure_b)
     rate = float(bjontegaard.bd_rate(*axes, **options)) if shared else NO_OVERLAP
@@ -82,19 +85,61 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return max(0.0, min(a[-1], b[-1]) - max(a[0], b[0])) / (max(a[-1], b[-1]) - min(a[0], b[0]))
 
 
+def at_rate(points: Points, rate: float) -> float | None:
+    """The figure at a rate, linear in log rate between the measured neighbours; ``None`` outside."""
+    for (before, low), (after, high) in itertools.pairwise(points):
+        if before <= rate <= after:
+            share = math.log(rate / before) / math.log(after / before) if after > before else 1.0
+            return (1 - share) * low + share * high
+    return next((value for measured, value in points if measured == rate), None)
+
+
+def within(points: Points, rate: float) -> tuple[float, float] | None:
+    """The best figure for at most a rate: measured, or interpolated at the rate itself.
+
+    Returns:
+        The figure and its rate; ``None`` where the least measured rate is higher.
+    """
+    found = [(value, -measured) for measured, value in points if measured <= rate]
+    if (here := at_rate(points, rate)) is not None:
+        found.append((here, -rate))
+    value, negative = max(found, default=(None, None))  # of equals the lowest rate
+    return None if value is None else (value, -negative)
+
+
 def find_anchor(machine: Machine, wanted: str | None) -> Curve | None:
     """The curve that a machine's BD-rates are relative to.
 
     Args:
-        wanted: codec/trained_on/transform; ``None`` takes the Hyperprior of the published transform
-            where there is one, else another Hyperprior, hybrid and of many rates first.
+        wanted: codec/trained_on/transform; ``None`` takes, of the curves with at least BD_POINTS
+            points, the one that most of the others can be compared with. Of equals a Hyperprior comes
+            first, of the published transform, then hybrid, then of many rates.
+
+    Returns:
+        ``None`` where no curve can be compared with another.
     """
     if wanted is not None:
         return next((curve for curve in machine.curves if curve.name == wanted), None)
 
-    def nearness(curve: Curve) -> tuple[bool, bool, int]:
+    def usefulness(curve: Curve) -> tuple[int, bool, bool, bool, int]:
         run = curve.first
-        return run.transform == PUBLISHED, run.trained_on == HYBRID, len(curve.runs)
+        is_hyperprior = run.codec == "hyperprior"
+        is_published = is_hyperprior and run.transform == PUBLISHED
+        is_hybrid = is_hyperprior and run.trained_on == HYBRID
+        return compared[curve.label], is_hyperprior, is_published, is_hybrid, len(curve.runs)
 
-    found = [curve for curve in machine.curves if curve.first.codec == "hyperprior"]
-    return max(found, key=nearness, default=None)
+    compared = {curve.label: _comparable(curve, machine.curves) for curve in machine.curves}
+    found = [curve for curve in machine.curves if compared[curve.label]]
+    return max(found, key=usefulness, default=None)
+
+
+def _comparable(anchor: Curve, curves: Sequence[Curve]) -> int:
+    """To how many BD-rates of other curves, on NMSE and on the metric, it can be the anchor."""
+    count = 0
+    for figure in ("snr", "value"):
+        own = rising(anchor.points(figure)) or []
+        for other in curves:
+            points = rising(other.points(figure)) or []
+            if other is not anchor and min(len(own), len(points)) >= BD_POINTS:
+                count += _overlap(*(np.array(each)[:, 1] for each in (own, points))) > 0
+    return count

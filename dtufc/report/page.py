@@ -13,14 +13,18 @@ from dtufc import files
 from dtufc.codec import CONFIG_JSON
 from dtufc.errors import UserError
 from dtufc.report import distributions, tables
-from dtufc.report.figures import BD_POINTS, PUBLISHED, find_anchor
+from dtufc.report.figures import BD_POINTS, find_anchor
+from dtufc.report.judged import LEVEL
 from dtufc.report.plots import COLOURS, Look, choose_looks, curve_plots, histogram_plot
 from dtufc.report.provenance import provenance_table
 from dtufc.report.records import Machine, Run, read_machine, read_runs
+from dtufc.report.samples import SAMPLES, sample_table
 from dtufc.report.table import Table, show
+from dtufc.report.winners import leading_curve, winner_table
 
 TITLE = "Feature coding: rate, error and task accuracy"
-TABLES = ("headline", "bd_rate", "cross_*", "speed", "distribution", "points", "provenance")
+TABLES = ("headline", "nmse", "winners", "samples_*", "bd_rate", "cross_*", "speed",
+          "distribution", "points", "provenance")  # fmt: skip
 STYLE, SCRIPT = (Path(__file__).with_name(name).read_text() for name in ("page.css", "page.js"))
 
 KEY = """<b>BPFP</b> is bits per feature point: eight times the bytes of the whole bitstream (of the
@@ -30,17 +34,30 @@ metric</b> is what the large model's back half reaches on the decoded features; 
 it reaches on the uncompressed ones. A curve is one codec configuration (codec · trained on ·
 transform); <i>hybrid</i> is one universal codec for all machines. Left and up is better for the metric,
 left and down for the error. Point at a marker for its figures, click a name to hide its curve."""
+BARS = f"""<b>Error bars</b>, [low, high] in tables, are {LEVEL:.0%} intervals over the test samples: how
+far the metric may move with other samples of the same kind. They are Wilson's where each answer is right
+or wrong, else a bootstrap. They say nothing of other seeds of the training. Codecs are judged on the
+same samples, so a difference may be certain though their bars overlap. “Within noise” is tested sample
+by sample for that reason: McNemar's test, or a paired bootstrap."""
 HEADLINE = """The rate at which each codec reaches 99 % of the uncompressed metric, and at which it is
 within one percentage point of it, interpolated on log BPFP between measured points (the rising envelope
 of the curve). ≤: the lowest rate that was measured reaches it already. Bold: the fewest bits, where no
-such bound may undercut it. Codecs trained for another machine are in the <a href="#cross">cross
+such bound may undercut it. “Without loss beyond noise” is the lowest measured rate from which on the
+difference to the uncompressed metric may be chance; few samples hide a loss, so mind their number.
+Codecs trained for another machine are in the <a href="#cross">cross
 tables</a>."""
+NMSE = """The rate at which each codec reaches an NMSE, on the machines without a task metric,
+interpolated as above."""
+WINNERS = """What the best codec gives for at most so many bits per feature point, by the task metric and
+by NMSE. “At” is the rate where it does: the limit itself, interpolated on log BPFP between measured
+points, or a lower rate that was measured. Nothing is extrapolated. “Tied with” names the codecs whose
+metric lies within the winner's error bar, so that the samples do not tell them apart."""
 BD = f"""Mean difference in rate at equal quality, in percent, negative is better; BD-SNR is the mean
 difference of -10 log10 NMSE at equal rate, in dB, positive is better. Piecewise cubic over log BPFP,
 over the part that both curves cover; “shared” says how much of both that is, and a small share says
-little. A curve needs {BD_POINTS} points that rise. The anchor, which each heading names, is the curve
-that <span class="number">--anchor</span> asks for, else the published Hyperprior ({PUBLISHED}) where it
-was run, else the nearest Hyperprior there is."""
+little. A curve needs {BD_POINTS} points that rise. Each heading names its machine's anchor:
+<span class="number">--anchor</span> where it was given, else the curve that most others can be compared
+with, a Hyperprior among equals."""
 CROSS = """What a codec trained on one set of features (columns) gives on each machine (rows), at the
 rate parameter that most training sets share. Bold: trained on this machine alone."""
 SPEED = f"""Millions of feature points per second, pooled over all features and rates of a curve; “after
@@ -59,8 +76,12 @@ versions and computer; and the numbers of all runs."""
 class Page:
     """The page as it grows, and the tables that lie beside it."""
 
+    head: list[str] = field(default_factory=list)
+    """HTML above the links."""
     parts: list[str] = field(default_factory=list)
-    """HTML."""
+    """HTML below them."""
+    links: list[str] = field(default_factory=list)
+    """HTML of the links to the sections."""
     figures: dict[str, dict] = field(default_factory=dict)
     """plotly's, by the ids of their boxes."""
     tables: list[Table] = field(default_factory=list)
@@ -68,9 +89,11 @@ class Page:
     def add(self, *parts: str) -> None:
         self.parts += parts
 
-    def section(self, name: str, title: str, text: str) -> None:
-        """A heading that links can name, and a paragraph of HTML."""
-        self.add(f'<h2 id="{name}">{html.escape(title)}</h2>', f"<p>{text}</p>")
+    def section(self, name: str, title: str, text: str, link: str | None = None) -> None:
+        """A heading and a paragraph of HTML; ``link`` is its name above, the title by default."""
+        self.links.append(f'<a href="#{name}">{html.escape(link or title)}</a>')
+        self.add(f'<h2 id="{name}">{html.escape(title)}</h2>')
+        self.add(f"<p>{text}</p>" if text else "")
 
     def table(self, table: Table, folded: bool = False) -> None:
         self.tables.append(table)
@@ -95,33 +118,49 @@ class Page:
             f"<title>{TITLE}</title>\n<style>\n{STYLE}</style>",
             f"<script>\n{SCRIPT}</script>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>",
             f"<h1>{TITLE}</h1>",
+            *self.head,
+            f"<nav>{' '.join(self.links)}</nav>",
             *self.parts,
             f'<script type="application/json" id="figures">{figures}</script>\n</body>\n</html>\n',
         ])  # fmt: skip
 
 
-def write_report(root: Path, output: Path, anchor: str | None = None) -> Path:
+def write_report(
+    root: Path, output: Path, anchor: str | None = None, samples: bool = False
+) -> Path:
     """Write the report on a data root -> the page.
 
     Args:
         output: folder of ``report.html`` and its tables; tables of an earlier report go.
         anchor: curve that BD-rates are relative to, see :func:`find_anchor`.
+        samples: let the machines judge the shown features again where their pictures were not saved.
 
     Raises:
         FileNotFoundError: the data root holds no finished run.
-        UserError: a record is damaged, or nothing is called as ``anchor`` says.
+        UserError: a record is damaged, nothing is called as ``anchor`` says, or a machine failed.
     """
     runs, unfinished = read_runs(root)
     machines = [read_machine(root, kind, runs) for kind in sorted({run.kind for run in runs})]
     if anchor and not any(find_anchor(machine, anchor) for machine in machines):
         have = sorted({curve.name for machine in machines for curve in machine.curves})
         raise UserError(f"anchor: no curve is called {anchor!r}, there are {', '.join(have)}")
+    if samples:
+        from dtufc.report.predict import save_samples  # the driver, for those who ask for it
+
+        save_samples(root, machines)
     page = Page()
     _add_head(page, runs, machines, unfinished)
-    _add_headline(page, machines)
+    headlines = (
+        ("headline", "Bits for the uncompressed accuracy", HEADLINE, tables.headline(machines)),
+        ("nmse", "Bits for an error", NMSE, tables.nmse_headline(machines)),
+        ("winners", "Winner per rate", WINNERS, winner_table(machines)),
+    )
+    for name, title, text, table in headlines:
+        _add_tables(page, name, title, text, [table])
     looks = choose_looks(machines)
     for machine in machines:
-        _add_machine(page, machine, looks)
+        if machine.curves:
+            _add_machine(page, machine, looks)
     _add_tables(page, "bd", "BD-rate", BD, [tables.bd_table(machines, anchor)])
     cross = tables.cross_tables(runs)
     _add_tables(page, "cross", "Universal or task-specific", CROSS, cross)
@@ -141,11 +180,10 @@ def write_report(root: Path, output: Path, anchor: str | None = None) -> Path:
 
 
 def _add_tables(page: Page, name: str, title: str, text: str, found: Sequence[Table]) -> None:
-    """A section of the tables that have rows."""
-    page.section(name, title, text)
+    """A section of the tables that have rows; none where no table has."""
     found = [table for table in found if table.rows]
-    if not found:
-        page.add("<p><b>This data root has no records for it.</b></p>")
+    if found:
+        page.section(name, title, text)
     for table in found:
         page.table(table)
 
@@ -161,19 +199,14 @@ def _add_head(
     text = f"{len(runs)} finished runs of {codecs} on {len(machines)} kinds of feature."
     if unfinished:
         text += f" Left out, since they are not finished or of an earlier version: {_names(unfinished)}."
-    links = {machine.kind: machine.kind for machine in machines}
-    links |= {"bd": "BD-rate", "cross": "universal or task-specific", "speed": "speed and size"}
-    links |= {"distribution": "distributions", "provenance": "provenance"}
-    nav = " ".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in links.items())
-    page.add(f'<p class="dim">{text}</p>', f"<p>{KEY}</p>", f"<nav>{nav}</nav>")
-
-
-def _add_headline(page: Page, machines: Sequence[Machine]) -> None:
-    table = tables.headline(machines)
-    _add_tables(page, "headline", "Bits for the uncompressed accuracy", HEADLINE, [table])
-    without = [m.kind for m in machines if m.kind not in {row[0] for row in table.rows}]
+    without = [machine.kind for machine in machines if machine.accuracy.get("value") is None]
     if without:
-        page.add(f"<p>No task accuracy is recorded for {_names(without)}.</p>")
+        text += f" No task accuracy is recorded for {_names(without)}."
+    if foreign := [machine.kind for machine in machines if not machine.curves]:
+        text += f" Only codecs trained for other machines coded {_names(foreign)}."
+    page.head += [f'<p class="dim">{text}</p>', f"<p>{KEY}</p>"]
+    if any(run.low is not None for run in runs):
+        page.head.append(f"<p>{BARS}</p>")
 
 
 def _add_machine(page: Page, machine: Machine, looks: dict[tuple, Look]) -> None:
@@ -185,14 +218,26 @@ def _add_machine(page: Page, machine: Machine, looks: dict[tuple, Look]) -> None
             f'<span style="color:{colour}">{glyph}</span> {html.escape(curve.label)}</button>'
         )
         exact += [f"{curve.label} at {show(run.bpfp)} BPFP" for run in curve.runs if run.nmse == 0]
-    text = "" if buttons else "Only codecs trained for other machines coded this one."
     page.add("<section>")
-    page.section(machine.kind, machine.kind, text)
+    page.section(machine.kind, machine.kind, "")
     page.add(f'<div class="legend">{"".join(buttons)}</div>')
     page.plots(curve_plots(machine, looks))
     if exact:
         page.add(f'<p class="dim">Lossless, so not on the log axis: {_names(exact, "; ")}.</p>')
     page.add("</section>")
+    if table := sample_table(machine):
+        page.add(f"<h3>Samples of {html.escape(machine.kind)} side by side</h3>", _about(machine))
+        page.table(table)
+
+
+def _about(machine: Machine) -> str:
+    """What the table of samples shows, in words."""
+    label = html.escape(leading_curve(machine).label)
+    return (
+        f"<p>At the lowest, a middle and the highest rate of {label}, which leads at most rates of the "
+        f"table of winners. The {SAMPLES} samples whose own metric falls most over these rates, the "
+        "worst first; of equals, those with the greatest squared error at the lowest rate.</p>"
+    )
 
 
 def _add_distributions(page: Page, machines: Sequence[Machine]) -> None:

@@ -46,7 +46,8 @@ def curve_plots(machine: Machine, looks: dict[tuple, Look]) -> list[dict[str, An
             if (runs := [run for run in curve.runs if _is_drawn(run, figure)])
         ]
         if traces:
-            rates, heights = ([v for trace in traces for v in trace[axis]] for axis in "xy")
+            rates = [x for trace in traces for x in trace["x"]]
+            heights = [y for trace in traces for y in trace["y"] + _ends(trace)]
             layout = {"xaxis": _log_axis(rates, "bits per feature point (BPFP)")}
             is_nmse = figure == "nmse"
             layout |= (
@@ -62,16 +63,35 @@ def _is_drawn(run: Run, figure: str) -> bool:
 
 
 def _trace(number: int, curve: Curve, runs: Sequence[Run], figure: str, look: Look) -> dict:
+    bars: dict[str, Any] = {}
+    words = [run.name for run in runs]
+    if figure == "value" and all(run.low is not None for run in runs):
+        up, down = ([run.high - run.value for run in runs], [run.value - run.low for run in runs])
+        bars["error_y"] = {
+            "type": "data", "symmetric": False, "array": up, "arrayminus": down,
+            "thickness": 1, "width": 3,
+        }  # fmt: skip
+        words = [f"{run.name}<br>95 %: {run.low:.3g} to {run.high:.3g}" for run in runs]
     return {
+        **bars,
         "type": "scatter", "mode": "lines+markers", "name": curve.label, "meta": number,
         "x": [run.bpfp for run in runs], "y": [getattr(run, figure) for run in runs],
-        "text": [run.name for run in runs], "hovertemplate": HOVER,
+        "text": words, "hovertemplate": HOVER,
         "line": {"color": look[0], "width": 2}, "marker": {"symbol": look[1], "size": 9},
     }  # fmt: skip
 
 
+def _ends(trace: dict[str, Any]) -> list[float]:
+    """The ends of a trace's error bars."""
+    if "error_y" not in trace:
+        return []
+    bars = [trace["error_y"]["array"], [-down for down in trace["error_y"]["arrayminus"]]]
+    return [y + bar for each in bars for y, bar in zip(trace["y"], each, strict=True)]
+
+
 def _metric(machine: Machine, heights: list[float]) -> dict[str, Any]:
-    """The metric's axis, around the uncompressed value too, which is a dashed line."""
+    """The metric's axis, around the uncompressed value too, which is a dashed line in a band, its
+    error bar."""
     layout: dict[str, Any] = {}
     full = machine.accuracy.get("value")
     if full is not None:
@@ -80,6 +100,13 @@ def _metric(machine: Machine, heights: list[float]) -> dict[str, Any]:
             "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": full, "y1": full,
             "line": {"dash": "dash", "width": 1.5, "color": "#888888"},
         }]  # fmt: skip
+        if "low" in machine.accuracy:
+            low, high = machine.accuracy["low"], machine.accuracy["high"]
+            heights += [low, high]
+            layout["shapes"] += [{
+                "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": high,
+                "line": {"width": 0}, "fillcolor": "rgba(136, 136, 136, 0.15)", "layer": "below",
+            }]  # fmt: skip
         layout["annotations"] = [{
             "xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": 1, "yanchor": "bottom",
             "showarrow": False, "text": f"╌╌ uncompressed {show(full)}",

@@ -4,7 +4,6 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from dtufc import files
 from dtufc.errors import UserError
 from dtufc.feature import read_feature
 from dtufc.paths import (
+    ACCURACY_CSV,
     ACCURACY_JSON,
     CONFIG_JSON,
     NO_TRANSFORM,
@@ -19,6 +19,7 @@ from dtufc.paths import (
     SUMMARY_JSON,
     FeatureRoot,
 )
+from dtufc.report.judged import Judged, read_judged
 
 HYBRID = "hybrid"
 
@@ -47,6 +48,14 @@ class Run:
     """Name of the task metric; none where the machine has no task or has not judged yet."""
     value: float | None
     """The task metric."""
+    low: float | None = None
+    """Lower end of the metric's error bar, see :mod:`dtufc.report.judged`."""
+    high: float | None = None
+    """Its upper end."""
+    within_noise: bool | None = None
+    """Whether the metric's difference to that of the uncompressed features may be chance."""
+    samples: int | None = None
+    """So many were judged."""
     variant: str = ""
     """What tells it from runs of the same codec, training set and transform, beside the rate."""
     members: tuple["Run", ...] = ()
@@ -96,9 +105,12 @@ def read_runs(root: Path) -> tuple[list[Run], list[str]]:
         UserError: a record is damaged; the message names it.
     """
     runs, unfinished = [], []
+    uncoded: dict[str, Judged | None] = {}
     for path in sorted((root / "coded").rglob(RUN_JSON)):
         if run := _read_run(path.parent):
-            runs.append(run)
+            if run.kind not in uncoded:
+                uncoded[run.kind] = judge(find_place(root, run.kind).folder)
+            runs.append(_with_noise(run, uncoded[run.kind]))
         else:
             unfinished.append(str(path.parent.relative_to(root)))
     if not runs:
@@ -106,7 +118,7 @@ def read_runs(root: Path) -> tuple[list[Run], list[str]]:
             f"{root}: no finished run under coded/, {len(unfinished)} that are not finished; "
             "coding/CompressAI/run_batch.py or coding/evaluate.py makes them; is --data_root right?"
         )
-    return _name_variants(runs), unfinished
+    return name_variants(runs), unfinished
 
 
 def _read_run(folder: Path) -> Run | None:
@@ -136,7 +148,23 @@ def _read_run(folder: Path) -> Run | None:
         nmse=summary["nmse_pooled"],
         metric=accuracy.get("metric"),
         value=accuracy.get("value"),
+        samples=accuracy.get("samples"),
     )
+
+
+def _with_noise(run: Run, uncoded: Judged | None) -> Run:
+    """The run with its error bar."""
+    judged = judge(run.folder)
+    if judged is None or judged.interval is None:
+        return run
+    low, high = judged.interval
+    noise = None if uncoded is None else judged.within_noise(uncoded)
+    return replace(run, low=low, high=high, within_noise=noise)
+
+
+def judge(folder: Path) -> Judged | None:
+    """What a machine said of each sample; ``None`` where it kept no rows of them."""
+    return read_judged(folder / ACCURACY_CSV, _read_accuracy(folder / ACCURACY_JSON))
 
 
 def _read_accuracy(path: Path) -> dict[str, Any]:
@@ -158,7 +186,7 @@ def read_record(path: Path, **keys: type) -> dict[str, Any]:
     return values
 
 
-def _name_variants(runs: Sequence[Run]) -> list[Run]:
+def name_variants(runs: Sequence[Run]) -> list[Run]:
     """The runs with their variants.
 
     Runs of one codec, training set and transform are one curve as long as each rate occurs once, since
@@ -192,10 +220,13 @@ def merge_seeds(runs: Iterable[Run]) -> list[Run]:
         if len(members) == 1:
             merged += members
             continue
-        figures = {}
-        for figure in ("bpfp", "nmse", "value"):
+        figures: dict[str, Any] = {}
+        # the seeds share their samples, so that the mean's error bar is no shorter than theirs
+        for figure in ("bpfp", "nmse", "value", "low", "high"):
             found = [getattr(run, figure) for run in members]
             figures[figure] = None if None in found else statistics.fmean(found)
+        noise = [run.within_noise for run in members]
+        figures["within_noise"] = None if None in noise else all(noise)
         merged.append(replace(members[0], **figures, members=tuple(members)))
     return merged
 
@@ -230,10 +261,12 @@ class Curve:
         return " · ".join(filter(None, [run.codec, run.trained_on, transform, run.variant, unseen]))
 
     def points(self, figure: str) -> list[tuple[float, float]]:
-        """(bpfp, figure) where there is one: ``value``, or ``snr``, -10 log10 NMSE in dB."""
+        """(bpfp, figure) where there is one: ``value``, ``low`` and ``high`` of its error bar, or
+        ``snr``, -10 log10 NMSE in dB."""
         if figure == "snr":
             return [(run.bpfp, -10 * math.log10(run.nmse)) for run in self.runs if run.nmse > 0]
-        return [(run.bpfp, run.value) for run in self.runs if run.value is not None]
+        found = [(run.bpfp, getattr(run, figure)) for run in self.runs]
+        return [point for point in found if point[1] is not None]
 
 
 def group_curves(runs: Iterable[Run]) -> list[Curve]:
@@ -253,8 +286,11 @@ class Machine:
     root: FeatureRoot
     """Its folder, whether it is there or not."""
     accuracy: dict[str, Any]
-    """``accuracy.json`` of the uncompressed features; empty where there is none."""
+    """``accuracy.json`` of the uncompressed features, with its error bar as ``low`` and ``high``; empty
+    where there is none."""
     curves: list[Curve]
+    bits: int | None = None
+    """Bits of a feature point as it is, where the features are there."""
 
     @property
     def metric(self) -> str | None:
@@ -267,15 +303,25 @@ class Machine:
         """Its test features, where they are there."""
         return sorted(self.root.feature_test.glob("[!.]*.npy"))
 
-    @cached_property
-    def bits(self) -> int | None:
-        """Bits of a feature point as it is."""
-        return read_feature(self.features[0]).itemsize * 8 if self.features else None
+
+def find_place(root: Path, kind: str) -> FeatureRoot:
+    """The folder of a kind of feature, ``<model>_<task>``, whether it is there or not."""
+    found = (path for path in root.glob("*/*") if "_".join(path.parts[-2:]) == kind)
+    return FeatureRoot(next(found, root / kind))
 
 
 def read_machine(root: Path, kind: str, runs: Iterable[Run]) -> Machine:
     """A kind of feature with the runs on it."""
-    found = (path for path in root.glob("*/*") if "_".join(path.parts[-2:]) == kind)
-    place = FeatureRoot(next(found, root / kind))
-    curves = group_curves(run for run in runs if run.kind == kind and not run.is_foreign)
-    return Machine(kind, place, _read_accuracy(place.accuracy), curves)
+    place = find_place(root, kind)
+    accuracy = _read_accuracy(place.accuracy)
+    judged = judge(place.folder)
+    if judged is not None and judged.interval is not None:
+        accuracy |= dict(zip(("low", "high"), judged.interval, strict=True))
+    machine = Machine(kind, place, accuracy, own_curves(kind, runs))
+    features = machine.features
+    return replace(machine, bits=read_feature(features[0]).itemsize * 8 if features else None)
+
+
+def own_curves(kind: str, runs: Iterable[Run]) -> list[Curve]:
+    """The curves of the codecs that know this kind of feature."""
+    return group_curves(run for run in runs if run.kind == kind and not run.is_foreign)

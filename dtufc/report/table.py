@@ -3,24 +3,48 @@
 import csv
 import html
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
          "·": r"$\cdot$", **{sign: "\\" + sign for sign in "&%$#_{}"}}  # fmt: skip
+
+
+class Estimate(NamedTuple):
+    """A cell: a number and its error bar."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        bar = "" if self.low is None else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{show(self.value)}{bar}"
+
+
+class Picture(NamedTuple):
+    """A cell: a picture on the page, words elsewhere."""
+
+    png: str
+    """A PNG in base64."""
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
 
 
 @dataclass(frozen=True)
 class Table:
     """A table of the report, also ``<name>.csv`` and ``<name>.tex``.
 
-    The last three fields are for the page alone.
+    The last three fields are for the page alone, which leaves columns without any cell out.
     """
 
     name: str
     columns: list[str]
     rows: list[list[Any]]
-    """Text, numbers, or ``None`` for an empty cell."""
+    """Text, numbers, estimates, pictures, or ``None`` for an empty cell."""
     group: int = 0
     """So many first columns are the heading of the rows that share them."""
     bold: frozenset[tuple[int, int]] = frozenset()
@@ -35,13 +59,23 @@ class Table:
     def latex(self) -> str:
         """For ``\\input``; needs booktabs."""
         lines = [" & ".join(map(_latex, row)) + r" \\" for row in [self.columns, *self.rows]]
-        sides = ["lr"[any(map(_is_number, cells))] for cells in zip(*self.rows, strict=True)]
+        sides = ["lr"[_is_numeric(cells)] for cells in self._columns()]
         begin = rf"\begin{{tabular}}{{{''.join(sides)}}}"
         body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"]
         return "\n".join([begin, *body, ""])
 
+    def markdown(self) -> str:
+        """A table of pipes, numbers to four digits."""
+        sides = [[" --- |", " ---: |"][_is_numeric(cells)] for cells in self._columns()]
+        lines = [f"| {' | '.join(map(_markdown, row))} |" for row in [self.columns, *self.rows]]
+        return "\n".join([lines[0], "|" + "".join(sides), *lines[1:]])
+
     def html(self) -> str:
-        head = "".join(f"<th>{_html(name)}</th>" for name in self.columns[self.group :])
+        shown = [
+            k for k, cells in enumerate(self._columns())
+            if k >= self.group and any(cell is not None for cell in cells)
+        ]  # fmt: skip
+        head = "".join(f"<th>{_html(self.columns[k])}</th>" for k in shown)
         lines: list[str] = []
         before: list[Any] = []
         for i, row in enumerate(self.rows):
@@ -50,19 +84,20 @@ class Table:
                 facts = zip(self.columns[1 : self.group], shared[1:], strict=True)
                 title = f"<b>{_html(shared[0])}</b>"
                 title += "".join(f" · {_html(k)} {_html(v)}" for k, v in facts if v is not None)
-                span = len(row) - self.group
                 lines.append(
-                    f'<tr class="group"><th colspan="{span}"><span>{title}</span></th></tr>'
+                    f'<tr class="group"><th colspan="{len(shown)}"><span>{title}</span></th></tr>'
                 )
                 before = shared
-            cells = [self._cell(i, k) for k in range(self.group, len(row))]
-            lines.append(f"<tr>{''.join(cells)}</tr>")
+            lines.append(f"<tr>{''.join(self._cell(i, k) for k in shown)}</tr>")
         body = "\n".join(lines)
         links = [f'<a href="{self.name}{end}">{self.name}{end}</a>' for end in (".csv", ".tex")]
         return (
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
             f'<tbody>{body}</tbody></table></div>\n<p class="files">{" ".join(links)}</p>'
         )
+
+    def _columns(self) -> Iterable[tuple[Any, ...]]:
+        return zip(*self.rows, strict=True)
 
     def _cell(self, row: int, column: int) -> str:
         cell = self.rows[row][column]
@@ -78,11 +113,22 @@ def show(cell: Any) -> str:
 
 
 def _is_number(cell: Any) -> bool:
-    return isinstance(cell, int | float) or str(cell).startswith(("<= ", ">= "))
+    return isinstance(cell, int | float | Estimate) or str(cell).startswith(("<= ", ">= "))
+
+
+def _is_numeric(cells: Iterable[Any]) -> bool:
+    return any(map(_is_number, cells))
 
 
 def _html(cell: Any) -> str:
-    return html.escape(show(cell)).replace("&lt;= ", "≤ ").replace("&gt;= ", "≥ ")
+    words = html.escape(show(cell)).replace("&lt;= ", "≤ ").replace("&gt;= ", "≥ ")
+    if not isinstance(cell, Picture):
+        return words
+    return f'<img src="data:image/png;base64,{cell.png}" alt="{words}"><br>{words}'
+
+
+def _markdown(cell: Any) -> str:
+    return show(cell).replace("|", r"\|").replace("<= ", "≤ ").replace(">= ", "≥ ") or "–"
 
 
 def _latex(cell: Any) -> str:

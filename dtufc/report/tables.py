@@ -1,5 +1,6 @@
 """The tables of codecs, speed and runs."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,38 +11,83 @@ from dtufc.codec import CONFIG_JSON
 from dtufc.paths import RATE_CSV
 from dtufc.records import read_rate
 from dtufc.report.figures import bd_figures, find_anchor, one_point, reach
-from dtufc.report.records import HYBRID, Machine, Run, merge_seeds
-from dtufc.report.table import Table, show
+from dtufc.report.records import HYBRID, Curve, Machine, Run, merge_seeds
+from dtufc.report.table import Estimate, Table, show
 
 NOT_REACHED = "not reached"
 WEIGHTS = "model.safetensors"
+NMSE_TARGETS = (0.1, 0.01)
 
 
 def headline(machines: Sequence[Machine]) -> Table:
     """What each codec needs for (nearly) the uncompressed accuracy; the fewest bits first."""
     columns = ["evaluated_on", "metric", "uncompressed", "samples", "bits", "codec"]
-    columns += ["bpfp at 99 %", "bpfp within 1 point", "times smaller at 99 %", "best metric"]
+    columns += ["bpfp at 99 %", "bpfp within 1 point", "bpfp without loss beyond noise"]
+    columns += ["times smaller at 99 %", "best metric"]
     rows: list[list[Any]] = []
     bold: set[tuple[int, int]] = set()
     for machine in machines:
         full = machine.accuracy.get("value")
         if full is None:
             continue
-        facts = [machine.kind, machine.metric, full, machine.accuracy.get("samples"), machine.bits]
-        curves = [(c.label, points) for c in machine.curves if (points := c.points("value"))]
-        found = [(reach(points, 0.99 * full), label, points) for label, points in curves]
+        uncoded = Estimate(full, machine.accuracy.get("low"), machine.accuracy.get("high"))
+        samples = machine.accuracy.get("samples")
+        facts = [machine.kind, machine.metric, uncoded, samples, machine.bits]
+        curves = [(curve, points) for curve in machine.curves if (points := curve.points("value"))]
+        found = [(reach(points, 0.99 * full), curve, points) for curve, points in curves]
         found.sort(key=lambda item: (item[0] is None, item[0]))
         least, *others = [near for near, _, _ in found] or [None]
         # a bound may lie anywhere below, so that only exact rates are beaten for certain
         if least and all(not near or (near[0] > least[0] and not near[1]) for near in others):
             bold |= {(len(rows), len(facts)), (len(rows), len(facts) + 1)}
-        for near, label, points in found:
+        for near, curve, points in found:
             within = reach(points, full - one_point(full))
             times = machine.bits and near and (machine.bits / near[0], near[1])
             cells = [_limit(near, "<=", NOT_REACHED), _limit(within, "<=", NOT_REACHED)]
-            cells += [_limit(times, ">="), max(value for _, value in points)]
-            rows.append([*facts, label, *cells])
+            judged = [run for run in curve.runs if run.value is not None]
+            best = max(judged, key=lambda run: run.value)
+            cells += [_noiseless(judged), _limit(times, ">=")]
+            rows.append([*facts, curve.label, *cells, Estimate(best.value, best.low, best.high)])
     return Table("headline", columns, rows, group=5, bold=frozenset(bold))
+
+
+def _noiseless(runs: Sequence[Run]) -> float | str | None:
+    """The lowest measured rate from which on, at all higher ones too, the loss may be chance."""
+    if any(run.within_noise is None for run in runs):
+        return None
+    rate = None
+    for run in reversed(runs):
+        if not run.within_noise:
+            break
+        rate = run.bpfp
+    return NOT_REACHED if rate is None else rate
+
+
+def nmse_headline(machines: Sequence[Machine]) -> Table:
+    """What each codec needs for an NMSE, on machines without a task metric; the fewest bits first."""
+    columns = ["evaluated_on", "bits", "codec", *(f"bpfp at NMSE {t:g}" for t in NMSE_TARGETS)]
+    columns += [f"times smaller at NMSE {NMSE_TARGETS[0]:g}", "least NMSE", "at bpfp"]
+    rows = []
+    for machine in machines:
+        if machine.accuracy.get("value") is not None:
+            continue
+        found = [(_reach_nmse(curve, NMSE_TARGETS), curve) for curve in machine.curves]
+        found.sort(key=lambda pair: [(rate is None, rate) for rate in pair[0]])
+        for rates, curve in found:
+            times = machine.bits and rates[0] and (machine.bits / rates[0][0], rates[0][1])
+            best = min(curve.runs, key=lambda run: run.nmse)
+            cells = [_limit(rate, "<=", NOT_REACHED) for rate in rates]
+            cells += [_limit(times, ">="), best.nmse, best.bpfp]
+            rows.append([machine.kind, machine.bits, curve.label, *cells])
+    return Table("nmse", columns, rows, group=2)
+
+
+def _reach_nmse(curve: Curve, targets: Iterable[float]) -> list[tuple[float, bool] | None]:
+    """The least rate at which a curve reaches each NMSE, as :func:`dtufc.report.figures.reach`."""
+    points = curve.points("snr")
+    lossless = min((run.bpfp for run in curve.runs if run.nmse == 0), default=None)
+    bound = None if lossless is None else (lossless, True)
+    return [reach(points, -10 * math.log10(target)) or bound for target in targets]
 
 
 def _limit(found: tuple[float, bool] | None, sign: str, none: str | None = None) -> Any:
@@ -160,10 +206,12 @@ def _each(values: Iterable[Any]) -> str:
 
 def points_table(runs: Sequence[Run]) -> Table:
     """Every finished run."""
-    columns = ["codec", "trained_on", "transform", "run", "evaluated_on", "bpfp", "nmse", "metric"]
     fields = ("codec", "trained_on", "transform", "name", "kind", "bpfp", "nmse", "metric", "value")
+    fields += ("low", "high", "within_noise")
     rows = [
         [getattr(run, f) for f in fields] + [run.record["processes"][-1].get("revision")]
         for run in runs
     ]
-    return Table("points", [*columns, "value", "revision"], rows, title="All finished runs")
+    titles = {"name": "run", "kind": "evaluated_on", "within_noise": "loss within noise"}
+    columns = [*(titles.get(field, field) for field in fields), "revision"]
+    return Table("points", columns, rows, title="All finished runs")

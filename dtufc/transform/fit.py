@@ -18,10 +18,17 @@ import numpy as np
 
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError
+from dtufc.transform.choices import (
+    ASSIGNMENTS,
+    TRANSFORM_TYPES,
+    Assignment,
+    Normalise,
+    TransformType,
+)
 from dtufc.transform.histogram import MAX_REFINED, Histogram, Points, bin_ends, distinct
 from dtufc.transform.kmeans import optimal_centres, squared_error
-from dtufc.transform.mapping import ASSIGNMENTS, Assignment, Mapping, Normalise
-from dtufc.transform.options import MAX_BIT_DEPTH, TRANSFORM_TYPES, TransformType
+from dtufc.transform.mapping import Mapping
+from dtufc.transform.options import MAX_BIT_DEPTH
 from dtufc.transform.samples import Samples, Truncation, normalisation
 
 EXACT_VALUES = 1 << 20
@@ -146,7 +153,7 @@ def fill_levels(values: np.ndarray, levels: int) -> np.ndarray:
     """Add levels to ``values`` (m,), strictly increasing, 1 <= m <= levels, until there are enough.
 
     The new ones go in equal numbers, evenly spaced, into the gaps. A lone value v gets neighbours on
-    both sides, in steps of |v| / 2^20 (2^-20 around 0): far enough apart for float32.
+    both sides, in steps of ``|v| / 2^20`` (2^-20 around 0): far enough apart for float32.
 
     Returns:
         (levels,) float64, strictly increasing, holding all of ``values``.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -26,7 +26,6 @@ from dtufc.paths import (
 )
 from dtufc.prepare import ensure_features
 from dtufc.stamps import Stamp, digest_file, digest_files, read_stamp
-from dtufc.transform.mapping import Mapping
 from dtufc.transform.nonlinear_transform import FitConfig, fit
 from dtufc.transform.options import MachineTransform
 from dtufc.transform.patches import (
@@ -39,6 +38,9 @@ from dtufc.transform.patches import (
     patch_dtype,
 )
 from dtufc.transform.samples import seeded_rng
+
+if TYPE_CHECKING:
+    from dtufc.transform.mapping import Mapping
 
 SPLITS = ("train", "test")
 
@@ -152,6 +154,8 @@ def generate(cfg: GenerateConfig) -> Path:
         FeatureError, FileNotFoundError, UserError: a feature, the mapping or an option is not sound;
             the message names it.
     """
+    from dtufc.transform.mapping import Mapping
+
     if cfg.features is None:
         ensure_features(cfg.machine, cfg.data_root)
     if cfg.mapping is None and cfg.fit_config.why_not_made():
@@ -179,7 +183,7 @@ def _plan_patches(cfg: GenerateConfig) -> dict[Path, list[Path]]:
     }
 
 
-def _write(cfg: GenerateConfig, mapping: Mapping, plan: dict[Path, list[Path]]) -> None:
+def _write(cfg: GenerateConfig, mapping: "Mapping", plan: dict[Path, list[Path]]) -> None:
     """Make the files of a plan that are not there or not current, and the record."""
     stamp = cfg.stamp()
     started = cfg.folder / STARTED_JSON
@@ -216,7 +220,9 @@ def _clear_stale(
             path.unlink()
 
 
-def _write_one(cfg: GenerateConfig, mapping: Mapping, path: Path, targets: Sequence[Path]) -> None:
+def _write_one(
+    cfg: GenerateConfig, mapping: "Mapping", path: Path, targets: Sequence[Path]
+) -> None:
     """The patches of one feature; or u (N, C, H, W), or the values after both ways, as its file."""
     x = cfg.facts.read(path)
     u = mapping.forward(x)
@@ -232,7 +238,7 @@ def _write_one(cfg: GenerateConfig, mapping: Mapping, path: Path, targets: Seque
                 np.save(file, patch.astype(patch_dtype(mapping)), allow_pickle=False)
 
 
-def _patches_record(cfg: GenerateConfig, mapping: Mapping) -> dict[str, Any]:
+def _patches_record(cfg: GenerateConfig, mapping: "Mapping") -> dict[str, Any]:
     """What training needs to know of the patches."""
     return {
         "facts": cfg.facts.record(),

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from dtufc.kernels import kernel
 from dtufc.transform.lookup import monotone_key
 
 PLACE_BITS = 12
@@ -120,14 +120,14 @@ def _scale(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return lowest, second - lowest
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _key(pattern):
     """Key of a float32 from 0 to 2^32 - 1; -0.0 counts as 0.0."""
     key = monotone_key(np.int64(pattern)) + 0x80000000
     return key + (key == 0x7FFFFFFF)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _count_bins(patterns, bins):
     for pattern in patterns:
         key = _key(pattern)
@@ -138,7 +138,7 @@ def _count_bins(patterns, bins):
         row[2] += place * place
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _count_places(patterns, slot, counts):
     for pattern in patterns:
         key = _key(pattern)

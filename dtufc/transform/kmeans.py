@@ -19,7 +19,8 @@ About ten penalties are tried; time and memory do not grow with k.
 """
 
 import numpy as np
-from numba import njit
+
+from dtufc.kernels import kernel
 
 DIRECT_POINTS = 1 << 17
 """Up to so many points the optimum is exact; more are merged first and refined afterwards."""
@@ -165,7 +166,7 @@ def _cluster_means(values: np.ndarray, weights: np.ndarray, edges: np.ndarray) -
     return first + np.add.reduceat(weights * offset, edges[:-1]) / mass
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _statistics(values, weights):
     """Weight, mean and squared error of runs, such that two of them make up any interval.
 
@@ -206,7 +207,7 @@ def _statistics(values, weights):
     return table, level
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _cost(table, level, i, j):
     """c(i, j), the squared error of points i .. j-1 about their mean."""
     last = j - 1
@@ -218,7 +219,7 @@ def _cost(table, level, i, j):
     return left[2] + right[2] + delta * delta * left[0] * right[0] / (left[0] + right[0])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _shortest_path(table, level, n, penalty):
     """Cheapest path 0 -> n where each edge costs c(i, j) + penalty.
 

@@ -15,7 +15,8 @@ numbers come out on every device that follows IEEE 754.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from dtufc.kernels import kernel
 
 TABLE_BITS = 16
 
@@ -32,7 +33,7 @@ class Cells(NamedTuple):
     """The power of two that starts the search within a cell; 0 where no cell needs any."""
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def monotone_key(pattern):
     """Bit pattern of a float32 as int32 -> integer in the order of the floats, -0.0 below 0.0."""
     return pattern ^ ((pattern >> 31) & 0x7FFFFFFF)
@@ -69,7 +70,7 @@ def pad_thresholds(thresholds: np.ndarray, step: int) -> np.ndarray:
     return np.concatenate([thresholds, np.full(shape, np.inf, np.float32)], axis=-1)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _search(value, level, thresholds, step):
     """Level of a value: branchless binary search upwards from ``level``."""
     while step > 0:
@@ -78,14 +79,14 @@ def _search(value, level, thresholds, step):
     return level
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _first_level(pattern, cells):
     """Level of the lowest value of the cell that a bit pattern lies in."""
     key = min(max(monotone_key(np.int64(pattern)), cells.lowest), cells.highest)
     return np.int64(cells.base[(key - cells.lowest) >> cells.shift])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def discrete_shared(x, patterns, cells, thresholds, scale, out):
     """out = level * scale for flat float32 ``x``, ``patterns`` its int32 view."""
     for k in range(x.size):
@@ -93,7 +94,7 @@ def discrete_shared(x, patterns, cells, thresholds, scale, out):
         out[k] = np.float32(level) * scale
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def discrete_channels(x, thresholds, step, scale, out):
     """out = level * scale for ``x`` (N, C, points) and one row of ``thresholds`` a channel."""
     for n in range(x.shape[0]):
@@ -103,14 +104,14 @@ def discrete_channels(x, thresholds, step, scale, out):
                 out[n, c, k] = np.float32(_search(x[n, c, k], 0, row, step)) * scale
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _interpolate(value, level, centres, slopes):
     """Position of a value on the piecewise linear scale of levels, in [0, L - 1], float64."""
     position = level + (np.float64(value) - centres[level]) * slopes[level]
     return min(max(position, np.float64(level)), np.float64(centres.size - 1))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def continuous_shared(x, patterns, cells, thresholds, centres, slopes, scale, out):
     """As ``discrete_shared``, with the fraction of the way to the next centre added."""
     for k in range(x.size):
@@ -118,7 +119,7 @@ def continuous_shared(x, patterns, cells, thresholds, centres, slopes, scale, ou
         out[k] = np.float32(_interpolate(x[k], level, centres, slopes) * scale)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def continuous_channels(x, thresholds, step, centres, slopes, scale, out):
     """As ``discrete_channels``, with the fraction of the way to the next centre added."""
     for n in range(x.shape[0]):
@@ -130,7 +131,7 @@ def continuous_channels(x, thresholds, step, centres, slopes, scale, out):
                 out[n, c, k] = np.float32(position * scale)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def restore_discrete(u, centres, out):
     """Centre of the level nearest to u * L (ties to even), clamped; ``u`` is (N, C, points)."""
     levels = np.float32(centres.shape[1])
@@ -145,7 +146,7 @@ def restore_discrete(u, centres, out):
                 out[n, c, k] = row[np.uint32(np.rint(position))]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def restore_continuous(u, centres, out):
     """Linear interpolation of float64 ``centres`` (C, L) at u * L, clamped."""
     levels, last = np.float64(centres.shape[1]), np.float64(centres.shape[1] - 1)

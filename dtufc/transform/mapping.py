@@ -12,22 +12,18 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from dtufc import files
 from dtufc.errors import UserError
 from dtufc.transform import lookup
+from dtufc.transform.choices import ASSIGNMENTS, Assignment
 
 if TYPE_CHECKING:
     import torch
 
-Assignment = Literal["nearest", "left", "continuous"]
-Normalise = Literal["none", "mean", "scale"]
-"""What is done to each channel before the codebook: nothing, its mean taken off, or that and its
-standard deviation made 1."""
-ASSIGNMENTS: tuple[str, ...] = get_args(Assignment)
 MAX_BIT_DEPTH = 16
 Values = TypeVar("Values", np.ndarray, "torch.Tensor")
 

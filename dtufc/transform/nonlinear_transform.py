@@ -7,18 +7,18 @@ and plots of the values before and after (``.png``, ``.pdf``).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtufc import config, files, locks
 from dtufc.errors import UserError
 from dtufc.feature import list_features
 from dtufc.prepare import ensure_features
 from dtufc.stamps import Stamp, digest_files, read_stamp
-from dtufc.transform.fit import fit_mapping
-from dtufc.transform.mapping import Mapping
 from dtufc.transform.options import MachineTransform
-from dtufc.transform.plots import plot_distributions
 from dtufc.transform.samples import Samples
+
+if TYPE_CHECKING:
+    from dtufc.transform.mapping import Mapping
 
 DECIDING = (
     "transform_type", "samples", "bit_depth", "normalise", "seed", "trun_low", "trun_high",
@@ -116,12 +116,15 @@ class FitConfig(MachineTransform):
         return "".join(f"_{part}" for part in parts)
 
 
-def fit(cfg: FitConfig) -> tuple[Mapping, dict[str, Any]]:
+def fit(cfg: FitConfig) -> "tuple[Mapping, dict[str, Any]]":
     """Fit the mapping and write it, its record and its plots -> the mapping and the record.
 
     Raises:
         FeatureError, FileNotFoundError, UserError: as :func:`dtufc.transform.fit.fit_mapping`.
     """
+    from dtufc.transform.fit import fit_mapping
+    from dtufc.transform.plots import plot_distributions
+
     if cfg.features is None:
         ensure_features(cfg.machine, cfg.data_root)
     paths, stamp, facts = cfg.paths(), cfg.stamp(), cfg.facts

@@ -3,15 +3,12 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
 
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, load_facts
 from dtufc.paths import DataRoot, FeatureRoot, default_data_root
-from dtufc.transform.mapping import Assignment, Normalise
+from dtufc.transform.choices import Assignment, Normalise, TransformType
 
-TransformType = Literal["kmeans", "density", "uniform"]
-TRANSFORM_TYPES: tuple[str, ...] = get_args(TransformType)
 MAX_BIT_DEPTH = 12
 """Largest bit depth that is fitted."""
 

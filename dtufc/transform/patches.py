@@ -1,13 +1,17 @@
 """Training patches: their sizes, folding wide ones, random crops."""
 
+from __future__ import annotations
+
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
-from dtufc.transform.mapping import Mapping
+
+if TYPE_CHECKING:
+    from dtufc.transform.mapping import Mapping
 
 STEP = {"plane": 64, "native": 4}
 LIMIT = {"plane": 256, "native": 64}

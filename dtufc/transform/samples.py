@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dtufc import files
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError, read_feature
-from dtufc.transform.mapping import Normalise
+from dtufc.transform.choices import Normalise
 
 Truncation = float | list[float] | None
 """A bound for all channels, one per channel, or none."""

@@ -1,0 +1,45 @@
+"""The extras of the package, and what to say where one is missing.
+
+Coding needs the package's own dependencies alone. What else is imported belongs to an extra, which
+``pip install "dtufc[NAME]"`` brings.
+"""
+
+import importlib
+from types import ModuleType
+
+from dtufc.errors import UserError
+
+EXTRAS = {
+    "handcrafted": ("av", "imagecodecs"),
+    "train": ("accelerate", "matplotlib", "tensorboard"),
+    "machines": (
+        "accelerate", "cv2", "diffusers", "huggingface_hub", "mmcv", "mmengine", "pyarrow",
+        "tokenizers", "torch_fidelity", "torchmetrics", "transformers",
+    ),
+    "report": ("bjontegaard", "matplotlib", "plotly"),
+    "dev": ("sklearn", "threadpoolctl"),
+}  # fmt: skip
+"""Name of each extra -> the modules that it brings, for those that this project imports."""
+
+
+def explain(error: ImportError) -> str | None:
+    """The line for a module that could not be imported; ``None`` where no extra brings it."""
+    module = (error.name or "").partition(".")[0]
+    for extra, modules in EXTRAS.items():
+        if module in modules:
+            return f'{module} is not installed; pip install "dtufc[{extra}]" brings it'
+    return None
+
+
+def load(module: str) -> ModuleType:
+    """Import a module that an extra brings.
+
+    Raises:
+        UserError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if line := explain(error):
+            raise UserError(line) from error
+        raise

@@ -1,0 +1,93 @@
+"""Which codec is ahead at a rate, and which curve a machine's samples are shown of."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dtufc.report.figures import at_rate, within
+from dtufc.report.records import Curve, Machine
+from dtufc.report.table import Estimate, Table
+
+RATES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+"""Bits per feature point."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best figure for at most a rate."""
+
+    curve: Curve
+    value: Estimate | float
+    bpfp: float
+    """Where it is: the rate itself, or a lower one that was measured."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best of the codecs for at most a rate."""
+
+    rate: float
+    metric: Best | None
+    ties: tuple[Curve, ...]
+    """Curves whose metric lies within the winner's error bar."""
+    nmse: Best | None
+
+    @property
+    def curve(self) -> Curve | None:
+        """By the metric, where there is one; the one of least NMSE where it ties."""
+        if self.nmse and (not self.metric or self.nmse.curve in self.ties):
+            return self.nmse.curve
+        return self.metric and self.metric.curve
+
+
+def winners(machine: Machine) -> list[Winner]:
+    """The winner at each of RATES that lies between the least and the greatest measured rate."""
+    rates = [run.bpfp for curve in machine.curves for run in curve.runs]
+    reached = [rate for rate in RATES if rates and min(rates) <= rate <= max(rates)]
+    return [_winner(machine.curves, rate) for rate in reached]
+
+
+def _winner(curves: Sequence[Curve], rate: float) -> Winner:
+    metric, errors = (_best(curves, figure, rate) for figure in ("value", "snr"))
+    snr, nmse = next(iter(errors), None), None
+    if snr:
+        nmse = Best(snr.curve, 10 ** (-snr.value.value / 10), snr.bpfp)
+    if not metric:
+        return Winner(rate, None, (), nmse)
+    best, *others = metric
+    least = best.value.value if best.value.low is None else best.value.low
+    ties = tuple(other.curve for other in others if other.value.value >= least)
+    return Winner(rate, best, ties, nmse)
+
+
+def _best(curves: Sequence[Curve], figure: str, rate: float) -> list[Best]:
+    """The curves that have the figure for at most the rate, the best first; of equals at fewer bits."""
+    found = []
+    for curve in curves:
+        if there := within(curve.points(figure), rate):
+            value, bpfp = there
+            bar = (at_rate(curve.points(end), bpfp) for end in ("low", "high"))
+            estimate = Estimate(value, *bar) if figure == "value" else Estimate(value)
+            found.append(Best(curve, estimate, bpfp))
+    return sorted(found, key=lambda best: (-best.value.value, best.bpfp))
+
+
+def winner_table(machines: Sequence[Machine]) -> Table:
+    """The winner of each machine and rate; ties are named as such."""
+    columns = ["evaluated_on", "metric", "bpfp up to", "best metric", "metric by", "metric at"]
+    columns += ["least NMSE", "NMSE by", "NMSE at", "metric tied with"]
+    rows: list[list[Any]] = []
+    for machine in machines:
+        for winner in winners(machine):
+            row: list[Any] = [machine.kind, machine.metric, winner.rate]
+            for best in (winner.metric, winner.nmse):
+                row += [best.value, best.curve.label, best.bpfp] if best else [None] * 3
+            rows.append([*row, "; ".join(curve.label for curve in winner.ties) or None])
+    return Table("winners", columns, rows, group=2)
+
+
+def leading_curve(machine: Machine) -> Curve | None:
+    """The curve that wins at most rates; where none does, the longest one."""
+    wins = Counter(winner.curve.label for winner in winners(machine) if winner.curve)
+    return max(machine.curves, key=lambda curve: (wins[curve.label], len(curve.runs)), default=None)
