@@ -20,8 +20,9 @@ from dtufc import files
 from dtufc.feature import find_machine_config
 from dtufc.machines.command import parse_options
 from dtufc.machines.llama3 import halves, llama3
-from dtufc.machines.llama3.halves import LlamaMachine, prompt
+from dtufc.machines.llama3.halves import LlamaMachine
 from dtufc.machines.llama3.llama3 import LlamaOptions
+from dtufc.machines.llama3.tasks import prompt
 from dtufc.machines.sources.source import Question
 from dtufc.machines.sources.world import world_question
 from dtufc.machines.tiny import llama3_training, train_llama3

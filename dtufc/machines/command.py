@@ -239,6 +239,7 @@ def _record(
         {
             "metric": score.metric,
             "value": score.value,
+            "less_is_better": score.less_is_better,
             "others": score.others,
             "samples": len(score.rows),
             "features": str(folder),

@@ -36,12 +36,14 @@ class Score:
     metric: str
     """Name of the metric."""
     value: float
-    """The metric, more is better unless the machine says otherwise."""
+    """The metric; more is better unless ``less_is_better``."""
     rows: list[dict[str, Any]]
     """One per sample, same keys. The report takes a sample's own metric from the column of the metric's
     name, or from ``correct``, and its answer from ``prediction``."""
     others: dict[str, float] = field(default_factory=dict)
     """Further metrics by name: the IoU of each class, the CLIP score."""
+    less_is_better: bool = False
+    """Of the metric: perplexity."""
 
 
 class Machine(ABC):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from dtufc.errors import UserError
@@ -20,33 +20,23 @@ from dtufc.machines.checkpoints import (
     weights_digest,
 )
 from dtufc.machines.llama3.llama3 import LlamaOptions
+from dtufc.machines.llama3.tasks import (
+    LanguageTask,
+    LetterTask,
+    LikelihoodTask,
+    Task,
+    join,
+    split,
+)
 from dtufc.machines.machine import Machine, Sample, Score, Split
 from dtufc.machines.options import find_layer
-from dtufc.machines.sources.source import Question, Questions
+from dtufc.machines.sources import open_source
+from dtufc.machines.sources.source import Texts
 
-LETTERS = "ABCDE"
-ASKED = 4  # choices that the published prompt lists
 HELP = (
     "It is a folder in transformers' format: config.json, tokenizer files and *.safetensors of "
     "https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct; --hub ID downloads one"
 )
-
-
-def prompt(question: Question) -> str:
-    """The published prompt, up to the place of the answer's letter.
-
-    As published, four choices are listed: a fifth is left out, a missing fourth repeats the third.
-    """
-    lines = [f"{LETTERS[i]}: {text}" for i, text in enumerate(question.choices[:ASKED])]
-    lines += lines[-1:] * (ASKED - len(lines))
-    return (
-        "<|start_header_id|>user<|end_header_id|>\n\n"
-        "Given the following question and four candidate answers (A, B, C and D), choose the best "
-        f"answer.\nQuestion: {question.stem}\n" + "\n".join(lines) + "\n"
-        'Your response should end with "The best answer is [the_answer_letter]" where the '
-        "[the_answer_letter] is one of A, B, C or D.<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nThe best answer is"
-    )
 
 
 class LlamaMachine(Machine):
@@ -56,8 +46,15 @@ class LlamaMachine(Machine):
         self.options = options
 
     @cached_property
-    def source(self) -> Questions:
-        return self.options.open_source()
+    def task(self) -> Task:
+        options = self.options
+        source = open_source(
+            options.source, options.root.source, options.counts, options.seed, options.texts
+        )
+        if isinstance(source, Texts):
+            return LanguageTask(self, source, options.window, options.counts)
+        answered_by = {"letter": LetterTask, "likelihood": LikelihoodTask}[options.answer]
+        return answered_by(self, source)
 
     @cached_property
     def folder(self) -> Path:
@@ -99,41 +96,61 @@ class LlamaMachine(Machine):
         return model.eval().to(self.options.torch_device)
 
     def samples(self, split: Split) -> list[Sample]:
-        """source is the question; label is its answer's letter."""
-        return [Sample(q.id, q, LETTERS[q.answer]) for q in self.source.questions(split)]
+        return self.task.samples(split)
 
     def origin(self) -> dict[str, Any]:
         known = {key: getattr(self.options, key) for key in ("source", "seed")}
         known |= {"dtype": self.options.origin_dtype, "layer": self.layer}
-        return known | {"weights": weights_digest(self.folder)}
+        return known | self.task.origin() | {"weights": weights_digest(self.folder)}
 
     def inputs(self) -> list[Path]:
-        """The questions, the weights of both halves, and the tokenizer, which words the answer."""
+        """Questions or text, the weights of both halves, and the tokenizer, which words the answer."""
         return [
-            *self.source.inputs("test"),
+            *self.task.source.inputs("test"),
             *checkpoint_files(lambda: self.folder, "tokenizer*"),
         ]
 
     @torch.inference_mode()
     def extract(self, sample: Sample) -> np.ndarray:
-        ids = self.tokenizer(prompt(sample.source), return_tensors="pt").input_ids
-        hidden = self.front(input_ids=ids.to(self.options.torch_device), use_cache=False)
-        return hidden.last_hidden_state[None].float().cpu().numpy()  # (1, 1, T, width)
+        states = self._front(sample)
+        return (
+            join(states, self.task.shared(sample))[None].float().cpu().numpy()
+        )  # (1, 1, T, width)
+
+    def _front(self, sample: Sample) -> list[Tensor]:
+        """Hidden states of each sequence of the task, (1, T, width)."""
+        device = self.options.torch_device
+        return [
+            self.front(
+                input_ids=torch.tensor([ids], device=device), use_cache=False
+            ).last_hidden_state
+            for ids in self.task.sequences(sample)
+        ]
+
+    def _logits(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Logits of each sequence: of its last place alone where no more is asked."""
+        keep = self.task.places
+        return [
+            self.back(inputs_embeds=each, use_cache=False, logits_to_keep=keep).logits[0]
+            for each in states
+        ]
+
+    def uncut(self, sample: Sample) -> Tensor:
+        """Logits (T, vocabulary) of the model that is not cut."""
+        return self._logits(self._front(sample))[0]
 
     @torch.inference_mode()
-    def predict(self, sample: Sample, feature: np.ndarray) -> str:
-        """The greedy next token, without spaces: the answer's letter where all is well."""
+    def predict(self, sample: Sample, feature: np.ndarray) -> Any:
         hidden = torch.from_numpy(feature[0]).to(self.options.torch_device, self.back.dtype)
-        logits = self.back(inputs_embeds=hidden, use_cache=False, logits_to_keep=1).logits
-        return self.tokenizer.decode(int(logits[0, -1].argmax())).strip()
+        shared = self.task.shared(sample)
+        lengths = [len(ids) for ids in self.task.sequences(sample)]
+        expected = shared + sum(length - shared for length in lengths)
+        if hidden.shape[1] != expected:
+            raise UserError(f"{sample.name}: {hidden.shape[1]} tokens, the sample has {expected}")
+        return self.task.predict(sample, self._logits(split(hidden, lengths, shared)))
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
-        """Accuracy, 0..1."""
-        rows = [
-            {"name": s.name, "label": s.label, "prediction": p, "correct": int(p == s.label)}
-            for s, p in zip(samples, predictions, strict=True)
-        ]
-        return Score("accuracy", sum(row["correct"] for row in rows) / len(rows), rows)
+        return self.task.score(samples, predictions)
 
 
 def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dtufc.errors import UserError
+from dtufc.machines.sources.source import EMPTY
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ SOURCES = {
     "voc": Entry("voc:Voc", ("masked_pictures",)),
     "captions": Entry("coco:Coco", ("captions",)),
     "imagenet": Entry("imagenet:Imagenet", ("labelled_pictures",)),
+    "text": Entry("text:TextFiles", ("texts",)),
     "world": Entry(
         "world:World", ("questions", "masked_pictures", "captions", "labelled_pictures")
     ),
@@ -40,7 +42,13 @@ def providers(sort: str) -> tuple[str, ...]:
     return tuple(name for name, entry in SOURCES.items() if sort in entry.provides)
 
 
-def open_source(name: str, folder: Path, counts: Mapping[str, int], seed: int) -> Any:
+def open_source(
+    name: str,
+    folder: Path,
+    counts: Mapping[str, int],
+    seed: int,
+    files: Mapping[str, Path] = EMPTY,
+) -> Any:
     """A source by name, as :class:`dtufc.machines.sources.source.Source` takes its arguments.
 
     Raises:
@@ -50,4 +58,4 @@ def open_source(name: str, folder: Path, counts: Mapping[str, int], seed: int) -
         raise UserError(f"source: expected one of {', '.join(SOURCES)}, got {name}")
     module, _, attribute = SOURCES[name].target.partition(":")
     kind = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
-    return kind(folder, counts, seed)
+    return kind(folder, counts, seed, files)

@@ -4,10 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from dtufc.machines.machine import Split
+
+EMPTY: Mapping[str, Path] = MappingProxyType({})
 
 CHOICES = range(2, 6)
 """Numbers of choices that a question may have."""
@@ -65,14 +68,17 @@ class Source(ABC):
         folder: ``source/`` of the machine's data root, with the source's lists and files.
         counts: samples by split; a split that is not named is taken whole where it has an end.
         seed: of what is generated.
+        files: the file of a split, where it is not the one in ``folder``.
     """
 
-    def __init__(self, folder: Path, counts: Mapping[str, int], seed: int):
-        self.folder, self.counts, self.seed = folder, counts, seed
+    def __init__(
+        self, folder: Path, counts: Mapping[str, int], seed: int, files: Mapping[str, Path] = EMPTY
+    ):
+        self.folder, self.counts, self.seed, self.files = folder, counts, seed, files
 
     def list_path(self, split: Split) -> Path:
-        """The list of a split's samples, of a source that has lists."""
-        return self.folder / f"{split}.txt"
+        """The list of a split's samples, of a source that has lists, or its text."""
+        return self.files.get(split, self.folder / f"{split}.txt")
 
     @abstractmethod
     def inputs(self, split: Split) -> list[Path]:
@@ -85,6 +91,12 @@ class Questions(Source):
     def questions(self, split: Split) -> list[Question]:
         """Raises FileNotFoundError or UserError where files of the source are missing or unsound, as
         do the other sorts."""
+
+
+class Texts(Source):
+    @abstractmethod
+    def texts(self, split: Split) -> list[str]:
+        """The documents of a split."""
 
 
 class Captions(Source):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dtufc import files
-from dtufc.machines.llama3.halves import LETTERS, prompt
+from dtufc.machines.llama3.tasks import LETTERS, prompt
 from dtufc.machines.sources.source import Question
 from dtufc.machines.sources.world import world_question
 from dtufc.machines.tiny import world
