@@ -16,6 +16,7 @@ from dtufc.experiments import compare, driver
 from dtufc.experiments.compare import CompareConfig
 from dtufc.experiments.imports import place_source, read_source
 from dtufc.experiments.suite import load_suite
+from dtufc.experiments.tables import TableRow
 from dtufc.feature import FeatureError, load_facts
 from dtufc.paths import FeatureRoot
 
@@ -403,3 +404,17 @@ def test_files_that_are_features_are_linked_and_others_converted(tmp_path):
     (tmp_path / "1.npy").write_bytes(b"no array")
     with pytest.raises(FeatureError, match=r"1\.npy: not a readable"):
         read_source(tmp_path, "x")
+
+
+def test_the_lowest_codec_at_each_rate():
+    def row(codec, bpfp, nmse):
+        return TableRow(codec, "t", "none", None, 1.0, "own_t", bpfp, nmse, nmse)
+
+    points = [("a", 1, 0.1), ("a", 4, 0.001), ("b", 0.5, 0.4), ("b", 2, 0.02), ("c", 9, 0.0)]
+    lines = [line.split() for line in compare.summarise([row(*each) for each in points])]
+    assert lines[1][-4:] == ["0.5", "1", "2", "4"]
+    assert lines[2:] == [
+        ["a", "-", "0.1", "0.01", "0.001"],
+        ["b", "0.4", "0.0894", "0.02", "-"],
+        ["lowest", "b", "alone", "b", "a", "a", "alone"],
+    ]

@@ -473,7 +473,8 @@ def _run(cfg: CompareConfig, suites: Sequence[Path]) -> "list[TableRow]":
 
 def summarise(rows: "Sequence[TableRow]") -> list[str]:
     """Lines that say, for each kind of feature, the NMSE of each codec at some rates, and which codec
-    has the lowest; interpolated between measured points, on logarithms of both."""
+    has the lowest (alone: no other was measured there); interpolated between measured points, on
+    logarithms of both."""
     lines = []
     kinds = dict.fromkeys(row.evaluated_on for row in rows)
     for kind in kinds:
@@ -487,11 +488,15 @@ def summarise(rows: "Sequence[TableRow]") -> list[str]:
             math.floor(max((p[-1][0] for p in found.values()), default=-1)) + 1,
         )
         at = {name: [_between(points, power) for power in powers] for name, points in found.items()}
-        least = [min((row[k], name) for name, row in at.items()) for k in range(len(powers))]
+        lowest = []
+        for k in range(len(powers)):
+            measured = sorted((row[k], name) for name, row in at.items() if row[k] < math.inf)
+            names = [name for _, name in measured] or ["-"]
+            lowest.append(f"{names[0]} alone" if len(measured) == 1 < len(at) else names[0])
         cells = [[f"{kind}: NMSE at bits per point", *(f"{2.0**power:g}" for power in powers)]]
         for name, row in at.items():
             cells.append([name, *("-" if math.isinf(value) else f"{value:.3g}" for value in row)])
-        cells.append(["lowest", *("-" if math.isinf(value) else name for value, name in least)])
+        cells.append(["lowest", *lowest])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines.append("")
         for line in cells:
