@@ -5,6 +5,7 @@ Coding needs the package's own dependencies alone. What else is imported belongs
 """
 
 import importlib
+from traceback import walk_tb
 from types import ModuleType
 
 from dtufc.errors import UserError
@@ -22,13 +23,20 @@ EXTRAS = {
 """Name of each extra -> the modules that it brings, for those that this project imports."""
 
 
+ROOMS = {"dtufc.machines": "machines", "dtufc.report": "report", "dtufc.CompressAI": "train"}
+"""Of the extras that bring a module, the one that belongs to the package that asked for it."""
+
+
 def explain(error: ImportError) -> str | None:
     """The line for a module that could not be imported; ``None`` where no extra brings it."""
     module = (error.name or "").partition(".")[0]
-    for extra, modules in EXTRAS.items():
-        if module in modules:
-            return f'{module} is not installed; pip install "dtufc[{extra}]" brings it'
-    return None
+    fits = [extra for extra, modules in EXTRAS.items() if module in modules]
+    if not fits:
+        return None
+    asking = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    own = {ROOMS.get(".".join(name.split(".")[:2])) for name in asking}
+    extra = next((extra for extra in fits if extra in own), fits[0])
+    return f'{module} is not installed; pip install "dtufc[{extra}]" brings it'
 
 
 def load(module: str) -> ModuleType:

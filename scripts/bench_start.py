@@ -1,14 +1,18 @@
-"""How long every command takes to start: ``python scripts/bench_start.py``.
+"""How long every command takes to start, and a codec to load: ``python scripts/bench_start.py``.
 
-Runs each command with ``--help``, and prints user and system CPU-seconds and the largest memory. Times
-are the best of ``--repeats``. The bar is 1.5 CPU-seconds.
+    python scripts/bench_start.py                         --help of every command
+    python scripts/bench_start.py --codecs DIR [DIR ...]  what loading these codec folders takes, too
+
+Each runs in a process of its own. Printed are user and system CPU-seconds and the largest memory; times
+are the best of ``--repeats``. The bars: 1.5 CPU-seconds for ``--help``, 1 for ``load_codec`` of a tiny
+codec after the import of its libraries, which has a row of its own.
 """
 
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dtufc import config
@@ -22,6 +26,16 @@ WITHOUT_FLAGS = ("scripts/quickstart.py", "scripts/small_codecs.py")
 MIB = 1 / 2**20 if sys.platform == "darwin" else 1 / 2**10
 """Of a unit of ``ru_maxrss``: bytes on macOS, KiB elsewhere."""
 
+IMPORTS = """import json, pathlib, sys, dtufc
+folder = pathlib.Path(sys.argv[1])
+dtufc.codecs()[json.loads((folder / "config.json").read_text())["codec"]].load_class()
+"""
+LOAD = """import time
+start = time.process_time()
+dtufc.load_codec(folder)
+print(time.process_time() - start)
+"""
+
 
 @dataclass(frozen=True)
 class StartConfig:
@@ -29,6 +43,8 @@ class StartConfig:
 
     repeats: int = 2
     """Each time is the best of so many."""
+    codecs: list[Path] = field(default_factory=list)
+    """Codec folders that are loaded."""
 
     def __post_init__(self):
         if self.repeats < 1:
@@ -37,11 +53,12 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class StartRow:
-    """One command."""
+    """One command, or one codec folder."""
 
     command: str
     cpu_s: float
     peak_mib: float
+    """Of the process; a codec's is that after its imports."""
 
 
 def commands() -> list[str]:
@@ -51,29 +68,48 @@ def commands() -> list[str]:
     return [name for name in names if name not in WITHOUT_FLAGS]
 
 
-def start(command: str) -> tuple[float, float]:
-    """CPU-seconds and peak memory (MiB) of ``--help``.
+def start(argv: Sequence[str], folder: Path) -> tuple[float, float]:
+    """CPU-seconds and peak memory (MiB) of ``python argv``, run in a folder.
 
     Raises:
         UserError: it failed.
     """
-    path = Path(REPOSITORY / command)
-    process = subprocess.Popen(
-        [sys.executable, path.name, "--help"], cwd=path.parent, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, *argv], cwd=folder, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)  # of this process alone, unlike RUSAGE_CHILDREN
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise UserError(f"{command} --help ended with status {process.returncode}")
+        raise UserError(f"python {' '.join(argv)} ended with status {process.returncode}")
     return used.ru_utime + used.ru_stime, used.ru_maxrss * MIB
 
 
+def load(folder: Path) -> float:
+    """CPU-seconds of ``load_codec`` after the imports.
+
+    Raises:
+        UserError: it failed.
+    """
+    argv = [sys.executable, "-c", IMPORTS + LOAD, str(folder)]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{folder}: load_codec ended with status {done.returncode}")
+    return float(done.stdout.split()[-1])
+
+
 def bench(cfg: StartConfig) -> list[StartRow]:
-    """Start every command."""
+    """Start every command, and load every codec."""
+
+    def best(argv: Sequence[str], folder: Path) -> tuple[float, float]:
+        return min(start(argv, folder) for _ in range(cfg.repeats))
+
     rows = []
     for command in commands():
-        cpu, peak = zip(*(start(command) for _ in range(cfg.repeats)), strict=True)
-        rows.append(StartRow(command, min(cpu), min(peak)))
+        path = REPOSITORY / command
+        rows.append(StartRow(command, *best([path.name, "--help"], path.parent)))
+    for folder in cfg.codecs:
+        imports, peak = best(["-c", IMPORTS, str(folder)], Path.cwd())
+        loads = min(load(folder) for _ in range(cfg.repeats))
+        rows.append(StartRow(f"{folder}: imports", imports, peak))
+        rows.append(StartRow(f"{folder}: load_codec", loads, peak))
     return rows
 
 

@@ -253,6 +253,8 @@ def test_an_installation_codes(installed, tmp_path):
     ("module", "flags", "extra"),
     [
         ("dtufc.machines.resnet50.cls", [], "machines"),
+        ("dtufc.machines.llama3.llama3", [], "machines"),
+        ("dtufc.CompressAI.train", ["--patches", "x", "--output", "y"], "train"),
         ("dtufc.handcrafted.fit_handcrafted", ["--codec", "hevc"], "handcrafted"),
         ("dtufc.machines.sd3.sd3", ["--help"], None),
     ],

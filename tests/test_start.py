@@ -12,6 +12,7 @@ from dtufc.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
+import small_codecs
 from bench_start import commands, main
 
 HEAVY = {
@@ -82,10 +83,13 @@ def test_public_names_lie_where_type_checkers_look():
     assert {*told, "__version__"} == set(dtufc.__all__)
 
 
-def test_bench_start(monkeypatch, capsys):
+def test_bench_start(monkeypatch, capsys, tmp_path):
+    codec = small_codecs.make("cast", "tokens", tmp_path)
     monkeypatch.setattr("bench_start.commands", lambda: ["coding/encode.py"])
-    main(["--repeats", "1"])
-    row = capsys.readouterr().out.splitlines()[-1].split()
-    assert row[0] == "coding/encode.py"
-    assert 0.01 < float(row[1]) < 20
-    assert 5 < float(row[2]) < 2000
+    main(["--repeats", "1", "--codecs", str(codec)])
+    rows = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == [
+        "coding/encode.py", f"{codec}: imports", f"{codec}: load_codec",
+    ]  # fmt: skip
+    assert all(0.01 < float(row[1]) < 20 for row in rows[:2])
+    assert all(5 < float(row[2]) < 2000 for row in rows)
