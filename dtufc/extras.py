@@ -12,13 +12,13 @@ from dtufc.errors import UserError
 
 EXTRAS = {
     "handcrafted": ("av", "imagecodecs"),
-    "train": ("accelerate", "matplotlib", "tensorboard"),
+    "train": ("accelerate", "matplotlib", "sklearn", "tensorboard"),
     "machines": (
         "accelerate", "cv2", "diffusers", "huggingface_hub", "mmcv", "mmengine", "pyarrow",
         "tokenizers", "torch_fidelity", "torchmetrics", "transformers",
     ),
     "report": ("bjontegaard", "matplotlib", "plotly"),
-    "dev": ("sklearn", "threadpoolctl"),
+    "dev": ("threadpoolctl",),
 }  # fmt: skip
 """Name of each extra -> the modules that it brings, for those that this project imports."""
 
