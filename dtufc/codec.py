@@ -399,7 +399,7 @@ def load_codec(
     Args:
         folder: a codec folder, or the name of a shipped codec (:func:`dtufc.shipped.pretrained`).
         device: torch device of the networks; codecs without networks ignore it.
-        published: code exactly as the published evaluation does (see README, "Like for like").
+        published: code exactly as the published evaluation does (docs/reference/test-conditions.md).
         kinds: kinds of features beyond those that the folder knows.
 
     Raises:
