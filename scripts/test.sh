@@ -4,4 +4,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 ruff check .
 ruff format --check .
-OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" python -m pytest -n "$(nproc)" "$@"
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" python -m pytest -n "$(env -u OMP_NUM_THREADS nproc)" "$@"
