@@ -18,10 +18,11 @@ from pathlib import Path
 from dtufc import config
 from dtufc.errors import UserError
 from dtufc.paths import REPOSITORY
+from dtufc.shipped import codec_folder
 from dtufc.records import format_table
 
 PATTERNS = ("coding/*.py", "coding/*/*.py", "machines/*/*.py", "scripts/*.py")
-WITHOUT_FLAGS = ("scripts/quickstart.py", "scripts/small_codecs.py")
+WITHOUT_FLAGS = ("scripts/small_codecs.py",)
 """Not commands with flags: one job from end to end, and a module."""
 MIB = 1 / 2**20 if sys.platform == "darwin" else 1 / 2**10
 """Of a unit of ``ru_maxrss``: bytes on macOS, KiB elsewhere."""
@@ -44,7 +45,7 @@ class StartConfig:
     repeats: int = 2
     """Each time is the best of so many."""
     codecs: list[Path] = field(default_factory=list)
-    """Codec folders that are loaded."""
+    """Codec folders, or names of shipped codecs, that are loaded."""
 
     def __post_init__(self):
         if self.repeats < 1:
@@ -105,7 +106,7 @@ def bench(cfg: StartConfig) -> list[StartRow]:
     for command in commands():
         path = REPOSITORY / command
         rows.append(StartRow(command, *best([path.name, "--help"], path.parent)))
-    for folder in cfg.codecs:
+    for folder in map(codec_folder, cfg.codecs):
         imports, peak = best(["-c", IMPORTS, str(folder)], Path.cwd())
         loads = min(load(folder) for _ in range(cfg.repeats))
         rows.append(StartRow(f"{folder}: imports", imports, peak))

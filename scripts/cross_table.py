@@ -8,11 +8,13 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtufc import config, files
 from dtufc.errors import UserError
-from dtufc.report.table import Table
-from dtufc.report.tables import cross, shared_rate
+
+if TYPE_CHECKING:
+    from dtufc.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ class CrossConfig:
     """Lambda whose rows are compared; null takes the one that most training sets share."""
 
 
-def cross_table(cfg: CrossConfig) -> Table:
+def cross_table(cfg: CrossConfig) -> "Table":
     """The table, its numbers as the batch's table has them.
 
     Raises:
         UserError: the batch's table has no row of this codec and lambda.
     """
+    from dtufc.report.table import Table
+    from dtufc.report.tables import cross, shared_rate  # after the flags: --help needs none of it
+
     with cfg.table.open(newline="") as file:
         found = [row for row in csv.DictReader(file) if row["codec"] == cfg.codec]
     rows = [row for row in found if row["lambda_value"]]  # fitted codecs have qualities instead

@@ -625,7 +625,7 @@ def test_no_kind_of_damage_to_weights_is_a_fault_of_ours(untrained, tmp_path):
                     assert str(path) in str(error)
                     assert other is None or not other.isinf().any() or "finite" in str(error)
                 else:
-                    assert not other.isinf().any()
+                    assert other is None or not other.isinf().any()  # twins of tables may be gone
                     assert codec.decode(codec.encode(toy_feature(0, 4))).shape[2] == 4
         write_weights(path, good)
 

@@ -36,7 +36,18 @@ FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<language>\w+)\n(?P<co
 PROGRAMS = ("python", "bash", "accelerate", "docker")
 ROOMS = "dtufc|coding|machines|configs|docker|docs|scripts|results|tests"
 # what would take minutes is run with one epoch of one codec
-SHORTER = {"run_batch.py": ["--epochs", "1", "--train_task", "hybrid", "--lambda_value", "0.004"]}
+SHORTER = {
+    "run_batch.py": [
+        "--arch",
+        "bmshj2018-hyperprior",
+        "--epochs",
+        "1",
+        "--train_task",
+        "hybrid",
+        "--lambda_value",
+        "0.004",
+    ]
+}
 
 
 @dataclass(frozen=True)
