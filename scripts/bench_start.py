@@ -18,8 +18,8 @@ from pathlib import Path
 from dtufc import config
 from dtufc.errors import UserError
 from dtufc.paths import REPOSITORY
-from dtufc.shipped import codec_folder
 from dtufc.records import format_table
+from dtufc.shipped import codec_folder
 
 PATTERNS = ("coding/*.py", "coding/*/*.py", "machines/*/*.py", "scripts/*.py")
 WITHOUT_FLAGS = ("scripts/small_codecs.py",)

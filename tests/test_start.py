@@ -92,5 +92,5 @@ def test_bench_start(monkeypatch, capsys, tmp_path):
         "coding/encode.py", f"{codec}: imports", f"{codec}: load_codec",
     ]  # fmt: skip
     assert all(0.01 < float(row[1]) < 20 for row in rows[:2])
-    assert all(5 < float(row[2]) < 2000 for row in rows[:2])
-    assert 0 <= float(rows[2][2]) < 200  # what loading a small codec adds
+    peaks = [float(row[2]) for row in rows]
+    assert all(5 < peak < 20_000 for peak in peaks), peaks
