@@ -16,6 +16,8 @@ from dtufc.errors import UserError
 from dtufc.paths import CONFIG_JSON, PACKAGE
 
 PRETRAINED = PACKAGE / "pretrained"
+HYBRID = "hybrid"
+"""Training set of a codec of several kinds of features."""
 TRAINING_JSON = "training.json"
 
 
@@ -29,6 +31,12 @@ class Description:
     """Kinds of features that it knows."""
     labels: dict[str, Any]
     """What tables say of it: trained_on, transform, lambda_value, seed, options; empty if unknown."""
+
+    @property
+    def trained_on(self) -> str:
+        """The task of its only kind of feature, or hybrid; what its labels say goes before."""
+        one = self.kinds[0].rpartition("_")[2] if len(self.kinds) == 1 else HYBRID
+        return self.labels.get("trained_on", one)
 
 
 def pretrained() -> dict[str, Path]:

@@ -272,6 +272,40 @@ def test_bold_only_where_certain():
     assert bold(("klt", [(1, 0.5)]), ("elic", [(4, 0.5)])) == []
 
 
+def test_of_a_perplexity_less_is_better():
+    """The same curves as gains and as perplexities: the same winners, rates and anchor."""
+
+    losses = {"klt": [(1, 5), (2, 1), (4, 0.1)], "elic": [(1, 8), (3, 2), (4, 1)]}
+
+    def machine(sign, full):
+        low, high = (-0.01, 0.01)
+        runs = [
+            Run(Path(), codec, "lm", "none", "a_lm", None, i, 0, {}, {"config": {}}, bpfp, 0.1 / bpfp,
+                "figure", full + sign * loss, full + sign * loss + low, full + sign * loss + high,
+                less_is_better=sign > 0)
+            for codec, points in losses.items() for i, (bpfp, loss) in enumerate(points)
+        ]  # fmt: skip
+        accuracy = {"value": full, "metric": "figure", "less_is_better": sign > 0}
+        return Machine("a_lm", FeatureRoot(Path()), accuracy, group_curves(runs), 32)
+
+    more, less = machine(-1, 100.0), machine(1, 100.0)
+    for rate in (1.0, 2.0, 4.0):
+        one, other = (
+            next(each for each in winners(kind) if each.rate == rate) for kind in (more, less)
+        )
+        assert one.metric.curve.first.codec == other.metric.curve.first.codec == "klt"
+        assert one.metric.value.value + other.metric.value.value == pytest.approx(200)
+        assert other.metric.value.low < other.metric.value.value < other.metric.value.high
+        assert one.ties == other.ties == ()
+    up, down = (tables.headline([kind]) for kind in (more, less))
+    assert [row[5:7] for row in up.rows] == [row[5:7] for row in down.rows]  # codec, bpfp at 99 %
+    assert [row[7] for row in down.rows] == [None, None]
+    assert [row[10].value for row in down.rows] == [100.1, 101.0]
+    bd = [tables.bd_table([kind], None).rows[0] for kind in (more, less)]
+    assert bd[0][:3] == bd[1][:3]
+    assert bd[0][3:] == pytest.approx(bd[1][3:])
+
+
 def test_speed_and_size(root):
     where = {"evaluated_on": "cnn_cls", "codec": "klt · cls"}
     expected = {"encode Mpoints/s": 3 / 1.2, "decode Mpoints/s": 2, "encode after first": 10}

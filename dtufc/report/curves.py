@@ -64,8 +64,8 @@ class Curve:
         return " · ".join(filter(None, [run.codec, run.trained_on, transform, run.variant, unseen]))
 
     def points(self, figure: str) -> list[tuple[float, float]]:
-        """(bpfp, figure) where there is one: ``value``, ``low`` and ``high`` of its error bar, or
-        ``snr``, -10 log10 NMSE in dB."""
+        """(bpfp, figure) where there is one: ``value``, ``low`` and ``high`` of its error bar, ``gain``,
+        or ``snr``, -10 log10 NMSE in dB."""
         if figure == "snr":
             return [(run.bpfp, -10 * math.log10(run.nmse)) for run in self.runs if run.nmse > 0]
         found = [(run.bpfp, getattr(run, figure)) for run in self.runs]

@@ -33,18 +33,20 @@ coded strings alone in curves of “published counting”) over the number of va
 over the test features. <b>NMSE</b> is the mean squared error over the features' variance. The <b>task
 metric</b> is what the large model's back half reaches on the decoded features; the dashed line is what
 it reaches on the uncompressed ones. A curve is one codec configuration (codec · trained on ·
-transform); <i>hybrid</i> is one universal codec for all machines. Left and up is better for the metric,
-left and down for the error. Point at a marker for its figures, click a name to hide its curve."""
+transform); <i>hybrid</i> is one universal codec for all machines. Left and up is better for the metric
+(down for a perplexity), left and down for the error. Point at a marker for its figures, click a name to
+hide its curve."""
 BARS = f"""<b>Error bars</b>, [low, high] in tables, are {LEVEL:.0%} intervals over the test samples: how
 far the metric may move with other samples of the same kind. They are Wilson's where each answer is right
 or wrong, else a bootstrap. They say nothing of other seeds of the training. Codecs are judged on the
 same samples, so a difference may be certain though their bars overlap. “Within noise” is tested sample
 by sample for that reason: McNemar's test, or a paired bootstrap."""
-HEADLINE = """The rate at which each codec reaches 99 % of the uncompressed metric, and at which it is
-within one percentage point of it, interpolated on log BPFP between measured points (the rising envelope
-of the curve). ≤: the lowest rate that was measured reaches it already. Bold: the fewest bits, where no
-such bound may undercut it. “Without loss beyond noise” is the lowest measured rate from which on the
-difference to the uncompressed metric may be chance; few samples hide a loss, so mind their number."""
+HEADLINE = """The rate at which each codec reaches 99 % of the uncompressed metric (101 % of a
+perplexity, of which less is better), and at which it is within one percentage point of it, interpolated
+on log BPFP between measured points (the rising envelope of the curve). ≤: the lowest rate that was
+measured reaches it already. Bold: the fewest bits, where no such bound may undercut it. “Without loss
+beyond noise” is the lowest measured rate from which on the difference to the uncompressed metric may be
+chance; few samples hide a loss, so mind their number."""
 FOREIGN = """ Codecs trained for another machine are in the <a href="#cross">cross tables</a>."""
 NMSE = """The rate at which each codec reaches an NMSE, on the machines without a task metric,
 interpolated as above."""

@@ -18,8 +18,7 @@ from dtufc.paths import (
     FeatureRoot,
 )
 from dtufc.report.judged import Judged, read_judged
-
-HYBRID = "hybrid"
+from dtufc.shipped import HYBRID
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,17 @@ class Run:
     """Whether the metric's difference to that of the uncompressed features may be chance."""
     samples: int | None = None
     """So many were judged."""
+    less_is_better: bool = False
+    """Of the metric: perplexity."""
     variant: str = ""
     """What tells it from runs of the same codec, training set and transform, beside the rate."""
     members: tuple["Run", ...] = ()
     """The runs of single seeds, where this is their mean."""
+
+    @property
+    def gain(self) -> float | None:
+        """The task metric, turned so that more is better."""
+        return -self.value if self.less_is_better and self.value is not None else self.value
 
     @property
     def rate(self) -> str:
@@ -147,6 +153,7 @@ def _read_run(folder: Path) -> Run | None:
         metric=accuracy.get("metric"),
         value=accuracy.get("value"),
         samples=accuracy.get("samples"),
+        less_is_better=bool(accuracy.get("less_is_better")),
     )
 
 

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -63,6 +63,8 @@ class ResultRow:
     cores: int | None
     processor: str
     revision: str
+    less_is_better: bool = False
+    """Of the metric; a CSV of earlier versions lacks the column."""
 
     @property
     def order(self) -> tuple:
@@ -115,6 +117,7 @@ def _row(run: Run) -> ResultRow:
         decode_s=summary.get("decode_s"),
         device=config.get("device") or "",
         **_computer(run.record["processes"][-1]),
+        less_is_better=run.less_is_better,
     )
 
 
@@ -126,6 +129,7 @@ def _uncompressed(machine: Machine) -> ResultRow:
         points=None, bpfp=float(machine.bits), nmse=0.0, metric=told["metric"],
         value=float(told["value"]), low=told.get("low"), high=told.get("high"), within_noise=None,
         samples=told.get("samples"), encode_s=None, decode_s=None, device="", **_computer(told),
+        less_is_better=bool(told.get("less_is_better")),
     )  # fmt: skip
 
 
@@ -163,7 +167,13 @@ def read_results(path: Path) -> list[ResultRow]:
     for number, cells in enumerate(found, start=2):
         try:
             rows.append(
-                ResultRow(**{f.name: _parse(f.type, cells[f.name]) for f in fields(ResultRow)})
+                ResultRow(
+                    **{
+                        f.name: _parse(f.type, cells[f.name])
+                        for f in fields(ResultRow)
+                        if f.name in cells or f.default is MISSING
+                    }
+                )
             )
             json.loads(rows[-1].options)
         except (KeyError, TypeError, ValueError) as error:
@@ -191,6 +201,7 @@ def as_machines(rows: Iterable[ResultRow]) -> list[Machine]:
         row, accuracy = uncoded.get(kind), {}
         if row is not None:
             accuracy = {"metric": row.metric, "value": row.value, "samples": row.samples}
+            accuracy["less_is_better"] = row.less_is_better
             accuracy |= {} if row.low is None else {"low": row.low, "high": row.high}
         bits = None if row is None else int(row.bpfp)
         machines.append(
@@ -206,5 +217,5 @@ def _run(row: ResultRow) -> Run:
         kind=row.evaluated_on, lambda_value=row.lambda_value, quality=row.quality, seed=row.seed,
         options=json.loads(row.options), record={"config": config}, bpfp=row.bpfp, nmse=row.nmse,
         metric=row.metric, value=row.value, low=row.low, high=row.high,
-        within_noise=row.within_noise, samples=row.samples,
+        within_noise=row.within_noise, samples=row.samples, less_is_better=row.less_is_better,
     )  # fmt: skip

@@ -61,12 +61,13 @@ def sample_table(machine: Machine) -> Table | None:
 
 
 def worst_first(runs: Sequence[Run], uncoded: Judged, decoded: Sequence[Judged]) -> list[int]:
-    """Places of at most SAMPLES samples: those whose own metric falls most over the runs together; of
-    equals, those with the greatest squared error at the lowest rate."""
+    """Places of at most SAMPLES samples: those whose own metric worsens most over the runs together;
+    of equals, those with the greatest squared error at the lowest rate."""
     drop = np.zeros(len(uncoded.rows))
+    sign = -1 if runs[0].less_is_better else 1
     for each in decoded:
         if each.scores is not None and uncoded.scores is not None:
-            drop += uncoded.scores - each.scores
+            drop += sign * (uncoded.scores - each.scores)
     errors = {row.name: row.mse for row in read_rate(runs[0].folder / RATE_CSV)}
     mse = np.array([errors.get(name, 0.0) for name in uncoded.names])
     return np.lexsort((-mse, -drop))[:SAMPLES].tolist()

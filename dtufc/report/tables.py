@@ -34,19 +34,24 @@ def headline(machines: Sequence[Machine]) -> Table:
         uncoded = Estimate(full, machine.accuracy.get("low"), machine.accuracy.get("high"))
         samples = machine.accuracy.get("samples")
         facts = [machine.kind, machine.metric, uncoded, samples, machine.bits]
-        curves = [(curve, points) for curve in machine.curves if (points := curve.points("value"))]
-        found = [(reach(points, 0.99 * full), curve, points) for curve, points in curves]
+        less = bool(machine.accuracy.get("less_is_better"))
+        target = -1.01 * full if less else 0.99 * full
+        curves = [(curve, points) for curve in machine.curves if (points := curve.points("gain"))]
+        found = [(reach(points, target), curve, points) for curve, points in curves]
         found.sort(key=lambda item: (item[0] is None, item[0]))
         least, *others = [near for near, _, _ in found] or [None]
         # a bound may lie anywhere below, so that only exact rates are beaten for certain
         if least and all(not near or (near[0] > least[0] and not near[1]) for near in others):
             bold |= {(len(rows), len(facts)), (len(rows), len(facts) + 1)}
         for near, curve, points in found:
-            within = reach(points, full - one_point(full))
             times = machine.bits and near and (machine.bits / near[0], near[1])
-            cells = [_limit(near, "<=", NOT_REACHED), _limit(within, "<=", NOT_REACHED)]
+            cells = [_limit(near, "<=", NOT_REACHED)]
+            # points are of shares and scores, which have an upper end
+            cells += [
+                None if less else _limit(reach(points, full - one_point(full)), "<=", NOT_REACHED)
+            ]
             judged = [run for run in curve.runs if run.value is not None]
-            best = max(judged, key=lambda run: run.value)
+            best = max(judged, key=lambda run: run.gain)
             cells += [_noiseless(judged), _limit(times, ">=")]
             rows.append([*facts, curve.label, *cells, Estimate(best.value, best.low, best.high)])
     return Table("headline", columns, rows, group=5, bold=frozenset(bold))
@@ -108,7 +113,7 @@ def bd_table(machines: Sequence[Machine], wanted: str | None) -> Table:
         for curve in machine.curves if anchor else []:
             if curve is not anchor:
                 snr = bd_figures(anchor.points("snr"), curve.points("snr"))
-                rate, _, shared = bd_figures(anchor.points("value"), curve.points("value"))
+                rate, _, shared = bd_figures(anchor.points("gain"), curve.points("gain"))
                 task = [rate, shared] if machine.metric else [None, None]
                 rows.append([machine.kind, anchor.label, curve.label, *snr, *task])
     return Table("bd_rate", columns, rows, group=2)

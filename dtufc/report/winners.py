@@ -18,7 +18,9 @@ class Best:
     """The best figure for at most a rate."""
 
     curve: Curve
-    value: Estimate | float
+    value: Estimate
+    gain: float
+    """The figure, turned so that more is better."""
     bpfp: float
     """Where it is: the rate itself, or a lower one that was measured."""
 
@@ -49,15 +51,15 @@ def winners(machine: Machine) -> list[Winner]:
 
 
 def _winner(curves: Sequence[Curve], rate: float) -> Winner:
-    metric, errors = (_best(curves, figure, rate) for figure in ("value", "snr"))
-    snr, nmse = next(iter(errors), None), None
-    if snr:
-        nmse = Best(snr.curve, 10 ** (-snr.value.value / 10), snr.bpfp)
+    metric, errors = (_best(curves, figure, rate) for figure in ("gain", "snr"))
+    nmse = next(iter(errors), None)
     if not metric:
         return Winner(rate, None, (), nmse)
     best, *others = metric
-    least = best.value.value if best.value.low is None else best.value.low
-    ties = tuple(other.curve for other in others if other.value.value >= least)
+    less = best.curve.first.less_is_better
+    end = best.value.high if less else best.value.low
+    least = best.gain if end is None else -end if less else end
+    ties = tuple(other.curve for other in others if other.gain >= least)
     return Winner(rate, best, ties, nmse)
 
 
@@ -66,11 +68,14 @@ def _best(curves: Sequence[Curve], figure: str, rate: float) -> list[Best]:
     found = []
     for curve in curves:
         if there := within(curve.points(figure), rate):
-            value, bpfp = there
+            gain, bpfp = there
             bar = (at_rate(curve.points(end), bpfp) for end in ("low", "high"))
-            estimate = Estimate(value, *bar) if figure == "value" else Estimate(value)
-            found.append(Best(curve, estimate, bpfp))
-    return sorted(found, key=lambda best: (-best.value.value, best.bpfp))
+            if figure == "snr":
+                estimate = Estimate(10 ** (-gain / 10))  # the NMSE
+            else:
+                estimate = Estimate(-gain if curve.first.less_is_better else gain, *bar)
+            found.append(Best(curve, estimate, gain, bpfp))
+    return sorted(found, key=lambda best: (-best.gain, best.bpfp))
 
 
 def winner_table(machines: Sequence[Machine]) -> Table:

@@ -235,7 +235,7 @@ def _figures(sums: dict[str, float]) -> dict[str, float]:
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.exp(min(value, 700))  # records hold finite numbers
 
 
 def log_probs(logits: Tensor) -> Tensor:
