@@ -137,7 +137,7 @@ def describe(cfg: EvaluateConfig) -> dict[str, Any]:
     found = {
         "codec": told.codec,
         "kind": cfg.kind or one,
-        "trained_on": one.rpartition("_")[2] if one else "hybrid",
+        "trained_on": told.trained_on,
         "transform": "",
         "lambda_value": training.get("lambda_value"),
         "quality": cfg.quality,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dtufc import config, files, records
-from dtufc.paths import REPOSITORY, SUMMARY_JSON, default_data_root
+from dtufc.paths import ACCURACY_JSON, REPOSITORY, SUMMARY_JSON, default_data_root
 
 MACHINES = {"llama3": "llama3.py", "dinov2": "seg.py", "sd3": "sd3.py", "resnet50": "cls.py"}
 DRIVER = "coding/CompressAI"
@@ -102,7 +102,7 @@ def _comparison(shipped: Path, anew: Path) -> Comparison:
 
 
 def _value(summary: Path) -> Any:
-    path = summary.with_name("accuracy.json")
+    path = summary.with_name(ACCURACY_JSON)
     return files.read_json(path)["value"] if path.is_file() else None
 
 

@@ -17,7 +17,7 @@ from dtufc.errors import UserError
 from dtufc.experiments.driver import BatchConfig
 from dtufc.paths import RUN_JSON, default_data_root
 from dtufc.registry import find_codec
-from dtufc.shipped import PRETRAINED, TRAINING_JSON
+from dtufc.shipped import HYBRID, PRETRAINED, TRAINING_JSON
 
 CHOSEN = (
     {"suite": "tiny", "arch": "hyperprior", "train_task": "hybrid"},
@@ -58,23 +58,12 @@ def shipments(data_root: Path) -> Iterator[Shipment]:
     """The codecs that ship, with their folders in a data root."""
     for flags in CHOSEN:
         batch = BatchConfig(**flags, data_root=data_root).batch()
-        transform = batch.transform.transform_name
-        for run in batch.runs:
-            machines = batch.trained_on(run)
-            what = machines[0] if len(machines) == 1 else "tiny"
-            labels = {
-                "trained_on": run.train_task, "transform": transform,
-                "lambda_value": run.lambda_value, "seed": run.seed, "options": run.options,
-            }  # fmt: skip
-            name = f"{run.codec}_{what}_{run.lambda_value:g}"
-            yield Shipment(name, batch.folder(run), {"codec": run.codec, **labels})
-        for fit in batch.fits:
-            labels = {
-                "trained_on": batch.machines[fit.machine].task, "transform": "none",
-                "seed": fit.seed, "options": fit.flags,
-            }  # fmt: skip
-            folder = Path(batch.fit_config(fit).output)
-            yield Shipment(f"{fit.codec}_{fit.machine}", folder, {"codec": fit.codec, **labels})
+        found = {coding.cfg.codec: coding for coding in batch.codings()}  # one per codec
+        for folder, coding in found.items():
+            told = {k: v for k, v in coding.cfg.labels.items() if k not in ("kind", "quality")}
+            of = "tiny" if told["trained_on"] == HYBRID else coding.machine
+            rate = f"_{told['lambda_value']:g}" if "lambda_value" in told else ""
+            yield Shipment(f"{told['codec']}_{of}{rate}", folder, told)
 
 
 def ship(cfg: ShipConfig) -> None:

@@ -27,6 +27,7 @@ from dtufc.experiments.imports import SPLITS, Placed, Source, list_parts, place_
 from dtufc.feature import FeatureFacts, load_facts
 from dtufc.paths import DataRoot
 from dtufc.registry import CodecEntry, find_codec
+from dtufc.shipped import HYBRID
 from dtufc.stamps import Stamp, digest_file, read_stamp
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 MODEL = "own"
 """First folder of the features in the output; a folder's name is the second."""
-HYBRID = "hybrid"
 LINEAR = "machines/linear/linear.py"
 """The script of the linear head."""
 SUITE, NATIVE_SUITE = "compare", "compare_native"

@@ -217,7 +217,7 @@ class Batch:
                     continue
                 names = (
                     ready.told.codec,
-                    ready.trained_on,
+                    ready.told.trained_on,
                     ready.told.labels.get("transform", NO_TRANSFORM),
                 )
                 cfg = EvaluateConfig(

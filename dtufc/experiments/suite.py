@@ -18,11 +18,10 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, load_facts
 from dtufc.paths import CONFIGS
 from dtufc.registry import CodecEntry, find_codec
-from dtufc.shipped import Description, codec_folder, describe_codec
+from dtufc.shipped import HYBRID, Description, codec_folder, describe_codec
 from dtufc.transform.options import TransformOptions
 from dtufc.transform.patches import folded_size, parse_patch_size
 
-HYBRID = "hybrid"
 PUBLISHED_CROPS = {"csr": 2}
 """Crops of each feature by task, where they are not one."""
 MACHINE_KEYS = ("machines", "unseen")
@@ -235,12 +234,6 @@ class Ready:
         return f"ready_{self.folder.name}{rate}"
 
     @property
-    def trained_on(self) -> str:
-        """The task of its only kind of feature, or hybrid."""
-        one = self.told.kinds[0] if len(self.told.kinds) == 1 else None
-        return self.told.labels.get("trained_on", one.rpartition("_")[2] if one else HYBRID)
-
-    @property
     def labels(self) -> dict[str, Any]:
         """What tables say of it. Results of a codec of the same making, trained here, are others."""
         told = {"lambda_value": None, "seed": 0, "options": {}, **self.told.labels}
@@ -344,7 +337,9 @@ def select(
     ready = select_ready(suite, arch, train_task)
     if not rows and not ready and not _fitted(suite, arch, train_task):
         every = [(row.codec, row.train_task or "each task") for row in [*suite.rows, *suite.fitted]]
-        every += [(each.told.codec, each.trained_on) for each in select_ready(suite, None, None)]
+        every += [
+            (each.told.codec, each.told.trained_on) for each in select_ready(suite, None, None)
+        ]
         have = sorted({f"{codec} on {task}" for codec, task in every})
         raise UserError(f"arch, train_task: the suite has no such row; it has {', '.join(have)}")
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -376,7 +371,7 @@ def select_ready(suite: Suite, arch: str | None, train_task: str | None) -> list
     return [
         ready
         for ready in found
-        if codec in (None, ready.told.codec) and train_task in (None, ready.trained_on)
+        if codec in (None, ready.told.codec) and train_task in (None, ready.told.trained_on)
     ]
 
 
