@@ -8,7 +8,7 @@ only what depends on it is coded again.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from dtufc.overlap import overlap
 from dtufc.paths import BITSTREAMS, DECODED, RATE_CSV, RUN_JSON, SUMMARY_JSON
 from dtufc.shipped import codec_folder, describe_codec
 from dtufc.stamps import Stamp, digest_file, digest_files, read_stamp
+from dtufc.token_error import TokenErrors, count_tokens
 
 IDLE = ("codec", "features", "output", "mapping", "machine", "device", "labels")
 """Fields that do not decide results: places, devices, and what is in the stamp by its content."""
@@ -105,9 +106,12 @@ def _evaluate(cfg: EvaluateConfig, codec: Codec, paths: Sequence[Path]) -> dict[
     run = provenance.Run(cfg.output, cfg, stamp, labels=describe(cfg))
     rows = []
     moments = Moments()
+    tokens = TokenErrors() if _is_of_tokens(codec, cfg.kind) else None
 
     def code(path: Path, feature: np.ndarray) -> tuple[records.RateRow, np.ndarray | None]:
         moments.add(feature)
+        if tokens:
+            tokens.add(feature)
         if path.stem in done:
             return done[path.stem], None
         return _code(codec, path, feature, cfg)
@@ -120,11 +124,29 @@ def _evaluate(cfg: EvaluateConfig, codec: Codec, paths: Sequence[Path]) -> dict[
             write_feature(cfg.output / DECODED / f"{path.stem}.npy", decoded)
             records.write_rows(table, rows)
             run.update()
+    if tokens:
+        rows = [
+            _with_token_error(cfg, tokens, path, row) for path, row in zip(paths, rows, strict=True)
+        ]
     records.write_rows(table, rows)
     summary = records.summarise(rows, moments.variance)
     files.write_json(cfg.output / SUMMARY_JSON, summary)
     run.finish(summary=summary)
     return summary
+
+
+def _is_of_tokens(codec: Codec, kind: str | None) -> bool:
+    """Whether what is coded has tokens, as far as the codec tells."""
+    asked = [facts for facts in codec.known if kind in (None, facts.kind)]
+    return bool(asked) and not any(facts.views.is_map for facts in asked)
+
+
+def _with_token_error(
+    cfg: EvaluateConfig, tokens: TokenErrors, path: Path, row: records.RateRow
+) -> records.RateRow:
+    """The row with the error that takes the mean of all features, and so comes last."""
+    x, x_hat = read_feature(path), read_feature(cfg.output / DECODED / f"{path.stem}.npy")
+    return replace(row, tokens=count_tokens(x.shape), token_error=tokens.error(x, x_hat))
 
 
 def describe(cfg: EvaluateConfig) -> dict[str, Any]:

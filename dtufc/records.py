@@ -31,6 +31,10 @@ class RateRow:
     """Seconds from bytes to array."""
     quality: float | None = None
     """Quality that it was coded at; none where the codec has one rate, or an earlier version did it."""
+    tokens: int | None = None
+    """Tokens of all layers; none for maps, and in results of earlier versions."""
+    token_error: float | None = None
+    """Relative error per token, see :mod:`dtufc.token_error`; none where ``tokens`` is."""
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -57,10 +61,10 @@ def read_rate(path: Path) -> list[RateRow]:
 
 
 def _rate_row(row: dict[str, str]) -> RateRow:
-    quality = row.pop("quality", None)
-    known = [field for field in fields(RateRow) if field.name != "quality"]
-    values = {field.name: field.type(row[field.name]) for field in known}
-    return RateRow(**values, quality=float(quality) if quality else None)
+    later = {"quality": float, "tokens": int, "token_error": float}  # tables of old lack them
+    known = {field.name: field.type for field in fields(RateRow) if field.name not in later}
+    values = {name: kind(row[name]) for name, kind in known.items()}
+    return RateRow(**values, **{k: kind(row[k]) for k, kind in later.items() if row.get(k)})
 
 
 def summarise(rows: Sequence[RateRow], variance: float) -> dict[str, float | int]:
@@ -71,6 +75,10 @@ def summarise(rows: Sequence[RateRow], variance: float) -> dict[str, float | int
     """
     points = sum(row.points for row in rows)
     mse = sum(row.mse * row.points for row in rows) / points
+    found = {}
+    if all(row.tokens for row in rows):
+        tokens = sum(row.tokens for row in rows)
+        found["token_error"] = sum(row.token_error * row.tokens for row in rows) / tokens
     return {
         "files": len(rows),
         "points": points,
@@ -80,6 +88,7 @@ def summarise(rows: Sequence[RateRow], variance: float) -> dict[str, float | int
         "mse_pooled": mse,
         "mse_mean": sum(row.mse for row in rows) / len(rows),
         "nmse_pooled": mse / variance if variance > 0 else 0.0,
+        **found,
         "encode_s": sum(row.encode_s for row in rows),
         "decode_s": sum(row.decode_s for row in rows),
     }

@@ -51,7 +51,8 @@ def cross_table(cfg: CrossConfig) -> "Table":
         )
     columns, lines = cross({
         (row["evaluated_on"], row["trained_on"]):
-            {"bpfp": row["bpfp"], "nmse": row["nmse"], row["metric"]: row["value"] or None}
+            {"bpfp": row["bpfp"], "nmse": row["nmse"], "token_error": row.get("token_error") or None,
+             row["metric"]: row["value"] or None}
         for row in rows if row["lambda_value"] == chosen
     })  # fmt: skip
     return Table(f"{cfg.table.stem}_cross", columns, lines)

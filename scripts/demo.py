@@ -17,6 +17,7 @@ import numpy as np
 from dtufc import config, files, records
 from dtufc.codec import load_codec
 from dtufc.errors import UserError
+from dtufc.token_error import TokenErrors
 
 MACHINES = {
     "dinov2_tiny": ("dinov2", "seg:DinoOptions", "halves:DinoMachine", [-3, -1, 1]),
@@ -52,6 +53,8 @@ class Line:
     bits_per_point: float
     nmse: float | None
     """Squared error over the feature's variance."""
+    token_error: float | None
+    """Relative error per token; none for maps."""
     encode_ms: float | None
     decode_ms: float | None
     answer: str
@@ -71,10 +74,13 @@ def demo(cfg: DemoConfig) -> list[Line]:
     sample = samples[cfg.sample]
     x = machine.extract(sample)
     asked, uncoded = _question(machine, sample), machine.predict(sample, x)
-    lines = [Line("uncoded", x.nbytes, 8 * x.itemsize, None, None, None, _tell(uncoded, uncoded))]
+    lines = [Line("uncoded", x.nbytes, 8 * x.itemsize, *[None] * 4, _tell(uncoded, uncoded))]
     panels = [(_caption(lines[0]), uncoded)]
     codec = load_codec(f"klt_{cfg.machine}")
     codec.decode(codec.encode(x))  # the first call compiles
+    tokens = None if codec.known[0].views.is_map else TokenErrors()
+    if tokens:
+        tokens.add(x)
     for quality in cfg.quality or qualities:
         coder = codec.at_quality(quality)
         start = time.perf_counter()
@@ -85,8 +91,8 @@ def demo(cfg: DemoConfig) -> list[Line]:
         answer = machine.predict(sample, x_hat)
         nmse = float(np.mean(np.square(x_hat.astype(np.float64) - x)) / np.var(x))
         seconds = (1000 * (middle - start), 1000 * (end - middle))
-        line = Line(f"klt, quality {quality:g}", len(data), 8 * len(data) / x.size, nmse, *seconds,
-                    _tell(answer, uncoded))  # fmt: skip
+        line = Line(f"klt, quality {quality:g}", len(data), 8 * len(data) / x.size, nmse,
+                    tokens and tokens.error(x, x_hat), *seconds, _tell(answer, uncoded))  # fmt: skip
         lines.append(line)
         panels.append((_caption(line), answer))
     path = cfg.output / f"demo_{cfg.machine}.png"

@@ -1,6 +1,7 @@
 """Draw a batch's table: ``python plot_rate_accuracy.py --table FILE.csv [--output STEM]``.
 
-One pair of panels for each kind of feature: task metric and normalised MSE against BPFP.
+Panels for each kind of feature: task metric, normalised MSE and, of tokens, the relative error per token
+against BPFP.
 """
 
 import csv
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNCOMPRESSED = "uncompressed"
+ERRORS = {"nmse": "MSE / variance of the features", "token_error": "relative error per token"}
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,18 @@ def plot(cfg: PlotConfig) -> list[Path]:
 def _draw(kind: str, rows: list[dict[str, str]]) -> "Figure":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2)
+    errors = [key for key in ERRORS if any(row.get(key) for row in rows)]
+    figure = Figure(figsize=(5.5 * (1 + len(errors)), 4.2), layout="constrained")
+    axes = figure.subplots(1, 1 + len(errors), squeeze=False)[0]
     curves = dict.fromkeys(
         (row["codec"], row["trained_on"]) for row in rows if row["codec"] != UNCOMPRESSED
     )
-    for axis, key in zip(axes, ("value", "nmse"), strict=True):
+    for axis, key in zip(axes, ("value", *errors), strict=True):
         for codec, trained_on in curves:
             points = sorted(
                 (float(row["bpfp"]), float(row[key]))
                 for row in rows
-                if (row["codec"], row["trained_on"]) == (codec, trained_on) and row[key]
+                if (row["codec"], row["trained_on"]) == (codec, trained_on) and row.get(key)
             )
             if points:
                 axis.plot(
@@ -68,8 +71,9 @@ def _draw(kind: str, rows: list[dict[str, str]]) -> "Figure":
     for row in rows:
         if row["codec"] == UNCOMPRESSED and row["value"]:
             axes[0].axhline(float(row["value"]), color="gray", linestyle="--", label=UNCOMPRESSED)
-    axes[1].set_ylabel("MSE / variance of the features")
-    axes[1].set_yscale("log")
+    for axis, key in zip(axes[1:], errors, strict=True):
+        axis.set_ylabel(ERRORS[key])
+        axis.set_yscale("log")
     handles, labels = max(
         (axis.get_legend_handles_labels() for axis in axes), key=lambda all: len(all[0])
     )

@@ -8,6 +8,7 @@ fitted on and those that they are tested on. The output is a data root with the 
 this, in ``configs/``, and the page ``report/report.html``. A killed run goes on where it ended.
 """
 
+import itertools
 import math
 import os
 import re
@@ -50,6 +51,7 @@ LADDERS: dict[str, list[float]] = {
 LAMBDAS = [0.001, 0.004, 0.016]
 """Of codecs that are trained on packed planes."""
 NMSES = [0.3, 0.1, 0.03]
+ERRORS = {"nmse": "NMSE", "token_error": "token error"}
 """Where the lambdas of codecs in a feature's own layout aim."""
 ARCHS: dict[str, dict[str, Any]] = {
     "hyperprior": {"N": 64, "M": 96},
@@ -473,15 +475,17 @@ def _run(cfg: CompareConfig, suites: Sequence[Path]) -> "list[TableRow]":
 
 def summarise(rows: "Sequence[TableRow]") -> list[str]:
     """Lines that say, for each kind of feature, the NMSE of each codec at some rates, and which codec
-    has the lowest (alone: no other was measured there); interpolated between measured points, on
-    logarithms of both."""
+    has the lowest (alone: no other was measured there); the same of the relative error per token, where
+    there are tokens. Interpolated between measured points, on logarithms of both."""
     lines = []
     kinds = dict.fromkeys(row.evaluated_on for row in rows)
-    for kind in kinds:
+    for kind, error in itertools.product(kinds, ERRORS):
         curves: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
-            if row.evaluated_on == kind and row.nmse > 0:
-                curves.setdefault(row.codec, []).append((math.log2(row.bpfp), math.log(row.nmse)))
+            if row.evaluated_on == kind and (value := getattr(row, error)):
+                curves.setdefault(row.codec, []).append((math.log2(row.bpfp), math.log(value)))
+        if not curves:
+            continue
         found = {name: sorted(points) for name, points in curves.items()}
         powers = range(
             math.ceil(min((p[0][0] for p in found.values()), default=0)),
@@ -493,7 +497,9 @@ def summarise(rows: "Sequence[TableRow]") -> list[str]:
             measured = sorted((row[k], name) for name, row in at.items() if row[k] < math.inf)
             names = [name for _, name in measured] or ["-"]
             lowest.append(f"{names[0]} alone" if len(measured) == 1 < len(at) else names[0])
-        cells = [[f"{kind}: NMSE at bits per point", *(f"{2.0**power:g}" for power in powers)]]
+        cells = [
+            [f"{kind}: {ERRORS[error]} at bits per point", *(f"{2.0**power:g}" for power in powers)]
+        ]
         for name, row in at.items():
             cells.append([name, *("-" if math.isinf(value) else f"{value:.3g}" for value in row)])
         cells.append(["lowest", *lowest])
@@ -506,7 +512,7 @@ def summarise(rows: "Sequence[TableRow]") -> list[str]:
 
 
 def _between(points: Sequence[tuple[float, float]], at: float) -> float:
-    """NMSE at a log2 rate; infinite where none is measured on both sides."""
+    """Error at a log2 rate; infinite where none is measured on both sides."""
     rates, errors = zip(*points, strict=True)
     if not rates[0] <= at <= rates[-1]:
         return math.inf

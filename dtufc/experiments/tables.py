@@ -16,7 +16,8 @@ from dtufc.paths import ACCURACY_JSON, DECODED, SUMMARY_JSON
 if TYPE_CHECKING:
     from dtufc.experiments.plan import Batch
 
-MEASURED = ("bpfp", "mse", "nmse", "value")
+MEASURED = ("bpfp", "mse", "nmse", "token_error", "value")
+SPREAD = ("bpfp", "nmse", "value")
 """Columns that are averaged over seeds."""
 
 
@@ -38,6 +39,8 @@ class TableRow:
     """Pooled."""
     nmse: float
     """Pooled MSE over the variance of the features."""
+    token_error: float | None = None
+    """Relative error per token; none for maps. See :mod:`dtufc.token_error`."""
     metric: str | None = None
     """Name of the task metric, where known."""
     value: float | None = None
@@ -68,6 +71,7 @@ def table(batch: "Batch") -> list[TableRow]:
                 bpfp=summary["bpfp_pooled"],
                 mse=summary["mse_pooled"],
                 nmse=summary["nmse_pooled"],
+                token_error=summary.get("token_error"),
                 **judged,
             )
             options = files.dump_json(labels["options"])
@@ -87,7 +91,9 @@ def table(batch: "Batch") -> list[TableRow]:
         if judged:
             bits = np.dtype(facts.dtype).itemsize * 8
             rows.append(
-                TableRow("uncompressed", "", "", None, None, facts.kind, bits, 0.0, 0.0, **judged)
+                TableRow(
+                    "uncompressed", "", "", None, None, facts.kind, bits, 0.0, 0.0, None, **judged
+                )
             )
     return rows
 
@@ -108,7 +114,7 @@ def average(rows: Sequence[TableRow]) -> TableRow:
     for name in MEASURED:
         measured = [getattr(row, name) for row in rows if getattr(row, name) is not None]
         values[name] = statistics.fmean(measured) if len(measured) == len(rows) else None
-        if name != "mse":
+        if name in SPREAD:
             known = values[name] is not None
             values[f"{name}_spread"] = statistics.stdev(measured) if known else None
     return TableRow(**values | {"seeds": len(rows)})

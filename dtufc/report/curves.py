@@ -9,7 +9,7 @@ from typing import Any
 
 from dtufc.feature import read_feature
 from dtufc.paths import NO_TRANSFORM, FeatureRoot
-from dtufc.report.records import HYBRID, Run, find_place, judge, read_accuracy
+from dtufc.report.records import COSTS, HYBRID, Run, find_place, judge, read_accuracy
 
 
 def merge_seeds(runs: Iterable[Run]) -> list[Run]:
@@ -25,7 +25,7 @@ def merge_seeds(runs: Iterable[Run]) -> list[Run]:
             continue
         figures: dict[str, Any] = {}
         # the seeds share their samples, so that the mean's error bar is no shorter than theirs
-        for figure in ("bpfp", "nmse", "value", "low", "high"):
+        for figure in ("bpfp", *COSTS, "agreement", "value", "low", "high"):
             found = [getattr(run, figure) for run in members]
             figures[figure] = None if None in found else statistics.fmean(found)
         noise = [run.within_noise for run in members]
@@ -64,11 +64,11 @@ class Curve:
         return " · ".join(filter(None, [run.codec, run.trained_on, transform, run.variant, unseen]))
 
     def points(self, figure: str) -> list[tuple[float, float]]:
-        """(bpfp, figure) where there is one: ``value``, ``low`` and ``high`` of its error bar, ``gain``,
-        or ``snr``, -10 log10 NMSE in dB."""
-        if figure == "snr":
-            return [(run.bpfp, -10 * math.log10(run.nmse)) for run in self.runs if run.nmse > 0]
+        """(bpfp, figure) where there is one: ``value``, ``low`` and ``high`` of its error bar, ``gain``.
+        COSTS are turned so that more is better, -10 log10 of them in dB; none where they are 0."""
         found = [(run.bpfp, getattr(run, figure)) for run in self.runs]
+        if figure in COSTS:
+            return [(rate, -10 * math.log10(cost)) for rate, cost in found if cost]
         return [point for point in found if point[1] is not None]
 
 

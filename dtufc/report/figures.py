@@ -137,7 +137,7 @@ def find_anchor(machine: Machine, wanted: str | None) -> Curve | None:
 def _comparable(anchor: Curve, curves: Sequence[Curve]) -> int:
     """To how many BD-rates of other curves, on NMSE and on the metric, it can be the anchor."""
     count = 0
-    for figure in ("snr", "gain"):
+    for figure in ("nmse", "gain"):
         own = rising(anchor.points(figure)) or []
         for other in curves:
             points = rising(other.points(figure)) or []

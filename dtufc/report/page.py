@@ -24,36 +24,41 @@ from dtufc.report.table import Table, show
 from dtufc.report.winners import leading_curve, winner_table
 
 TITLE = "Feature coding: rate, error and task accuracy"
-TABLES = ("headline", "nmse", "winners", "samples_*", "bd_rate", "cross_*", "speed",
+TABLES = ("headline", "nmse", "kl", "winners", "samples_*", "bd_rate", "cross_*", "speed",
           "distribution", "points", "provenance")  # fmt: skip
 STYLE, SCRIPT = (Path(__file__).with_name(name).read_text() for name in ("page.css", "page.js"))
 
 KEY = """<b>BPFP</b> is bits per feature point: eight times the bytes of the whole bitstream (of the
 coded strings alone in curves of “published counting”) over the number of values in the feature, pooled
-over the test features. <b>NMSE</b> is the mean squared error over the features' variance. The <b>task
+over the test features. <b>NMSE</b> is the mean squared error over the features' variance. <b>Token
+error</b>, of features that are tokens, is the mean over tokens of the squared error relative to the
+token's own squared distance from the centre, so that a few giant values cannot hide it. <b>KL</b> is how
+far a language model's distribution of the next token is from the uncut model's, in nats. The <b>task
 metric</b> is what the large model's back half reaches on the decoded features; the dashed line is what
 it reaches on the uncompressed ones. A curve is one codec configuration (codec · trained on ·
 transform); <i>hybrid</i> is one universal codec for all machines. Left and up is better for the metric
-(down for a perplexity), left and down for the error. Point at a marker for its figures, click a name to
+(down for a perplexity), left and down for the errors. Point at a marker for its figures, click a name to
 hide its curve."""
 BARS = f"""<b>Error bars</b>, [low, high] in tables, are {LEVEL:.0%} intervals over the test samples: how
 far the metric may move with other samples of the same kind. They are Wilson's where each answer is right
 or wrong, else a bootstrap. They say nothing of other seeds of the training. Codecs are judged on the
 same samples, so a difference may be certain though their bars overlap. “Within noise” is tested sample
 by sample for that reason: McNemar's test, or a paired bootstrap."""
-HEADLINE = """The rate at which each codec reaches 99 % of the uncompressed metric (101 % of a
-perplexity, of which less is better), and at which it is within one percentage point of it, interpolated
-on log BPFP between measured points (the rising envelope of the curve). ≤: the lowest rate that was
-measured reaches it already. Bold: the fewest bits, where no such bound may undercut it. “Without loss
-beyond noise” is the lowest measured rate from which on the difference to the uncompressed metric may be
-chance; few samples hide a loss, so mind their number."""
+HEADLINE = """The rate at which each codec reaches 99 % of the uncompressed metric (of a perplexity, of
+which less is better, 101 % and 100.1 %), and at which it is within one percentage point of it,
+interpolated on log BPFP between measured points (the rising envelope of the curve). ≤: the lowest rate
+that was measured reaches it already. Bold: the fewest bits, where no such bound may undercut it.
+“Without loss beyond noise” is the lowest measured rate from which on the difference to the uncompressed
+metric may be chance; few samples hide a loss, so mind their number."""
 FOREIGN = """ Codecs trained for another machine are in the <a href="#cross">cross tables</a>."""
-NMSE = """The rate at which each codec reaches an NMSE, on the machines without a task metric,
-interpolated as above."""
+NMSE = """The rate at which each codec reaches an NMSE and a token error, on the machines without a
+task metric, interpolated as above."""
+KL = """The rate at which each codec reaches a KL divergence from the uncut language model, interpolated
+as above. It orders codecs more surely than perplexity, whose noise hides small losses."""
 WINNERS = """What the best codec gives for at most so many bits per feature point, by the task metric and
-by NMSE. “At” is the rate where it does: the limit itself, interpolated on log BPFP between measured
-points, or a lower rate that was measured. Nothing is extrapolated. “Tied with” names the codecs whose
-metric lies within the winner's error bar, so that the samples do not tell them apart."""
+by each error. “At” is the rate where it does: the limit itself, interpolated on log BPFP between
+measured points, or a lower rate that was measured. Nothing is extrapolated. “Tied with” names the
+codecs whose metric lies within the winner's error bar, so that the samples do not tell them apart."""
 BD = f"""Mean difference in rate at equal quality, in percent, negative is better; BD-SNR is the mean
 difference of -10 log10 NMSE at equal rate, in dB, positive is better. Piecewise cubic over log BPFP,
 over the part that both curves cover; “shared” says how much of both that is, and a small share says
@@ -157,6 +162,7 @@ def write_report(
     headlines = (
         ("headline", "Bits for the uncompressed accuracy", text, tables.headline(machines)),
         ("nmse", "Bits for an error", NMSE, tables.nmse_headline(machines)),
+        ("kl", "Bits for a KL divergence", KL, tables.kl_headline(machines)),
         ("winners", "Winner per rate", WINNERS, winner_table(machines)),
     )
     for name, title, text, table in headlines:

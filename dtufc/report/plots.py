@@ -8,7 +8,7 @@ import numpy as np
 
 from dtufc.report.curves import Curve, Machine
 from dtufc.report.figures import one_point
-from dtufc.report.records import Run
+from dtufc.report.records import COSTS, Run
 from dtufc.report.table import show
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B3FB5", "#8A5A2B")
@@ -16,6 +16,7 @@ MARKERS = (
     ("circle", "●○"), ("square", "■□"), ("diamond", "◆◇"), ("triangle-up", "▲△"),
     ("triangle-down", "▼▽"), ("star", "★☆"), ("hexagon", "⬢⬡"), ("pentagon", "⬟⬠"),
 )  # fmt: skip
+AXES = COSTS | {"token_error": "relative error per token", "kl": "KL divergence, nats"}
 AXIS_POINTS = 10  # least span of a metric's axis, in percentage points
 HOVER = (
     "%{fullData.name}<br>%{text}<br>bpfp %{x:.4g}<br>%{yaxis.title.text} %{y:.4g}<extra></extra>"
@@ -38,9 +39,9 @@ def choose_looks(machines: Sequence[Machine]) -> dict[tuple, Look]:
 
 
 def curve_plots(machine: Machine, looks: dict[tuple, Look]) -> list[dict[str, Any]]:
-    """The task metric and NMSE against BPFP, as far as there are points to draw."""
+    """The task metric and the costs against BPFP, as far as there are points to draw."""
     plots = []
-    for figure in ("value", "nmse"):
+    for figure in ("value", *COSTS):
         traces = [
             _trace(number, curve, runs, figure, looks[curve.style])
             for number, curve in enumerate(machine.curves)
@@ -50,17 +51,17 @@ def curve_plots(machine: Machine, looks: dict[tuple, Look]) -> list[dict[str, An
             rates = [x for trace in traces for x in trace["x"]]
             heights = [y for trace in traces for y in trace["y"] + _ends(trace)]
             layout = {"xaxis": _log_axis(rates, "bits per feature point (BPFP)")}
-            is_nmse = figure == "nmse"
-            layout |= (
-                {"yaxis": _log_axis(heights, "NMSE")} if is_nmse else _metric(machine, heights)
-            )
+            if figure in COSTS:
+                layout["yaxis"] = _log_axis(heights, AXES[figure])
+            else:
+                layout |= _metric(machine, heights)
             plots.append({"data": traces, "layout": layout})
     return plots
 
 
 def _is_drawn(run: Run, figure: str) -> bool:
-    """Whether a run has a place in the plot; a lossless one has none on a log axis of NMSE."""
-    return run.value is not None if figure == "value" else run.nmse > 0
+    """Whether a run has a place in the plot; a lossless one has none on a log axis."""
+    return run.value is not None if figure == "value" else bool(getattr(run, figure))
 
 
 def _trace(number: int, curve: Curve, runs: Sequence[Run], figure: str, look: Look) -> dict:

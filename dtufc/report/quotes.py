@@ -6,7 +6,7 @@
     <!-- /quote -->
 
 The first two words are the CSV, from the repository's root, and a table: ``rows`` as the CSV has them,
-or one of the report's, ``headline``, ``nmse``, ``winners`` or ``bd_rate``. Any others shape it:
+or one of the report's, ``headline``, ``nmse``, ``kl``, ``winners`` or ``bd_rate``. Any others shape it:
 
 - ``<column of the CSV>=<value>,<value>...`` keeps those rows, and the uncompressed ones, for any table;
 - ``columns=<column>,...`` keeps those columns of the table, in that order, and equal rows once;
@@ -42,6 +42,7 @@ MADE_OF: dict[str, Callable[[Sequence[ResultRow]], Table]] = {
     "rows": lambda rows: Table("rows", COLUMNS, [[getattr(r, c) for c in COLUMNS] for r in rows]),
     "headline": lambda rows: tables.headline(as_machines(rows)),
     "nmse": lambda rows: tables.nmse_headline(as_machines(rows)),
+    "kl": lambda rows: tables.kl_headline(as_machines(rows)),
     "winners": lambda rows: winner_table(as_machines(rows)),
     "bd_rate": lambda rows: tables.bd_table(as_machines(rows), None),
 }

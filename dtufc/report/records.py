@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from dtufc.paths import (
 )
 from dtufc.report.judged import Judged, read_judged
 from dtufc.shipped import HYBRID
+
+COSTS = {"nmse": "NMSE", "token_error": "token error", "kl": "KL"}
+"""Figures of a run of which less is better, over decades, and what readers call them. KL is in nats."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Run:
     """Whether the metric's difference to that of the uncompressed features may be chance."""
     samples: int | None = None
     """So many were judged."""
+    token_error: float | None = None
+    """Relative error per token, pooled; none for maps. See :mod:`dtufc.token_error`."""
+    kl: float | None = None
+    """KL divergence from the uncut model's next-token distribution, in nats; of language models."""
+    agreement: float | None = None
+    """Share of the places where the most likely next token is the uncut model's."""
     less_is_better: bool = False
     """Of the metric: perplexity."""
     variant: str = ""
@@ -154,6 +163,8 @@ def _read_run(folder: Path) -> Run | None:
         value=accuracy.get("value"),
         samples=accuracy.get("samples"),
         less_is_better=bool(accuracy.get("less_is_better")),
+        token_error=summary.get("token_error"),
+        **told_beside(accuracy),
     )
 
 
@@ -174,6 +185,12 @@ def judge(folder: Path) -> Judged | None:
 
 def read_accuracy(path: Path) -> dict[str, Any]:
     return read_record(path, metric=str, value=float) if path.is_file() else {}
+
+
+def told_beside(accuracy: Mapping[str, Any]) -> dict[str, float | None]:
+    """What an accuracy record says beside its metric, of what the report knows."""
+    others = accuracy.get("others") or {}
+    return {name: others.get(name) for name in ("kl", "agreement")}
 
 
 def read_record(path: Path, **keys: type) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from dtufc import files
 from dtufc.errors import UserError
 from dtufc.paths import SUMMARY_JSON, FeatureRoot
 from dtufc.report.curves import Machine, own_curves, read_machine
-from dtufc.report.records import Run, name_variants, read_runs
+from dtufc.report.records import Run, name_variants, read_runs, told_beside
 
 UNCOMPRESSED = "uncompressed"
+BESIDE = ("token_error", "kl", "agreement")
+"""Figures beside NMSE and the metric."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,13 @@ class ResultRow:
     processor: str
     revision: str
     less_is_better: bool = False
-    """Of the metric; a CSV of earlier versions lacks the column."""
+    """Of the metric; a CSV of earlier versions lacks this column and the next ones."""
+    token_error: float | None = None
+    """Relative error per token, pooled; none for maps."""
+    kl: float | None = None
+    """KL divergence to the uncut language model, in nats per token."""
+    agreement: float | None = None
+    """Share of places where the most likely next token is the uncut model's."""
 
     @property
     def order(self) -> tuple:
@@ -118,6 +126,7 @@ def _row(run: Run) -> ResultRow:
         device=config.get("device") or "",
         **_computer(run.record["processes"][-1]),
         less_is_better=run.less_is_better,
+        **{name: getattr(run, name) for name in BESIDE},
     )
 
 
@@ -129,7 +138,7 @@ def _uncompressed(machine: Machine) -> ResultRow:
         points=None, bpfp=float(machine.bits), nmse=0.0, metric=told["metric"],
         value=float(told["value"]), low=told.get("low"), high=told.get("high"), within_noise=None,
         samples=told.get("samples"), encode_s=None, decode_s=None, device="", **_computer(told),
-        less_is_better=bool(told.get("less_is_better")),
+        less_is_better=bool(told.get("less_is_better")), **told_beside(told),
     )  # fmt: skip
 
 
@@ -218,4 +227,5 @@ def _run(row: ResultRow) -> Run:
         options=json.loads(row.options), record={"config": config}, bpfp=row.bpfp, nmse=row.nmse,
         metric=row.metric, value=row.value, low=row.low, high=row.high,
         within_noise=row.within_noise, samples=row.samples, less_is_better=row.less_is_better,
+        **{name: getattr(row, name) for name in BESIDE},
     )  # fmt: skip

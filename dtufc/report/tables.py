@@ -12,19 +12,20 @@ from dtufc.paths import RATE_CSV
 from dtufc.records import read_rate
 from dtufc.report.curves import Curve, Machine, merge_seeds
 from dtufc.report.figures import bd_figures, find_anchor, one_point, reach
-from dtufc.report.records import HYBRID, Run
+from dtufc.report.records import COSTS, HYBRID, Run
 from dtufc.report.table import Estimate, Table, show
 
 NOT_REACHED = "not reached"
 WEIGHTS = "model.safetensors"
-NMSE_TARGETS = (0.1, 0.01)
+TARGETS = {"nmse": (0.1, 0.01), "token_error": (0.1, 0.01), "kl": (0.01, 0.001)}
+"""Costs whose rates are told."""
 
 
 def headline(machines: Sequence[Machine]) -> Table:
     """What each codec needs for (nearly) the uncompressed accuracy; the fewest bits first."""
     columns = ["evaluated_on", "metric", "uncompressed", "samples", "bits", "codec"]
-    columns += ["bpfp at 99 %", "bpfp within 1 point", "bpfp without loss beyond noise"]
-    columns += ["times smaller at 99 %", "best metric"]
+    columns += ["bpfp at 99 %", "bpfp at 99.9 %", "bpfp within 1 point"]
+    columns += ["bpfp without loss beyond noise", "times smaller at 99 %", "best metric"]
     rows: list[list[Any]] = []
     bold: set[tuple[int, int]] = set()
     for machine in machines:
@@ -35,9 +36,12 @@ def headline(machines: Sequence[Machine]) -> Table:
         samples = machine.accuracy.get("samples")
         facts = [machine.kind, machine.metric, uncoded, samples, machine.bits]
         less = bool(machine.accuracy.get("less_is_better"))
-        target = -1.01 * full if less else 0.99 * full
+        sign = -1 if less else 1
         curves = [(curve, points) for curve in machine.curves if (points := curve.points("gain"))]
-        found = [(reach(points, target), curve, points) for curve, points in curves]
+        found = [
+            (reach(points, sign * full - 0.01 * abs(full)), curve, points)
+            for curve, points in curves
+        ]
         found.sort(key=lambda item: (item[0] is None, item[0]))
         least, *others = [near for near, _, _ in found] or [None]
         # a bound may lie anywhere below, so that only exact rates are beaten for certain
@@ -46,6 +50,9 @@ def headline(machines: Sequence[Machine]) -> Table:
         for near, curve, points in found:
             times = machine.bits and near and (machine.bits / near[0], near[1])
             cells = [_limit(near, "<=", NOT_REACHED)]
+            # a share of 200 samples cannot lose a thousandth; a perplexity can gain one
+            nearer = reach(points, -1.001 * full) if less else None
+            cells += [_limit(nearer, "<=", NOT_REACHED) if less else None]
             # points are of shares and scores, which have an upper end
             cells += [
                 None if less else _limit(reach(points, full - one_point(full)), "<=", NOT_REACHED)
@@ -70,30 +77,51 @@ def _noiseless(runs: Sequence[Run]) -> float | str | None:
 
 
 def nmse_headline(machines: Sequence[Machine]) -> Table:
-    """What each codec needs for an NMSE, on machines without a task metric; the fewest bits first."""
-    columns = ["evaluated_on", "bits", "codec", *(f"bpfp at NMSE {t:g}" for t in NMSE_TARGETS)]
-    columns += [f"times smaller at NMSE {NMSE_TARGETS[0]:g}", "least NMSE", "at bpfp"]
+    """What each codec needs for an error, on machines without a task metric; the fewest bits first."""
+    named = [machine for machine in machines if machine.accuracy.get("value") is None]
+    return _cost_headline("nmse", named, ("nmse", "token_error"))
+
+
+def kl_headline(machines: Sequence[Machine]) -> Table:
+    """What each codec needs for a KL divergence, on language models; the fewest bits first."""
+    return _cost_headline("kl", machines, ("kl",))
+
+
+def _cost_headline(name: str, machines: Sequence[Machine], costs: Sequence[str]) -> Table:
+    """The rates at which each codec reaches the costs' targets, and the least of the first cost."""
+    first, targets = COSTS[costs[0]], [(cost, target) for cost in costs for target in TARGETS[cost]]
+    columns = ["evaluated_on", "bits", "codec"]
+    columns += [f"bpfp at {COSTS[cost]} {target:g}" for cost, target in targets]
+    columns += [f"times smaller at {first} {targets[0][1]:g}", f"least {first}", "at bpfp"]
     rows = []
     for machine in machines:
-        if machine.accuracy.get("value") is not None:
-            continue
-        found = [(_reach_nmse(curve, NMSE_TARGETS), curve) for curve in machine.curves]
+        found = [
+            ([_reach_cost(curve, *target) for target in targets], curve)
+            for curve in machine.curves
+            if any(getattr(run, costs[0]) is not None for run in curve.runs)
+        ]
         found.sort(key=lambda pair: [(rate is None, rate) for rate in pair[0]])
         for rates, curve in found:
             times = machine.bits and rates[0] and (machine.bits / rates[0][0], rates[0][1])
-            best = min(curve.runs, key=lambda run: run.nmse)
-            cells = [_limit(rate, "<=", NOT_REACHED) for rate in rates]
-            cells += [_limit(times, ">="), best.nmse, best.bpfp]
+            measured = [run for run in curve.runs if getattr(run, costs[0]) is not None]
+            best = min(measured, key=lambda run: getattr(run, costs[0]))
+            told = [
+                any(getattr(run, cost) is not None for run in curve.runs) for cost, _ in targets
+            ]
+            cells = [
+                _limit(rate, "<=", NOT_REACHED if is_told else None)
+                for rate, is_told in zip(rates, told, strict=True)
+            ]
+            cells += [_limit(times, ">="), getattr(best, costs[0]), best.bpfp]
             rows.append([machine.kind, machine.bits, curve.label, *cells])
-    return Table("nmse", columns, rows, group=2)
+    return Table(name, columns, rows, group=2)
 
 
-def _reach_nmse(curve: Curve, targets: Iterable[float]) -> list[tuple[float, bool] | None]:
-    """The least rate at which a curve reaches each NMSE, as :func:`dtufc.report.figures.reach`."""
-    points = curve.points("snr")
-    lossless = min((run.bpfp for run in curve.runs if run.nmse == 0), default=None)
+def _reach_cost(curve: Curve, cost: str, target: float) -> tuple[float, bool] | None:
+    """The least rate at which a curve reaches a cost, as :func:`dtufc.report.figures.reach`."""
+    lossless = min((run.bpfp for run in curve.runs if getattr(run, cost) == 0), default=None)
     bound = None if lossless is None else (lossless, True)
-    return [reach(points, -10 * math.log10(target)) or bound for target in targets]
+    return reach(curve.points(cost), -10 * math.log10(target)) or bound
 
 
 def _limit(found: tuple[float, bool] | None, sign: str, none: str | None = None) -> Any:
@@ -107,15 +135,23 @@ def bd_table(machines: Sequence[Machine], wanted: str | None) -> Table:
     """Bjontegaard's differences of each curve to its machine's anchor."""
     columns = ["evaluated_on", "anchor", "codec", "BD-rate on NMSE %", "BD-SNR dB", "shared SNR %"]
     columns += ["BD-rate on metric %", "shared metric %"]
+    costs = [cost for cost in COSTS if cost != "nmse"]
+    columns += [f"BD-rate on {COSTS[cost]} %" for cost in costs]
     rows = []
     for machine in machines:
         anchor = find_anchor(machine, wanted)
         for curve in machine.curves if anchor else []:
             if curve is not anchor:
-                snr = bd_figures(anchor.points("snr"), curve.points("snr"))
+                snr = bd_figures(anchor.points("nmse"), curve.points("nmse"))
                 rate, _, shared = bd_figures(anchor.points("gain"), curve.points("gain"))
                 task = [rate, shared] if machine.metric else [None, None]
-                rows.append([machine.kind, anchor.label, curve.label, *snr, *task])
+                more = [
+                    bd_figures(anchor.points(cost), curve.points(cost))[0]
+                    if anchor.points(cost) and curve.points(cost)
+                    else None
+                    for cost in costs
+                ]
+                rows.append([machine.kind, anchor.label, curve.label, *snr, *task, *more])
     return Table("bd_rate", columns, rows, group=2)
 
 
@@ -132,7 +168,9 @@ def cross_tables(runs: Sequence[Run]) -> list[Table]:
         if len({run.kind for run in chosen}) == len(chosen):
             continue
         columns, rows = cross({
-            (run.kind, run.trained_on): {"bpfp": run.bpfp, "nmse": run.nmse, run.metric: run.value}
+            (run.kind, run.trained_on): {
+                "bpfp": run.bpfp, "nmse": run.nmse, "token_error": run.token_error, run.metric: run.value
+            }
             for run in chosen
         })  # fmt: skip
         own = ["_" + column.removeprefix("trained on ") for column in columns]
@@ -212,8 +250,8 @@ def _each(values: Iterable[Any]) -> str:
 
 def points_table(runs: Sequence[Run]) -> Table:
     """Every finished run."""
-    fields = ("codec", "trained_on", "transform", "name", "kind", "bpfp", "nmse", "metric", "value")
-    fields += ("low", "high", "within_noise")
+    fields = ("codec", "trained_on", "transform", "name", "kind", "bpfp", *COSTS, "metric", "value")
+    fields += ("low", "high", "within_noise", "agreement")
     rows = [
         [getattr(run, f) for f in fields] + [run.record["processes"][-1].get("revision")]
         for run in runs

@@ -7,6 +7,7 @@ from typing import Any
 
 from dtufc.report.curves import Curve, Machine
 from dtufc.report.figures import at_rate, within
+from dtufc.report.records import COSTS
 from dtufc.report.table import Estimate, Table
 
 RATES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
@@ -33,13 +34,16 @@ class Winner:
     metric: Best | None
     ties: tuple[Curve, ...]
     """Curves whose metric lies within the winner's error bar."""
-    nmse: Best | None
+    costs: dict[str, Best]
+    """By COSTS, as far as the codecs have them."""
 
     @property
     def curve(self) -> Curve | None:
-        """By the metric, where there is one; the one of least NMSE where it ties."""
-        if self.nmse and (not self.metric or self.nmse.curve in self.ties):
-            return self.nmse.curve
+        """By the metric, where there is one; where it ties, the one of least cost, by the last of COSTS
+        that there is: it tells most of what the task sees."""
+        least = next(reversed(self.costs.values()), None)
+        if least and (not self.metric or least.curve in self.ties):
+            return least.curve
         return self.metric and self.metric.curve
 
 
@@ -51,16 +55,16 @@ def winners(machine: Machine) -> list[Winner]:
 
 
 def _winner(curves: Sequence[Curve], rate: float) -> Winner:
-    metric, errors = (_best(curves, figure, rate) for figure in ("gain", "snr"))
-    nmse = next(iter(errors), None)
+    metric = _best(curves, "gain", rate)
+    costs = {name: found[0] for name in COSTS if (found := _best(curves, name, rate))}
     if not metric:
-        return Winner(rate, None, (), nmse)
+        return Winner(rate, None, (), costs)
     best, *others = metric
     less = best.curve.first.less_is_better
     end = best.value.high if less else best.value.low
     least = best.gain if end is None else -end if less else end
     ties = tuple(other.curve for other in others if other.gain >= least)
-    return Winner(rate, best, ties, nmse)
+    return Winner(rate, best, ties, costs)
 
 
 def _best(curves: Sequence[Curve], figure: str, rate: float) -> list[Best]:
@@ -70,8 +74,8 @@ def _best(curves: Sequence[Curve], figure: str, rate: float) -> list[Best]:
         if there := within(curve.points(figure), rate):
             gain, bpfp = there
             bar = (at_rate(curve.points(end), bpfp) for end in ("low", "high"))
-            if figure == "snr":
-                estimate = Estimate(10 ** (-gain / 10))  # the NMSE
+            if figure in COSTS:
+                estimate = Estimate(10 ** (-gain / 10))  # the cost itself
             else:
                 estimate = Estimate(-gain if curve.first.less_is_better else gain, *bar)
             found.append(Best(curve, estimate, gain, bpfp))
@@ -81,12 +85,14 @@ def _best(curves: Sequence[Curve], figure: str, rate: float) -> list[Best]:
 def winner_table(machines: Sequence[Machine]) -> Table:
     """The winner of each machine and rate; ties are named as such."""
     columns = ["evaluated_on", "metric", "bpfp up to", "best metric", "metric by", "metric at"]
-    columns += ["least NMSE", "NMSE by", "NMSE at", "metric tied with"]
+    for name in COSTS.values():
+        columns += [f"least {name}", f"{name} by", f"{name} at"]
+    columns.append("metric tied with")
     rows: list[list[Any]] = []
     for machine in machines:
         for winner in winners(machine):
             row: list[Any] = [machine.kind, machine.metric, winner.rate]
-            for best in (winner.metric, winner.nmse):
+            for best in (winner.metric, *map(winner.costs.get, COSTS)):
                 row += [best.value, best.curve.label, best.bpfp] if best else [None] * 3
             rows.append([*row, "; ".join(curve.label for curve in winner.ties) or None])
     return Table("winners", columns, rows, group=2)
