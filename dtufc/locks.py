@@ -71,13 +71,16 @@ def run(command: Sequence[str], **options: Any) -> int:
             raise
 
 
-def _end_with(parent: int) -> Any:
-    if _LIBC is None:
-        return None
-
-    def ask() -> None:
+def end_with_parent() -> None:
+    """Have this process terminated when its parent ends."""
+    if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end_with(parent: int) -> Any:
+    def ask() -> None:
+        end_with_parent()
         if os.getppid() != parent:  # it ended before it could be asked
             os._exit(1)
 
-    return ask
+    return ask if _LIBC is not None else None

@@ -16,6 +16,7 @@ import yaml
 from conftest import ARCHS, toy_feature
 
 from dtufc import files
+from dtufc.codec import load_codec
 from dtufc.experiments import driver
 from dtufc.experiments.jobs import Job, JobError, read_progress, run_jobs
 from dtufc.experiments.suite import Row, load_suite, select, trainings
@@ -435,3 +436,27 @@ def test_unseen_machines_must_be_known(tmp_path):
     path.write_text(text.replace("rows:", "unseen: [llama4]\nrows:"))
     with pytest.raises(ValueError, match=r"unseen: \['llama4'\] are none of the suite's machines"):
         load_suite(path)
+
+
+def test_short_commands_run_in_forked_processes(tmp_path, golden_folder):
+    """The same files as the command itself gives, each command with its own log and status."""
+    codec = golden_folder("int")
+    (facts,) = load_codec(codec).known
+    write_feature(tmp_path / "x" / "a.npy", np.ones(facts.smallest, facts.dtype))
+
+    def job(name: str, features: str, module: str | None) -> Job:
+        flags = ["--codec", str(codec), "--features", str(tmp_path / features), "--output"]
+        command = [sys.executable, "-m", "dtufc.evaluate", *flags, str(tmp_path / name)]
+        return Job(name, [*command, "--quality", "4"], tmp_path / f"{name}.log", "", module)
+
+    run_jobs(
+        [job("plain", "x", None), *(job(f"forked{k}", "x", "dtufc.evaluate") for k in "01")], 2
+    )
+    for name in ("forked0", "forked1"):
+        for path in ("bitstreams/a.ufc", "decoded/a.npy"):
+            assert (tmp_path / name / path).read_bytes() == (tmp_path / "plain" / path).read_bytes()
+        log = (tmp_path / f"{name}.log").read_text()
+        assert f"-m dtufc.evaluate --codec {codec}" in log.splitlines()[0]
+        assert "bpfp_pooled" in log
+    with pytest.raises(JobError, match=r"(?s)bad: ended with status 1; .*no_such: "):
+        run_jobs([job("bad", "no_such", "dtufc.evaluate")])

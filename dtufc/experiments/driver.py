@@ -120,9 +120,9 @@ def run_batch(cfg: BatchConfig) -> list[TableRow]:
         UserError: the flags fit nothing in the suite.
     """
     batch = cfg.batch()
-    stages = [(batch.mappings, 1)]
+    stages = [(batch.mappings, cfg.jobs)]
     if "train" in cfg.pipeline_config:
-        stages += [(batch.patches, 1), (batch.codecs, cfg.jobs)]
+        stages += [(batch.patches, cfg.jobs), (batch.codecs, cfg.jobs)]
     if "test" in cfg.pipeline_config:
         stages.append((batch.coded, cfg.jobs))
         if cfg.accuracy:

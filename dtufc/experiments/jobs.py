@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dtufc import locks
 from dtufc.errors import UserError
+from dtufc.experiments.forked import Forked
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 4096
@@ -39,6 +40,8 @@ class Job:
     """Its output, stdout and stderr; begins with the command."""
     why: str = ""
     """Why it is run, in words."""
+    module: str | None = None
+    """Of a command ``python -m module`` that is short: it runs in a process that has imported it."""
 
     @property
     def line(self) -> str:
@@ -57,11 +60,12 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> None:
         JobError: one ended with another status than 0. The others that run are stopped; what they
             had finished stays.
     """
+    parallel = max(1, min(parallel, len(jobs)))
     threads = max(1, (os.cpu_count() or 1) // parallel) if parallel > 1 else None
     # a terminated driver takes its commands along: the signal becomes an exit, `finally` does the rest
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     waiting = list(jobs)
-    running: list[tuple[Job, subprocess.Popen, tqdm]] = []
+    running: list[tuple[Job, subprocess.Popen | Forked, tqdm]] = []
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
@@ -86,7 +90,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> None:
             bar.close()
 
 
-def _start(job: Job, threads: int | None) -> subprocess.Popen:
+def _start(job: Job, threads: int | None) -> subprocess.Popen | Forked:
     environment = dict(os.environ)
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
@@ -94,6 +98,9 @@ def _start(job: Job, threads: int | None) -> subprocess.Popen:
     with job.log.open("w") as log:
         log.write(job.line + "\n")
         log.flush()
+        if job.module is not None:
+            first = job.command.index(job.module) + 1
+            return Forked(job.module, job.command[first:], job.log, environment)
         return locks.start(
             job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env=environment,

@@ -46,6 +46,8 @@ from dtufc.transform.options import TransformOptions
 FIT = "dtufc.transform.nonlinear_transform"
 GENERATE = "dtufc.transform.generate_data"
 EVALUATE = "dtufc.evaluate"
+SHORT = (FIT, GENERATE, EVALUATE)
+"""What takes little longer than its imports; see :mod:`dtufc.experiments.forked`."""
 
 
 @dataclass(frozen=True)
@@ -354,4 +356,4 @@ def _job(title: str, module: str, cfg: Product, log: Path) -> list[Job]:
     if why is None:
         return []
     command = [sys.executable, "-m", module, *config.to_argv(cfg)]
-    return [Job(title, command, log, why)]
+    return [Job(title, command, log, why, module if module in SHORT else None)]
