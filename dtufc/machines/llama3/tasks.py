@@ -16,11 +16,10 @@ from torch import Tensor
 from dtufc.errors import UserError
 from dtufc.machines.machine import Sample, Score, Split
 from dtufc.machines.sources.source import Question, Questions, Texts
-from dtufc.stamps import digest_file
+from dtufc.machines.sources.text import SPLITS, digest_texts, splits_before
 
 LETTERS = "ABCDE"
 ASKED = 4  # choices that the published prompt lists
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 KEPT_BYTES = 2 << 30
 """Memory for the uncut model's distributions, so that several folders of features need them once."""
 
@@ -146,7 +145,7 @@ class LanguageTask(Task):
             UserError: the text is too short, or the splits before this one leave nothing of it.
         """
         ids = self._ids(split)
-        first = sum(self._before(split))
+        first = sum(splits_before(self.source, self.counts, split))
         length = self.window - 1
         count = self.counts.get(split, len(ids) // length - first)
         if count < 1 or (first + count) * length > len(ids):
@@ -163,19 +162,8 @@ class LanguageTask(Task):
 
     def origin(self) -> dict[str, Any]:
         """A text that is not there is not told."""
-        paths = {name: self.source.list_path(name) for name in SPLITS}
-        texts = {name: digest_file(path) for name, path in paths.items() if path.is_file()}
         counts = {name: self.counts[name] for name in SPLITS if name in self.counts}
-        return {"window": self.window, "counts": counts, "texts": texts or None}
-
-    def _before(self, split: Split) -> list[int]:
-        """Windows that the splits before this one take of the same text."""
-        path = self.source.list_path(split)
-        before = [name for name in SPLITS[: SPLITS.index(split)]
-                  if self.source.list_path(name).resolve() == path.resolve()]  # fmt: skip
-        if open_ended := [name for name in before if name not in self.counts]:
-            raise UserError(f"counts: {path} serves {open_ended[0]} and {split}; give the first's")
-        return [self.counts[name] for name in before]
+        return {"window": self.window, "counts": counts, "texts": digest_texts(self.source)}
 
     def _ids(self, split: Split) -> list[int]:
         texts = self.source.texts(split)
