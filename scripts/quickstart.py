@@ -20,7 +20,8 @@ from dtufc.paths import ACCURACY_JSON, REPOSITORY, SUMMARY_JSON, default_data_ro
 
 MACHINES = {"llama3": "llama3.py", "dinov2": "seg.py", "sd3": "sd3.py", "resnet50": "cls.py"}
 DRIVER = "coding/CompressAI"
-BATCH = ["run_batch.py", "--jobs", str(min(2, os.cpu_count() or 1))]
+JOBS = min(2, os.cpu_count() or 1)
+BATCH = ["run_batch.py", "--jobs", str(JOBS)]
 TABLE = Path("coded") / "quickstart_kmeans10_bitdepth8.csv"
 TRAINED_TABLE = Path("coded") / "tiny_kmeans10_bitdepth8.csv"
 
@@ -50,11 +51,8 @@ class Comparison:
 
 
 def steps(train: bool) -> list[tuple[str, str, list[str]]]:
-    """Title, folder and command of each step."""
-    found = [
-        (f"features of {name} and their accuracy", f"machines/{name}", [script])
-        for name, script in MACHINES.items()
-    ]
+    """Title, folder and command of each step behind the features."""
+    found = []
     if train:
         native = [*BATCH, "--suite", "native"]
         found += [
@@ -67,6 +65,25 @@ def steps(train: bool) -> list[tuple[str, str, list[str]]]:
         *found,
         ("shipped codecs, and a training", DRIVER, [*BATCH, "--suite", "quickstart"]),
     ]
+
+
+def extract(root: Path) -> None:
+    """Features of the machines and the accuracy of each, as many at a time as there are JOBS.
+
+    Raises:
+        JobError: a machine failed.
+    """
+    from dtufc.experiments.jobs import Job, run_jobs
+
+    print("== features of the machines, and their accuracy")
+    jobs = []
+    for name, script in MACHINES.items():
+        print(f"  cd machines/{name}; python {script}")
+        command = [sys.executable, str(REPOSITORY / "machines" / name / script)]
+        jobs.append(Job(f"features of {name}", command, root / "logs" / f"{name}.log"))
+    run_jobs(jobs, JOBS)
+    for job in jobs:
+        print(job.log.read_text().splitlines()[-1])
 
 
 def compare(root: Path) -> list[Comparison]:
@@ -112,7 +129,8 @@ def quickstart(cfg: QuickstartConfig) -> None:
     Raises:
         SystemExit: a step failed.
     """
-    start = time.time()
+    start, root = time.time(), default_data_root()
+    extract(root)
     for title, folder, command in steps(cfg.train):
         print(f"\n== {title}: cd {folder}; python {' '.join(command)}", flush=True)
         status = subprocess.run([sys.executable, *command], cwd=REPOSITORY / folder).returncode
@@ -123,7 +141,6 @@ def quickstart(cfg: QuickstartConfig) -> None:
 
     from dtufc.report.page import write_report
 
-    root = default_data_root()
     if cfg.train:
         print("\n== universal against task-specific")
         print(print_cross(CrossConfig(table=root / TRAINED_TABLE)))
