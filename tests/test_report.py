@@ -299,8 +299,9 @@ def test_of_a_perplexity_less_is_better():
         assert one.ties == other.ties == ()
     up, down = (tables.headline([kind]) for kind in (more, less))
     assert [row[5:7] for row in up.rows] == [row[5:7] for row in down.rows]  # codec, bpfp at 99 %
-    assert [row[7] for row in down.rows] == [None, None]
-    assert [row[10].value for row in down.rows] == [100.1, 101.0]
+    assert [row[7] for row in down.rows] == [4.0, "not reached"]  # 100.1
+    assert [row[7] for row in up.rows] == [row[8] for row in down.rows] == [None, None]
+    assert [row[11].value for row in down.rows] == [100.1, 101.0]
     bd = [tables.bd_table([kind], None).rows[0] for kind in (more, less)]
     assert bd[0][:3] == bd[1][:3]
     assert bd[0][3:] == pytest.approx(bd[1][3:])
