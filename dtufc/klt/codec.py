@@ -15,6 +15,8 @@ again by a forger who did not recompute the 31-bit checksum, is taken for sound 
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -25,14 +27,14 @@ from dtufc.bitstream import BitstreamError, Reader, write_varint
 from dtufc.codec import ExtraKind, OneKindCodec, to_dtype
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
-from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, KltModel, Rung, rung
+from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, KltModel, Rung, Transform, dct_basis, rung
 from dtufc.views import Shape
 
 MAX_GRADE = 1 << 14  # of either sign, in a file: steps of 2^128 and 2^-128 standard deviations
 GRADES = range(LOWEST * PER_OCTAVE, HIGHEST * PER_OCTAVE + 1)
 """Qualities in 128ths for which there are tables; files of earlier versions may name others."""
 BLOCK = 1 << 20  # symbols read at a time
-BLOCK_ROWS = 8  # vectors of a frame that are transformed at a time
+BLOCK_ROWS = 8  # tokens of a frame that are transformed at a time
 PLAIN, RAW = 0, 1
 """Forms of a frame's payload: symbols alone, or behind vectors that are sent raw."""
 
@@ -114,7 +116,7 @@ class KltCodec(OneKindCodec):
         of the range coder. A row's symbols do not depend on the rows beside it."""
         self.check_kind(rows, kind)
         vectors = self.facts.views.to_vectors(rows, self.model.transform.layout.block)
-        clusters, symbols, raw = self._quantise_blocks(vectors)
+        clusters, symbols, _, raw = self._rows_model.quantise(vectors, self.grade)
         more = b""
         if raw.any():
             exact = _raw_part(vectors, raw)
@@ -148,24 +150,12 @@ class KltCodec(OneKindCodec):
             _put_raw(exact, vectors)
         return to_dtype(self.facts.views.from_vectors(vectors, shape, block), facts.dtype)
 
-    def _quantise_blocks(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Clusters (R,), symbols (R, C * S) and which vectors (R,) are sent raw.
-
-        The floats of a matrix product depend on its size in their last bits, and a value at the edge
-        between two symbols follows them. Products of one size keep rows apart, so that the same rows
-        give the same symbols however they are cut into frames.
-        """
-        count = len(vectors)
-        padded = np.zeros((-(-count // BLOCK_ROWS) * BLOCK_ROWS, *vectors.shape[1:]), np.float32)
-        padded[:count] = vectors
-        parts = [
-            self.model.quantise(padded[first : first + BLOCK_ROWS], self.grade)
-            for first in range(0, len(padded), BLOCK_ROWS)
-        ]
-        clusters, symbols, _, raw = (
-            np.concatenate(each)[:count] for each in zip(*parts, strict=True)
-        )
-        return clusters, symbols, raw
+    @cached_property
+    def _rows_model(self) -> KltModel:
+        """The model with a transform that keeps rows apart."""
+        transform = self.model.transform
+        values = {field.name: getattr(transform, field.name) for field in fields(transform)}
+        return replace(self.model, transform=_RowsTransform(**values))
 
     def _coded(self, clusters: np.ndarray, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What the entropy coder is given, and the table of each: the clusters' indexes, where there are
@@ -223,6 +213,27 @@ class KltCodec(OneKindCodec):
             found = reader.decode(model.chosen[clusters[part]].ravel())
             symbols[part] = found.reshape(-1, width)
         return clusters, symbols
+
+
+class _RowsTransform(Transform):
+    """A transform that keeps rows apart: the same row gives the same floats, whatever is beside it.
+
+    The floats of a matrix product depend on its size in their last bits, and a value at the edge between
+    two symbols follows them. Here all products are of one size: BLOCK_ROWS tokens, or a block of a map.
+    """
+
+    def forward(self, vectors: np.ndarray, cluster: int) -> np.ndarray:
+        x = vectors - self.mean[cluster]  # (R, C, S)
+        count, channels, positions = x.shape
+        if self.basis is not None and positions == 1:
+            blocks = np.zeros((-(-count // BLOCK_ROWS), BLOCK_ROWS, channels), np.float32)
+            blocks.reshape(-1, channels)[:count] = x[:, :, 0]
+            x = np.matmul(blocks, self.basis[cluster]).reshape(-1, channels)[:count]
+        elif self.basis is not None:
+            x = np.matmul(self.basis[cluster].T, x)
+        if self.layout.block > 1:
+            x = np.matmul(x, dct_basis(self.layout.block))
+        return x.reshape(count, -1)
 
 
 def check_quality(quality: float) -> None:
