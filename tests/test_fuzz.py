@@ -24,12 +24,11 @@ def test_no_damaged_file_breaks_a_decoder(name, tmp_path, capsys):
     assert not (tmp_path / "errors").exists()
 
 
-@pytest.mark.parametrize("name", small_codecs.registered())
+@pytest.mark.parametrize("name", ["cast", "klt", "jpegxl", "native"])
 def test_no_damaged_stream_breaks_a_receiver(name, tmp_path, capsys):
-    count = 60 if name == "elic" else 300
-    argv = ["--codec", name, "--mutants", str(count), "--parts", "streams"]
+    argv = ["--codec", name, "--mutants", "200", "--parts", "streams"]
     fuzz.main([*argv, "--output", str(tmp_path / "errors")])
-    assert f"{count} attacks, 0 errors" in capsys.readouterr().out
+    assert "200 attacks, 0 errors" in capsys.readouterr().out
 
 
 @pytest.mark.attack
