@@ -4,8 +4,8 @@
 features ``.npy`` that they decode to, and ``symbols.json``: the CRC-32 of the symbols of each rANS
 string. ``<stem>.ufs`` are stream files of two samples, ``<stem>_<sample>.npy`` their rows.
 
-``pytest tests/test_golden.py --regenerate_golden`` writes the bitstreams of today's payload mode again, and
-what is missing; codec folders, bitstreams of earlier modes and streams are never touched.
+``pytest tests/test_golden.py --regenerate_golden`` writes the bitstreams of today's payload mode again,
+and what is missing; codec folders, bitstreams of earlier modes and streams are never touched.
 """
 
 import io
