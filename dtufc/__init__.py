@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dtufc.feature import FeatureError, FeatureFacts, load_facts
     from dtufc.registry import codecs
     from dtufc.shipped import pretrained
+    from dtufc.streams import Limits, StreamDecoder, open_session, open_stream, write_stream
 
     __version__: str
 
@@ -24,12 +25,17 @@ __all__ = [
     "Codec",
     "FeatureError",
     "FeatureFacts",
+    "Limits",
+    "StreamDecoder",
     "UserError",
     "__version__",
     "codecs",
     "load_codec",
     "load_facts",
+    "open_session",
+    "open_stream",
     "pretrained",
+    "write_stream",
 ]
 
 _MODULES = {
@@ -37,11 +43,16 @@ _MODULES = {
     "Codec": "codec",
     "FeatureError": "feature",
     "FeatureFacts": "feature",
+    "Limits": "streams",
+    "StreamDecoder": "streams",
     "UserError": "errors",
     "codecs": "registry",
     "load_codec": "codec",
     "load_facts": "feature",
+    "open_session": "streams",
+    "open_stream": "streams",
     "pretrained": "shipped",
+    "write_stream": "streams",
 }
 """Where each name of the public API lies; its module is imported when the name is first used."""
 

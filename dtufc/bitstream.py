@@ -31,6 +31,8 @@ MAGIC = b"UFC"
 SUFFIX = ".ufc"
 """Ending of bitstream files."""
 VERSION = 1
+STREAM_VERSION = 2
+"""Of streams, see :mod:`dtufc.streams`."""
 ID_BYTES = 4
 MAX_POINTS = 1 << 28
 """Largest feature that a bitstream may hold: 1 GiB as float32. Receivers may set a lower limit."""
@@ -95,14 +97,14 @@ def pack(stream: Bitstream) -> bytes:
     out += stream.codec_id + stream.mapping_id
     out.append(DTYPES.index(stream.dtype) | stream.mode << 4)
     for size in stream.shape:
-        out += _varint(size)
+        out += write_varint(size)
     if stream.grid is None:
-        out += _varint(0)
+        out += write_varint(0)
     else:
-        out += _varint(1) + b"".join(map(_varint, stream.grid))
-    out += _varint(len(stream.parts))
+        out += write_varint(1) + b"".join(map(write_varint, stream.grid))
+    out += write_varint(len(stream.parts))
     for part in stream.parts:
-        out += _varint(len(part))
+        out += write_varint(len(part))
     for part in stream.parts:
         out += part
     return bytes(out) + zlib.crc32(out).to_bytes(4, "little")
@@ -121,6 +123,8 @@ def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
         raise BitstreamError("foreign: the file does not start as a bitstream of this project")
     if len(data) < len(MAGIC) + 2 + 2 * ID_BYTES + 4:
         raise BitstreamError("truncated: the file ends inside the header")
+    if data[3] == STREAM_VERSION:
+        raise BitstreamError("version 2: a stream of rows; dtufc.open_stream reads it")
     if data[3] != VERSION:
         raise BitstreamError(f"version {data[3]}: this code reads version {VERSION}")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
@@ -129,7 +133,7 @@ def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
     codec_id, mapping_id = data[at : at + ID_BYTES], data[at + ID_BYTES : at + 2 * ID_BYTES]
     at += 2 * ID_BYTES
     dtype, mode = data[at] & 15, data[at] >> 4
-    reader = _Reader(data[:-4], at + 1)
+    reader = Reader(data[:-4], at + 1)
     shape = (reader.varint(), reader.varint(), reader.varint(), reader.varint())
     layout = reader.varint()
     if dtype >= len(DTYPES) or layout > 1:
@@ -150,6 +154,49 @@ def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
     return Bitstream(codec_id, mapping_id, DTYPES[dtype], shape, grid, parts, mode)
 
 
+_SETTING = slice(len(MAGIC) + 1, len(MAGIC) + 2 + 2 * ID_BYTES)
+"""Codec id, mapping id and format in a bitstream's header."""
+
+
+def bare_rows(data: bytes) -> tuple[bytes, bytes]:
+    """A bitstream -> what a frame of a stream keeps of it: setting (ids and format, 9 bytes) and
+    payload (number of parts less one v, the lengths of all parts but the last v, the parts).
+
+    Raises:
+        BitstreamError: as :func:`unpack`.
+    """
+    parts = unpack(data).parts
+    lengths = b"".join(write_varint(len(part)) for part in parts[:-1])
+    return data[_SETTING], write_varint(len(parts) - 1) + lengths + b"".join(parts)
+
+
+def whole_rows(setting: bytes, payload: bytes, facts: FeatureFacts, shape: Shape) -> bytes:
+    """The way back of :func:`bare_rows`: the bitstream of these rows.
+
+    Raises:
+        BitstreamError: setting and payload are none that :func:`bare_rows` gave for this shape.
+    """
+    if len(setting) != 2 * ID_BYTES + 1 or setting[-1] & 15 >= len(DTYPES):
+        raise BitstreamError("inconsistent: no setting of a codec's rows")
+    reader = Reader(payload, 0)
+    count = reader.varint()
+    if count >= _MAX_PARTS:
+        raise BitstreamError(f"inconsistent: {count + 1} parts")
+    lengths = [reader.varint() for _ in range(count)]
+    parts = [reader.take(length) for length in lengths]
+    return pack(
+        Bitstream(
+            codec_id=setting[:ID_BYTES],
+            mapping_id=setting[ID_BYTES:-1],
+            dtype=DTYPES[setting[-1] & 15],
+            shape=shape,
+            grid=facts.views.grid(shape[1]),
+            parts=(*parts, payload[reader.at :]),
+            mode=setting[-1] >> 4,
+        )
+    )
+
+
 def _fills(grid: Grid | None, shape: Shape) -> bool:
     return grid is None or (min(grid) > 0 and grid[0] * grid[1] == shape[1])
 
@@ -162,7 +209,8 @@ def _grid(facts: FeatureFacts, shape: Shape) -> Grid | None:
         return (0, 0)
 
 
-def _varint(value: int) -> bytes:
+def write_varint(value: int) -> bytes:
+    """A number of at least 0 in base 128, low digits first."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -171,7 +219,9 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-class _Reader:
+class Reader:
+    """Takes numbers and bytes from ``data``, one after the other, beginning at ``at``."""
+
     def __init__(self, data: bytes, at: int):
         self.data, self.at = data, at
 

@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from dtufc import files, rate
-from dtufc.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
+from dtufc.bitstream import (
+    ID_BYTES,
+    MAX_POINTS,
+    Bitstream,
+    BitstreamError,
+    bare_rows,
+    pack,
+    unpack,
+    whole_rows,
+)
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError, FeatureFacts, check_feature
 from dtufc.overlap import check_coders, overlap
@@ -35,6 +44,8 @@ from dtufc.views import Shape
 
 if TYPE_CHECKING:
     import torch
+
+    from dtufc.streams import StreamEncoder
 
 __all__ = [
     "CONFIG_JSON", "BitstreamError", "Codec", "ExtraKind", "OneKindCodec", "codec_digest", "load_codec",
@@ -123,6 +134,60 @@ class Codec(ABC):
         Raises:
             BitstreamError: as :meth:`decode`.
         """
+
+    # Frames of a stream, see dtufc/streams.
+
+    def rows_id(self, kind: str) -> bytes:
+        """SHA-256 of all that decodes a kind's rows: weights, tables and the kind's codebook (32 bytes).
+
+        Raises:
+            UserError: the codec does not know the kind.
+        """
+        if kind not in [facts.kind for facts in self.known]:
+            raise UserError(
+                f"this codec knows {[facts.kind for facts in self.known]}, not {kind!r}"
+            )
+        return self.id
+
+    def encode_rows(self, rows: np.ndarray, kind: str | None = None) -> tuple[bytes, bytes]:
+        """The rows of a frame -> its setting and its payload, without header and checksum.
+
+        The setting is what seldom changes from frame to frame, 255 bytes at most; a stream repeats it
+        only where it does. Here it is the fixed part of the bitstream's header, and the payload is its
+        parts.
+
+        Args:
+            rows: (N, C, H, W), as :meth:`encode_array`.
+
+        Raises:
+            FeatureError: as :meth:`encode_array`.
+        """
+        return bare_rows(self.encode_array(rows, kind))
+
+    def decode_rows(
+        self, setting: bytes, payload: bytes, facts: FeatureFacts, shape: Shape
+    ) -> np.ndarray:
+        """The way back of :meth:`encode_rows`.
+
+        Args:
+            facts: of the kind.
+            shape: (N, C, H, W) of the rows, which the frame announces; the receiver has bounded it.
+
+        Returns:
+            (N, C, H, W) in the facts' dtype, what :meth:`decode` gives for the bitstream of these rows.
+
+        Raises:
+            BitstreamError: setting and payload are not sound, or belong to another codec or mapping.
+        """
+        return self.decode_array(whole_rows(setting, payload, facts, shape))
+
+    def stream(
+        self, name: str = "rows", kind: str | None = None, **session: Any
+    ) -> "StreamEncoder":
+        """A session of one tensor that this codec codes; see :func:`dtufc.streams.open_session`."""
+        from dtufc.streams import Tensor, open_session
+
+        return open_session({name: Tensor(self, kind)}, **session)
 
     def encode(
         self,
@@ -315,12 +380,20 @@ class OneKindCodec(Codec):
     def known(self) -> Sequence[FeatureFacts]:
         return (self.facts,)
 
-    def encode_array(self, feature: np.ndarray, kind: str | None = None) -> bytes:
+    def check_kind(self, feature: np.ndarray, kind: str | None) -> None:
+        """Refuse what is no feature of the codec's kind.
+
+        Raises:
+            FeatureError: it is none, or ``kind`` names another.
+        """
         why = self.facts.mismatch(check_feature(feature))
         if kind not in (None, self.facts.kind):
             why = f"the codec knows {self.facts.kind}, not {kind}"
         if why:
             raise FeatureError(why)
+
+    def encode_array(self, feature: np.ndarray, kind: str | None = None) -> bytes:
+        self.check_kind(feature, kind)
         return pack(
             Bitstream(
                 codec_id=self.id[:ID_BYTES],

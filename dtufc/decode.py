@@ -5,7 +5,7 @@ but the bitstream and the codec folder is read. Beside the features lies ``decod
 what they were decoded from. Features that decode.py did not write are never replaced.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,18 @@ def list_bitstreams(path: Path) -> list[Path]:
     return [check_name(path) for path in found]
 
 
+def claim(folder: Path, targets: Sequence[Path], inputs: Mapping[str, str]) -> None:
+    """Write the record that says what the features of a folder were decoded from.
+
+    Raises:
+        UserError: it holds features of these names, and no such record.
+    """
+    record = folder / DECODED_JSON
+    if not record.is_file() and (there := [target for target in targets if target.exists()]):
+        raise UserError(f"output: {there[0]} is there, and decode.py did not write it")
+    files.write_json(record, Stamp({}, inputs).record())
+
+
 def decode(cfg: DecodeConfig) -> None:
     """Decode every bitstream.
 
@@ -73,12 +85,8 @@ def decode(cfg: DecodeConfig) -> None:
             raise BitstreamError(f"{path}: {error}") from error
 
     targets = [cfg.output / f"{path.stem}.npy" for path in paths]
-    record = cfg.output / DECODED_JSON
-    if not record.is_file() and (there := [target for target in targets if target.exists()]):
-        raise UserError(f"output: {there[0]} is there, and decode.py did not write it")
     with locks.hold(cfg.output):
-        inputs = {"codec": codec_digest(cfg.codec), **digest_files(paths)}
-        files.write_json(record, Stamp({}, inputs).record())
+        claim(cfg.output, targets, {"codec": codec_digest(cfg.codec), **digest_files(paths)})
         decoded = overlap(paths, Path.read_bytes, code, cfg.coders)
         for path, feature in progress(decoded, "decode", len(paths)):
             write_feature(cfg.output / f"{path.stem}.npy", feature)

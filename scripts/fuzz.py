@@ -4,6 +4,7 @@ For every codec a small one is made (``small_codecs.py``), and features coded wi
 
     mutants   bytes cut, flipped, spliced, added; in two of three the file's checksum is made right again
     headers   sound files that announce what cannot be: shapes, dtypes, modes, parts
+    streams   sessions and stream files, damaged or forged (``fuzz_streams.py``)
     folders   codec folders with damaged files and hostile values
     kills     encode.py and evaluate.py, killed by SIGKILL at random moments and run again
 
@@ -27,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import fuzz_streams
 import numpy as np
 import small_codecs
 
@@ -37,7 +39,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureError, read_feature
 from dtufc.records import format_table
 
-PARTS = ("mutants", "headers", "folders", "kills")
+PARTS = ("mutants", "headers", "streams", "folders", "kills")
 KINDS = ("tokens", "maps")
 MAX_POINTS = 1 << 22
 """What the receiver accepts: an attack may not take more time than so many points do."""
@@ -50,11 +52,11 @@ class FuzzConfig:
     codec: str = "all"
     """Name of one codec, or all."""
     parts: list[str] = field(default_factory=lambda: list(PARTS))
-    """Which attacks: mutants, headers, folders, kills."""
+    """Which attacks: mutants, headers, streams, folders, kills."""
     minutes: float | None = None
-    """Mutants: how long in all; null goes by their number."""
+    """Mutants and streams: how long each in all; null goes by their number."""
     mutants: int = 2000
-    """Mutants: how many for each codec, where no time is given."""
+    """Mutants and streams: how many of each for each codec, where no time is given."""
     kills: int = 3
     """Kills: trials for each command."""
     seed: int = 0
@@ -84,7 +86,8 @@ class Row:
     equal: int = 0
     """Decoded to the very values; folders: loaded; kills: ended as if nothing had happened."""
     other: int = 0
-    """Decoded to other values, where the payload was sealed again."""
+    """Decoded to other values, where the payload was sealed again, or where damage passed the check of a
+    stream's frame."""
     errors: int = 0
     seconds: float = 0.0
     peak_mib: float = 0.0
@@ -219,6 +222,29 @@ def attack(
             keep(cfg, row, data, "decoded to other values")
     row.seconds += time.time() - start
     row.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def streams(
+    row: Row, folder: Path, cfg: FuzzConfig, rng: random.Random, until: float | None,
+    count: int | None,
+) -> None:  # fmt: skip
+    """Decode damaged sessions and stream files until the time or their number is up."""
+    start = time.time()
+    codecs = [load_codec(folder / kind / "codec") for kind in KINDS]
+    seed = fuzz_streams.make_seed(codecs, folder)
+    for done, (data, judge) in enumerate(fuzz_streams.attacks(seed, rng, mutate, folder)):
+        if (until is not None and time.time() > until) or (count is not None and done >= count):
+            break
+        try:
+            outcome = judge()
+        except Exception as error:
+            keep(cfg, row, data, repr(error))
+            continue
+        if outcome in ("refused", "equal", "other"):
+            row.note(outcome)
+        else:
+            keep(cfg, row, data, outcome)
+    row.seconds += time.time() - start
 
 
 def keep(cfg: FuzzConfig, row: Row, data: bytes, why: str) -> None:
@@ -371,12 +397,14 @@ def fuzz(cfg: FuzzConfig) -> list[Row]:
             for part in cfg.parts:
                 row = Row(name, part)
                 rows.append(row)
+                until = None
+                if cfg.minutes is not None:
+                    until = time.time() + 60 * cfg.minutes / len(names)
+                count = cfg.mutants if until is None else None
                 if part == "mutants":
-                    until = None
-                    if cfg.minutes is not None:
-                        until = time.time() + 60 * cfg.minutes / len(names)
-                    count = cfg.mutants if until is None else None
                     attack(row, mutants(seeds, rng), cfg, until, count)
+                elif part == "streams":
+                    streams(row, folder, cfg, rng, until, count)
                 elif part == "headers":
                     attack(row, headers(seeds, rng), cfg, None, None)
                 elif part == "folders":

@@ -24,6 +24,13 @@ def test_no_damaged_file_breaks_a_decoder(name, tmp_path, capsys):
     assert not (tmp_path / "errors").exists()
 
 
+@pytest.mark.parametrize("name", ["cast", "klt", "jpegxl", "native"])
+def test_no_damaged_stream_breaks_a_receiver(name, tmp_path, capsys):
+    argv = ["--codec", name, "--mutants", "200", "--parts", "streams"]
+    fuzz.main([*argv, "--output", str(tmp_path / "errors")])
+    assert "200 attacks, 0 errors" in capsys.readouterr().out
+
+
 @pytest.mark.attack
 def test_a_long_attack_with_folders_and_kills(tmp_path, capsys):
     fuzz.main(["--mutants", "13000", "--output", str(tmp_path / "errors")])
@@ -40,6 +47,36 @@ def test_kills_leave_nothing_behind(tmp_path, capsys):
     argv = ["--codec", "cast", "--parts", "kills", "--kills", "1"]
     fuzz.main([*argv, "--output", str(tmp_path / "errors")])
     assert ", 0 errors" in capsys.readouterr().out
+
+
+def test_a_receiver_that_errs_is_seen(tmp_path, monkeypatch, capsys):
+    """One that lets an error out, and one that believes damaged frames."""
+    decoder = fuzz.fuzz_streams.StreamDecoder
+    argv = ["--codec", "cast", "--mutants", "60", "--parts", "streams"]
+    argv += ["--output", str(tmp_path / "errors")]
+
+    def broken(self, data: bytes) -> list:
+        raise RuntimeError("of a library")
+
+    make_seed = fuzz.fuzz_streams.make_seed
+    for fault in ("blocks", "finish"):
+        with monkeypatch.context() as patch:
+
+            def seed_then_break(*args, fault=fault, patch=patch):
+                seed = make_seed(*args)
+                if fault == "blocks":
+                    patch.setattr(decoder, "blocks", broken)
+                else:
+                    patch.setattr(decoder, "finish", lambda self: None)
+                return seed
+
+            patch.setattr(fuzz.fuzz_streams, "make_seed", seed_then_break)
+            with pytest.raises(SystemExit) as stopped:
+                fuzz.main(argv)
+        assert stopped.value.code == 1
+        assert ", 0 errors" not in capsys.readouterr().out.splitlines()[-1]
+    kept = {path.read_text() for path in (tmp_path / "errors").glob("cast_streams_*.txt")}
+    assert any("of a library" in why for why in kept) and any("other values" in why for why in kept)
 
 
 @pytest.mark.parametrize("fault", ["raises", "nan", "values"])

@@ -2,8 +2,10 @@
 
 ``golden/<codec>_<kind>/`` holds a codec folder (``codec.zip``), bitstreams ``mode<m>_<name>.ufc``, the
 features ``.npy`` that they decode to, and ``symbols.json``: the CRC-32 of the symbols of each rANS
-string. ``pytest tests/test_golden.py --regenerate_golden`` writes the bitstreams of today's payload mode
-again, and what is missing; codec folders and bitstreams of earlier modes are never touched.
+string. ``<stem>.ufs`` are stream files of two samples, ``<stem>_<sample>.npy`` their rows.
+
+``pytest tests/test_golden.py --regenerate_golden`` writes the bitstreams of today's payload mode again,
+and what is missing; codec folders, bitstreams of earlier modes and streams are never touched.
 """
 
 import io
@@ -19,6 +21,7 @@ from dtufc import rans
 from dtufc.bitstream import unpack
 from dtufc.codec import Codec, load_codec
 from dtufc.paths import REPOSITORY
+from dtufc.streams import StreamDecoder, open_stream, write_stream
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
@@ -32,6 +35,8 @@ QUALITIES = {
     "jpegxl": (4, 12),
     "hevc": (4, 8),
 }
+STREAM = "stream2"
+"""Stem of the stream that regeneration writes; another one where a codec's frames change."""
 BOTH_KINDS = [name for name in small_codecs.registered() if name in QUALITIES]
 """Codecs that are small: both kinds of features are pinned; of the others, tokens are."""
 CASES = [(name, "tokens") for name in small_codecs.registered()]
@@ -74,18 +79,45 @@ def test_pinned_bytes_decode_to_pinned_values(case, monkeypatch):
     assert len(streams) >= 1
     for path in streams:
         decoded, seen = decode(codec, path.read_bytes(), monkeypatch)
-        expected = np.load(path.with_suffix(".npy"))
-        assert (decoded.dtype, decoded.shape) == (expected.dtype, expected.shape)
         assert seen == symbols[path.stem]
-        if name == "klt":
-            assert np.allclose(decoded, expected, rtol=1e-5, atol=1e-5), path
-        elif name == "jpegxl" and not path.stem.endswith("_12"):  # lossy: the library's floats
-            assert np.abs(decoded - expected).max() < 1e-3 * np.ptp(expected), path
-        elif name in QUALITIES:
-            assert np.array_equal(decoded, expected), path
-        else:  # a value at the edge between two levels of the codebook may take the other one
-            off = np.abs(decoded - expected) > 0.02 * expected.std()
-            assert off.mean() < 0.02, path
+        check_values(name, path.with_suffix(".npy"), decoded)
+
+
+def check_values(name: str, path: Path, decoded: np.ndarray) -> None:
+    """Compare decoded values with pinned ones."""
+    expected = np.load(path)
+    assert (decoded.dtype, decoded.shape) == (expected.dtype, expected.shape)
+    if name == "klt":
+        assert np.allclose(decoded, expected, rtol=1e-5, atol=1e-5), path
+    elif name == "jpegxl" and not path.stem.endswith("_12"):  # lossy: the library's floats
+        assert np.abs(decoded - expected).max() < 1e-3 * np.ptp(expected), path
+    elif name in QUALITIES:
+        assert np.array_equal(decoded, expected), path
+    else:  # a value at the edge between two levels of the codebook may take the other one
+        off = np.abs(decoded - expected) > 0.02 * expected.std()
+        assert off.mean() < 0.02, path
+
+
+def test_pinned_streams_decode_to_pinned_rows(case):
+    """As a file with its index, and the same bytes as a session."""
+    name, golden, folder = case
+    codec = load_codec(folder)
+    paths = sorted(golden.glob("*.ufs"))
+    assert golden / f"{STREAM}.ufs" in paths
+    for path in paths:
+        with open_stream(path, codec) as stream:
+            assert (stream.keys, stream.problem) == (["first", "second"], None)
+            assert stream.session.metadata == {"pinned": 1}
+            rows = [stream["x"][sample] for sample in range(2)]
+        for sample, decoded in enumerate(rows):
+            check_values(name, golden / f"{path.stem}_{sample}.npy", decoded)
+        decoder = StreamDecoder(codec)
+        blocks = decoder.blocks(path.read_bytes())
+        decoder.finish()
+        axis = stream.session.tensors[0].axis
+        for sample, decoded in enumerate(rows):
+            parts = [block.rows for block in blocks if block.sample == sample]
+            assert np.array_equal(np.concatenate(parts, axis), decoded)
 
 
 def test_golden_files_are_small_and_of_every_codec():
@@ -102,6 +134,8 @@ def regenerate(name: str, kind: str, golden: Path, scratch: Path) -> None:
     with zipfile.ZipFile(golden / "codec.zip") as archive:
         archive.extractall(scratch / "old")
     codec = load_codec(scratch / "old")
+    if not (golden / f"{STREAM}.ufs").is_file():
+        write_golden_stream(codec, kind, golden)
     x = small_codecs.made_up(kind, 100)
     raw = x.copy()
     raw.ravel()[:2] = (1e30, -3e38)  # no symbols tell these
@@ -119,6 +153,29 @@ def regenerate(name: str, kind: str, golden: Path, scratch: Path) -> None:
             (golden / f"{stem}.ufc").write_bytes(data)
             np.save(golden / f"{stem}.npy", decoded)
     pins.write_text(json.dumps(symbols, indent=2, sort_keys=True) + "\n")
+
+
+def write_golden_stream(codec: Codec, kind: str, golden: Path) -> None:
+    """Two samples; frames of one row and more, at two qualities, with a vector that no symbols tell."""
+    x = small_codecs.made_up(kind, 100)
+    rare = x.copy()
+    if kind == "tokens":
+        rare[0, 0, 4, :2] = (1e30, -3e38)
+    path = golden / f"{STREAM}.ufs"
+    ends = codec.qualities and [codec.qualities[-1], codec.qualities[len(codec.qualities) // 2]]
+    with write_stream(path, {"x": codec}, metadata={"pinned": 1}) as writer:
+        cut = writer.session.tensors[0].cut
+        writer.new_sample("first")
+        for number, (first, end) in enumerate([(0, 1), (1, 2), (2, 4), (4, 6)]):
+            quality = ends[number % 2] if ends else None
+            writer.append({"x": cut(rare if ends else x, first, end)}, quality=quality)
+            if number == 2:
+                writer.restart()
+        writer.new_sample("second")
+        writer.append({"x": cut(x, 0, 6)})
+    with open_stream(path, codec) as stream:
+        for sample in range(2):
+            np.save(golden / f"{STREAM}_{sample}.npy", stream["x"][sample])
 
 
 def zipped(folder: Path) -> bytes:

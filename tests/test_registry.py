@@ -16,6 +16,7 @@ from dtufc.experiments import driver
 from dtufc.experiments.products import why_not_made
 from dtufc.fitting import FitOptions
 from dtufc.registry import codecs, find_codec
+from dtufc.streams import StreamDecoder
 
 
 @pytest.mark.parametrize("name", codecs())
@@ -156,7 +157,11 @@ def test_a_codec_of_another_package_plugs_in(toy, tmp_path, monkeypatch, capsys)
         ]  # fmt: skip
         assert rows[1].nmse == 0 < rows[0].nmse
         folder = root / "codecs" / "plain" / "trained_hidden" / "none" / "fit"
-        assert load_codec(folder).facts.shape[3] == CHANNELS
+        codec = load_codec(folder)
+        assert codec.facts.shape[3] == CHANNELS
+        x = toy_feature(1, 5)
+        (rows,) = StreamDecoder(codec).feed(codec.stream("x").append({"x": x})).values()
+        assert np.array_equal(rows, x)
     finally:
         codecs.cache_clear()
     monkeypatch.undo()

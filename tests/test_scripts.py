@@ -15,6 +15,7 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 import bench_codec
 import bench_exact
 import bench_rans
+import bench_streams
 import bench_train
 import cross_table
 import import_features
@@ -230,3 +231,11 @@ def test_bench_rans(capsys):
     out = capsys.readouterr().out
     assert "dtufc.rans" in out
     assert "CompressAI, lists" in out
+
+
+def test_bench_streams(toy, capsys):
+    argv = ["--machine", str(toy / "toy.yaml"), "--data_root", str(toy)]
+    bench_streams.main([*argv, "--tokens", "[1, 4]", "--appends", "5"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-8:]]
+    assert [row[0] for row in rows[::2]] == ["int", "cast", "jpegxl", "hevc"]
+    assert all(3 <= float(row[4]) <= 4 and float(row[3]) < float(row[5]) for row in rows)

@@ -135,6 +135,10 @@ class LearnedCodec(Codec):
         ]
         return files.digest(*parts)
 
+    def rows_id(self, kind: str) -> bytes:
+        super().rows_id(kind)
+        return hashlib.sha256(self.id + self.kinds[kind].mapping.id).digest()
+
     def at_tile(self, tile: int) -> Self:
         if tile < 0 or tile % GRAIN:
             raise UserError(f"tile: expected 0 or a multiple of {GRAIN}, got {tile}")

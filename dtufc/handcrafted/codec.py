@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 
 from dtufc import extras, files
 from dtufc.bitstream import BitstreamError
-from dtufc.codec import CONFIG_JSON, ExtraKind, OneKindCodec, read_number
+from dtufc.codec import CONFIG_JSON, ExtraKind, OneKindCodec, read_number, to_dtype
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError, FeatureFacts
 from dtufc.views import Shape
@@ -174,6 +174,15 @@ class HandcraftedCodec(OneKindCodec):
         if setting not in self.settings:
             raise BitstreamError(f"inconsistent: setting {setting} of {self.name}")
         return self.at_quality(setting).expand(parts[1], shape)
+
+    def encode_rows(self, rows: np.ndarray, kind: str | None = None) -> tuple[bytes, bytes]:
+        self.check_kind(rows, kind)
+        return self.encode_parts(rows)
+
+    def decode_rows(
+        self, setting: bytes, payload: bytes, facts: FeatureFacts, shape: Shape
+    ) -> np.ndarray:
+        return to_dtype(self.decode_parts((setting, payload), shape, self.modes[-1]), facts.dtype)
 
     @abstractmethod
     def compress(self, x: np.ndarray) -> bytes:

@@ -15,22 +15,28 @@ again by a forger who did not recompute the 31-bit checksum, is taken for sound 
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from dtufc import files, rans
-from dtufc.bitstream import BitstreamError
-from dtufc.codec import ExtraKind, OneKindCodec
+from dtufc import files, range_coder, rans
+from dtufc.bitstream import BitstreamError, Reader, write_varint
+from dtufc.codec import ExtraKind, OneKindCodec, to_dtype
 from dtufc.errors import UserError
-from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, KltModel, rung
+from dtufc.feature import FeatureFacts
+from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, KltModel, Rung, Transform, dct_basis, rung
 from dtufc.views import Shape
 
 MAX_GRADE = 1 << 14  # of either sign, in a file: steps of 2^128 and 2^-128 standard deviations
 GRADES = range(LOWEST * PER_OCTAVE, HIGHEST * PER_OCTAVE + 1)
 """Qualities in 128ths for which there are tables; files of earlier versions may name others."""
 BLOCK = 1 << 20  # symbols read at a time
+BLOCK_ROWS = 8  # tokens of a frame that are transformed at a time
+PLAIN, RAW = 0, 1
+"""Forms of a frame's payload: symbols alone, or behind vectors that are sent raw."""
 
 
 class KltCodec(OneKindCodec):
@@ -82,28 +88,19 @@ class KltCodec(OneKindCodec):
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
         vectors = self.facts.views.to_vectors(feature, self.model.transform.layout.block)
         clusters, symbols, _, raw = self.model.quantise(vectors, self.grade)
-        model = self.model.rungs[rung(self.grade)]
-        indexes = model.chosen[clusters].ravel()
-        stream = symbols.ravel()
-        if self.model.transform.layout.clusters > 1:
-            last = np.full(len(clusters), len(model.bank.freqs), np.int32)
-            stream, indexes = np.append(clusters, stream), np.append(last, indexes)
+        stream, indexes = self._coded(clusters, symbols)
+        tables = self.model.rungs[rung(self.grade)].tables
         grade = self.grade.to_bytes(2, "little", signed=True)
         more = []
         if raw.any():
-            places = np.flatnonzero(raw).astype("<u4")
-            exact = vectors[raw].astype("<f4")
-            more.append(len(places).to_bytes(4, "little") + places.tobytes() + exact.tobytes())
+            more.append(_raw_part(vectors, raw))
         check = _check(grade, more, feature.shape)
-        return grade, rans.encode(stream, indexes, model.tables, check), *more
+        return grade, rans.encode(stream, indexes, tables, check), *more
 
     def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
         if len(parts) not in (2, 3) or len(parts[0]) != 2:
             raise BitstreamError("inconsistent: not the parts of a klt bitstream")
-        grade = int.from_bytes(parts[0], "little", signed=True)
-        largest = np.finfo(np.float32).max
-        if abs(grade) > MAX_GRADE or self.model.transform.step(grade) > largest:
-            raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
+        grade = self._read_grade(parts[0])
         block = self.model.transform.layout.block
         count = self.facts.views.count_vectors(shape, block)
         check = _check(parts[0], parts[2:], shape) if mode == 1 else 0
@@ -114,6 +111,69 @@ class KltCodec(OneKindCodec):
             _put_raw(parts[2], vectors)
         return self.facts.views.from_vectors(vectors, shape, block)
 
+    def encode_rows(self, rows: np.ndarray, kind: str | None = None) -> tuple[bytes, bytes]:
+        """Setting: form and grade. Payload: vectors sent raw (form 1: length v, content), and one string
+        of the range coder. A row's symbols do not depend on the rows beside it."""
+        self.check_kind(rows, kind)
+        vectors = self.facts.views.to_vectors(rows, self.model.transform.layout.block)
+        clusters, symbols, _, raw = self._rows_model.quantise(vectors, self.grade)
+        more = b""
+        if raw.any():
+            exact = _raw_part(vectors, raw)
+            more = write_varint(len(exact)) + exact
+        stream, indexes = self._coded(clusters, symbols)
+        tables = self.model.rungs[rung(self.grade)].tables
+        setting = bytes([RAW if more else PLAIN]) + self.grade.to_bytes(2, "little", signed=True)
+        return setting, more + range_coder.encode(stream, indexes, tables)
+
+    def decode_rows(
+        self, setting: bytes, payload: bytes, facts: FeatureFacts, shape: Shape
+    ) -> np.ndarray:
+        if len(setting) != 3 or setting[0] not in (PLAIN, RAW):
+            raise BitstreamError("inconsistent: no setting of klt's rows")
+        grade = self._read_grade(setting[1:])
+        reader = Reader(payload, 0)
+        exact = reader.take(reader.varint()) if setting[0] == RAW else None
+        block = self.model.transform.layout.block
+        count = self.facts.views.count_vectors(shape, block)
+        string = payload[reader.at :]
+        try:
+            model = self.model.rungs[rung(grade)]
+            range_coder.check_room(string, count * model.least)
+            coder = range_coder.Decoder(string, model.tables)
+            clusters, symbols = self._read(coder, model, count)
+            coder.finish()
+        except rans.RansError as error:
+            raise BitstreamError(f"corrupted: {error}") from error
+        vectors = self.model.restore(clusters, symbols, grade, self.facts.views.sequence(shape))
+        if exact is not None:
+            _put_raw(exact, vectors)
+        return to_dtype(self.facts.views.from_vectors(vectors, shape, block), facts.dtype)
+
+    @cached_property
+    def _rows_model(self) -> KltModel:
+        """The model with a transform that keeps rows apart."""
+        transform = self.model.transform
+        values = {field.name: getattr(transform, field.name) for field in fields(transform)}
+        return replace(self.model, transform=_RowsTransform(**values))
+
+    def _coded(self, clusters: np.ndarray, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the entropy coder is given, and the table of each: the clusters' indexes, where there are
+        several, and the symbols, vector by vector."""
+        model = self.model.rungs[rung(self.grade)]
+        stream, indexes = symbols.ravel(), model.chosen[clusters].ravel()
+        if self.model.transform.layout.clusters > 1:
+            last = np.full(len(clusters), len(model.bank.freqs), np.int32)
+            stream, indexes = np.append(clusters, stream), np.append(last, indexes)
+        return stream, indexes
+
+    def _read_grade(self, data: bytes) -> int:
+        grade = int.from_bytes(data, "little", signed=True)
+        largest = np.finfo(np.float32).max
+        if abs(grade) > MAX_GRADE or self.model.transform.step(grade) > largest:
+            raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
+        return grade
+
     def read_symbols(
         self, data: bytes, grade: int, count: int, check: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -122,26 +182,58 @@ class KltCodec(OneKindCodec):
         Raises:
             BitstreamError: the string is damaged, or too short for so many vectors.
         """
-        model, width = self.model.rungs[rung(grade)], self.model.transform.components
-        several = self.model.transform.layout.clusters > 1
+        model = self.model.rungs[rung(grade)]
         try:
             rans.check_room(data, count * model.least)
             reader = rans.Decoder(data, model.tables)
-            clusters = np.zeros(count, np.int32)
-            if several:
-                clusters = reader.decode(np.full(count, len(model.bank.freqs), np.int32))
-                if clusters.min() < 0 or clusters.max() >= len(model.chosen):
-                    raise rans.RansError("a cluster's index is none")
-            symbols = np.empty((count, width), np.int32)
-            rows = max(1, BLOCK // width)
-            for first in range(0, count, rows):
-                part = slice(first, first + rows)
-                found = reader.decode(model.chosen[clusters[part]].ravel())
-                symbols[part] = found.reshape(-1, width)
+            clusters, symbols = self._read(reader, model, count)
             reader.finish(check)
         except rans.RansError as error:
             raise BitstreamError(f"corrupted: {error}") from error
         return clusters, symbols
+
+    def _read(
+        self, reader: rans.Decoder | range_coder.Decoder, model: Rung, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The way back of :meth:`_coded`.
+
+        Raises:
+            RansError: the string is damaged.
+        """
+        width = self.model.transform.components
+        clusters = np.zeros(count, np.int32)
+        if self.model.transform.layout.clusters > 1:
+            clusters = reader.decode(np.full(count, len(model.bank.freqs), np.int32))
+            if clusters.min() < 0 or clusters.max() >= len(model.chosen):
+                raise rans.RansError("a cluster's index is none")
+        symbols = np.empty((count, width), np.int32)
+        rows = max(1, BLOCK // width)
+        for first in range(0, count, rows):
+            part = slice(first, first + rows)
+            found = reader.decode(model.chosen[clusters[part]].ravel())
+            symbols[part] = found.reshape(-1, width)
+        return clusters, symbols
+
+
+class _RowsTransform(Transform):
+    """A transform that keeps rows apart: the same row gives the same floats, whatever is beside it.
+
+    The floats of a matrix product depend on its size in their last bits, and a value at the edge between
+    two symbols follows them. Here all products are of one size: BLOCK_ROWS tokens, or a block of a map.
+    """
+
+    def forward(self, vectors: np.ndarray, cluster: int) -> np.ndarray:
+        x = vectors - self.mean[cluster]  # (R, C, S)
+        count, channels, positions = x.shape
+        if self.basis is not None and positions == 1:
+            blocks = np.zeros((-(-count // BLOCK_ROWS), BLOCK_ROWS, channels), np.float32)
+            blocks.reshape(-1, channels)[:count] = x[:, :, 0]
+            x = np.matmul(blocks, self.basis[cluster]).reshape(-1, channels)[:count]
+        elif self.basis is not None:
+            x = np.matmul(self.basis[cluster].T, x)
+        if self.layout.block > 1:
+            x = np.matmul(x, dct_basis(self.layout.block))
+        return x.reshape(count, -1)
 
 
 def check_quality(quality: float) -> None:
@@ -169,6 +261,13 @@ def grade_of(quality: float) -> int:
         limit = MAX_GRADE // PER_OCTAVE
         raise UserError(f"quality: expected {-limit} .. {limit}, got {quality}")
     return round(PER_OCTAVE * quality)
+
+
+def _raw_part(vectors: np.ndarray, raw: np.ndarray) -> bytes:
+    """The vectors that are sent as they are: count, places, values."""
+    places = np.flatnonzero(raw).astype("<u4")
+    exact = vectors[raw].astype("<f4")
+    return len(places).to_bytes(4, "little") + places.tobytes() + exact.tobytes()
 
 
 def _put_raw(part: bytes, vectors: np.ndarray) -> None:

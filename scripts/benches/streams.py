@@ -1,0 +1,115 @@
+"""The work of ``bench_streams.py``."""
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_streams import BenchConfig
+
+from dtufc.codec import Codec, load_codec
+from dtufc.feature import FeatureFacts, list_features, load_facts
+from dtufc.handcrafted import fit_handcrafted
+from dtufc.paths import DataRoot
+from dtufc.shipped import describe_codec, pretrained
+from dtufc.streams import StreamDecoder, Tensor, open_session
+
+HANDCRAFTED = ("int", "cast", "jpegxl", "hevc")
+WARM = 3
+"""First appends that are not timed."""
+
+
+@dataclass(frozen=True)
+class StreamRow:
+    """One codec at one number of tokens per append."""
+
+    codec: str
+    quality: float | None
+    tokens: int
+    bytes_per_token: float
+    """Of a session, checks and all."""
+    beside: float
+    """Bytes of a frame beside its payload."""
+    version1: float
+    """Bytes per token of a file of version 1 of the same tokens."""
+    nmse: float
+    encode_ms: float
+    """Per append, median."""
+    decode_ms: float
+
+
+def bench(cfg: BenchConfig) -> list[StreamRow]:
+    """Measure every codec."""
+    torch.set_num_threads(1)
+    facts = load_facts(cfg.machine)
+    root = DataRoot(cfg.root).feature(facts.model, facts.task)
+    paths = list_features(root.feature_test)
+    counts = cfg.tokens or [1, 8, 64]
+    x = np.concatenate([facts.read(path) for path in paths], axis=2)
+    wanted = max(counts) * cfg.appends
+    x = np.tile(x, (1, 1, -(-wanted // x.shape[2]), 1))  # a short test set is read again
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, codec in _codecs(cfg, facts, root.feature_train / "train", Path(scratch)):
+            rows += [_measure(name, codec, facts, x, count, cfg.appends) for count in counts]
+    return rows
+
+
+def _codecs(
+    cfg: BenchConfig, facts: FeatureFacts, train: Path, scratch: Path
+) -> Iterator[tuple[str, Codec]]:
+    """(name, codec), those that ship first."""
+    if cfg.codecs is not None:
+        yield from ((Path(name).name, load_codec(name)) for name in cfg.codecs)
+        return
+    for name, folder in pretrained().items():
+        if facts.kind in describe_codec(folder).kinds:
+            yield name, load_codec(folder)
+    for name in HANDCRAFTED:
+        argv = ["--codec", name, "--machine", cfg.machine, "--features", str(train)]
+        with contextlib.redirect_stdout(io.StringIO()):
+            fit_handcrafted.main([*argv, "--output", str(scratch / name)])
+        yield name, load_codec(scratch / name)
+
+
+def _measure(
+    name: str, codec: Codec, facts: FeatureFacts, x: np.ndarray, tokens: int, appends: int
+) -> StreamRow:
+    encoder = open_session({"x": Tensor(codec, facts.kind)})
+    decoder = StreamDecoder(codec)
+    decoder.feed(encoder.start())
+    size = payload = old = 0
+    seconds = []
+    squares = 0.0
+    for number in range(appends):
+        part = x[:, :, number * tokens : (number + 1) * tokens]
+        started = time.perf_counter()
+        frame = encoder.append({"x": part})
+        between = time.perf_counter()
+        decoded = decoder.feed(frame)["x"]
+        ended = time.perf_counter()
+        if number < WARM:
+            continue
+        size, old = size + len(frame), old + len(codec.encode(part, facts.kind))
+        payload += len(codec.encode_rows(part, facts.kind)[1])
+        seconds.append((between - started, ended - between))
+        squares += float(np.square(decoded.astype(np.float64) - part).sum())
+    count = appends - WARM
+    encode_s, decode_s = np.median(seconds, axis=0)
+    used = x[:, :, WARM * tokens : appends * tokens]
+    return StreamRow(
+        codec=name,
+        quality=codec.quality,
+        tokens=tokens,
+        bytes_per_token=size / count / tokens,
+        beside=(size - payload) / count,
+        version1=old / count / tokens,
+        nmse=squares / used.size / float(used.var(dtype=np.float64)),
+        encode_ms=1e3 * float(encode_s),
+        decode_ms=1e3 * float(decode_s),
+    )
