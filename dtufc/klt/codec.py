@@ -80,12 +80,13 @@ class KltCodec(OneKindCodec):
         return type(self)(self.model, quality)
 
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
-        vectors = self.facts.views.to_vectors(feature, self.model.transform.layout.block)
-        clusters, symbols, _, raw = self.model.quantise(vectors, self.grade)
+        layout = self.model.transform.layout
+        vectors, owners = self.model.to_vectors(feature), layout.owners(feature.shape)
+        clusters, symbols, _, raw = self.model.quantise(vectors, self.grade, owners)
         model = self.model.rungs[rung(self.grade)]
         indexes = model.chosen[clusters].ravel()
         stream = symbols.ravel()
-        if self.model.transform.layout.clusters > 1:
+        if layout.tells_cluster:
             last = np.full(len(clusters), len(model.bank.freqs), np.int32)
             stream, indexes = np.append(clusters, stream), np.append(last, indexes)
         grade = self.grade.to_bytes(2, "little", signed=True)
@@ -104,30 +105,38 @@ class KltCodec(OneKindCodec):
         largest = np.finfo(np.float32).max
         if abs(grade) > MAX_GRADE or self.model.transform.step(grade) > largest:
             raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
-        block = self.model.transform.layout.block
-        count = self.facts.views.count_vectors(shape, block)
+        layout = self.model.transform.layout
+        count = self.facts.views.count_vectors(layout.seen(shape), layout.block)
         check = _check(parts[0], parts[2:], shape) if mode == 1 else 0
-        clusters, symbols = self.read_symbols(parts[1], grade, count, check)
+        clusters, symbols = self.read_symbols(parts[1], grade, count, check, layout.owners(shape))
         length = self.facts.views.sequence(shape)
         vectors = self.model.restore(clusters, symbols, grade, length)
         if len(parts) == 3:
             _put_raw(parts[2], vectors)
-        return self.facts.views.from_vectors(vectors, shape, block)
+        return self.model.from_vectors(vectors, shape)
 
     def read_symbols(
-        self, data: bytes, grade: int, count: int, check: int = 0
+        self,
+        data: bytes,
+        grade: int,
+        count: int,
+        check: int = 0,
+        owners: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """A rANS string -> clusters (R,) int32 and symbols (R, C * S) int32; integers decide alone.
+
+        Args:
+            owners: (R,) the clusters, where layers decide them.
 
         Raises:
             BitstreamError: the string is damaged, or too short for so many vectors.
         """
         model, width = self.model.rungs[rung(grade)], self.model.transform.components
-        several = self.model.transform.layout.clusters > 1
+        several = self.model.transform.layout.tells_cluster
         try:
-            rans.check_room(data, count * model.least)
+            rans.check_room(data, count * model.least(several))
             reader = rans.Decoder(data, model.tables)
-            clusters = np.zeros(count, np.int32)
+            clusters = np.zeros(count, np.int32) if owners is None else owners
             if several:
                 clusters = reader.decode(np.full(count, len(model.bank.freqs), np.int32))
                 if clusters.min() < 0 or clusters.max() >= len(model.chosen):
