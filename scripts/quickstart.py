@@ -2,8 +2,8 @@
 
 Features of four small models of the paper's classes are extracted, for six tasks. The codecs that ship
 with the package code them, beside one that is trained before your eyes. The tables give rate and task
-accuracy, the report shows them. With ``--train`` all shipped codecs, and one Hyperprior per machine, are trained anew
-and held against the shipped ones.
+accuracy, the report shows them. With ``--train`` all shipped codecs, and one Hyperprior per machine, are
+trained anew and held against the shipped ones.
 """
 
 import os

@@ -2,8 +2,9 @@
 DIR``.
 
 The data root holds the runs of the suites ``tiny``, ``native`` and ``dinov2_tiny``, as
-``scripts/quickstart.sh --train`` makes them. Networks are stored as float16, half the size, and integer tables as narrow as they are.
-Optimiser states and logs are left out. ``training.json`` keeps the record of the training or the fit.
+``scripts/quickstart.sh --train`` makes them. Networks are stored as float16, half the size, and integer
+tables as narrow as they are. Optimiser states and logs are left out. ``training.json`` keeps the record
+of the training or the fit.
 """
 
 import shutil

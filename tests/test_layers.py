@@ -5,18 +5,28 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from conftest import ARCHS
 from safetensors.numpy import load, save
 
 from dtufc.bitstream import BitstreamError, unpack
 from dtufc.codec import load_codec
+from dtufc.CompressAI.checkpoint import save_checkpoint
+from dtufc.CompressAI.kinds import load_patch_kind
+from dtufc.CompressAI.models import build_model
 from dtufc.errors import UserError
+from dtufc.experiments.driver import BatchConfig
 from dtufc.feature import write_feature
 from dtufc.klt import fit_klt
 from dtufc.klt.fit import Statistics, evenly
 from dtufc.klt.model import WEIGHTS, Layout
+from dtufc.transform import generate_data
+from dtufc.transform.mapping import Mapping
 
 LAYERS, TOKENS, WIDTH = 3, 30, 6
+FACTS = {"model": "toy", "task": "layers", "shape": [2, LAYERS, None, WIDTH],
+         "axes": ["crop", "layer", "token", "channel"]}  # fmt: skip
 
 
 def mixer(rng) -> np.ndarray:
@@ -50,9 +60,7 @@ def make(sort: str, count: int) -> list[np.ndarray]:
 def coded(request, tmp_path_factory):
     """A fitted codec of each sort of layers, and features that it was not fitted on."""
     root = tmp_path_factory.mktemp(request.param)
-    facts = {"model": "toy", "task": "layers", "shape": [2, LAYERS, None, WIDTH],
-             "axes": ["crop", "layer", "token", "channel"]}  # fmt: skip
-    (root / "toy.yaml").write_text(yaml.safe_dump({"feature": facts}))
+    (root / "toy.yaml").write_text(yaml.safe_dump({"feature": FACTS}))
     # few files where layers are alike, so that pooling them shows
     features = make(request.param, 3 if request.param == "shared" else 10)
     for i, x in enumerate(features):
@@ -156,3 +164,52 @@ def test_statistics_of_layers_are_those_of_their_vectors():
     shape = (2, LAYERS, 4, WIDTH)
     assert layout.seen(shape) == (6, 1, 4, WIDTH)
     assert layout.owners(shape).tolist() == ([0] * 4 + [1] * 4 + [2] * 4) * 2
+
+
+def test_learned_codecs_take_a_mapping_per_layer(tmp_path):
+    """Fit, patches of both layouts, and a bitstream; a suite asks for it by one key."""
+    features = make("own", 4)
+    for i, x in enumerate(features):
+        x *= np.float32([1, 10, 100])[:, None, None]  # layers of unlike ranges
+        for split in ("feature_train/train", "feature_train/test", "feature_test"):
+            write_feature(tmp_path / "toy" / "layers" / split / f"{i}.npy", x)
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({"feature": FACTS}))
+    common = ["--machine", str(tmp_path / "toy.yaml"), "--data_root", str(tmp_path)]
+    errors = []
+    for flags, name in (([], ""), (["--per_channel", "true"], "_perchannel")):
+        generate_data.main([*common, "--patch_size", "64-18", "--samples", "4", *flags])
+        folder = tmp_path / "toy" / "layers" / "patches" / f"kmeans4_bitdepth8{name}"
+        (folder,) = folder.glob("crop*")
+        kind = load_patch_kind(folder)
+        mapping = kind.mapping
+        assert mapping.codebooks.shape == ((LAYERS, 256) if flags else (256,))
+        x = features[0]
+        rest = mapping.inverse(mapping.forward(x)) - x
+        errors.append(np.square(rest).mean(axis=(0, 2, 3)) / x.var(axis=(0, 2, 3)))
+    assert errors[1][0] < 0.1 * errors[0][0]  # the quietest layer gains most
+    torch.manual_seed(0)
+    model = build_model("hyperprior", ARCHS["hyperprior"])
+    save_checkpoint(tmp_path / "codec", model, "hyperprior", [kind], {})
+    codec = load_codec(tmp_path / "codec")
+    decoded = codec.decode(codec.encode(features[0]))
+    assert decoded.shape == features[0].shape and decoded.dtype == np.float32
+    for layer, centres in enumerate(Mapping.load(folder / "mapping.json").codebooks):
+        assert np.isin(decoded[:, layer], centres.astype(np.float32)).all()
+    native = [*common, "--layout", "native", "--patch_size", "8-1", "--samples", "4"]
+    generate_data.main([*native, "--per_channel", "true"])
+    (folder,) = (tmp_path / "toy/layers/patches/kmeans4_bitdepth8_perchannel").glob("native*")
+    assert np.load(next((folder / "train").glob("*.npy"))).shape == (LAYERS * WIDTH, 8, 1)
+
+    suite = {"machines": [str(tmp_path / "toy.yaml")], "transform": {"per_channel": True},
+             "rows": [{"codec": "hyperprior", "train_task": "toy_layers", "lambda_value": [0.1],
+                       "epochs": 1, "batch_size": 1}],
+             "fitted": [{"codec": "klt", "train_task": "toy_layers", "quality": [1]}]}  # fmt: skip
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    batch = BatchConfig(suite=str(tmp_path / "suite.yaml"), data_root=tmp_path).batch()
+    (run,) = batch.runs
+    assert batch.folder(run).parts[-3:-1] == ("trained_toy_layers", "kmeans10_bitdepth8_perchannel")
+    (fit,) = batch.fits  # a kind may stand for a task that several machines share
+    assert fit.trained_on == "toy_layers" and "trained_toy_layers" in str(
+        batch.fit_config(fit).output
+    )
+    assert batch.mapping_config(str(tmp_path / "toy.yaml")).per_channel

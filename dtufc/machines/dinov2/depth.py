@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -110,9 +109,9 @@ class DptMachine(DinoMachine):
         return (sum(maps) / len(maps))[0, 0].cpu().numpy()
 
     def picture_of(self, prediction: np.ndarray) -> np.ndarray:
-        """Near is bright, (height, width, 3) uint8."""
-        near = 1 - prediction / self.options.farthest
-        return (255 * matplotlib.colormaps["inferno"](near)[..., :3]).astype(np.uint8)
+        """Near is bright, (height, width, 3) uint8 grey: one plane alone would stand for classes."""
+        near = 255 * (1 - prediction / self.options.farthest)
+        return np.repeat(near.astype(np.uint8)[:, :, None], 3, axis=2)
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         """Root mean squared error in metres, the mean over pictures; the other usual figures."""
