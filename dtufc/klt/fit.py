@@ -32,7 +32,6 @@ from dtufc.klt.model import (
 from dtufc.klt.post_filter import PostFilter, neighbours
 
 WEIGHT = 0.12  # of a bit in squared steps: near -dD/dR = ln 2 / 6 of a fine uniform quantiser
-BANK = 48  # tables of a step at most
 LARGEST = 0.999 * MAX_UNIT  # of a unit and of a mean, so that float32 rounds it to none above
 FEW = 3_000_000  # values at most that tables are made of
 FULL = ((0.0, 1.0), (0.0, 1.0))
@@ -210,12 +209,17 @@ def fit_mixture(known: Statistics, candidate: Candidate, start: Transform, seed:
 
 
 def fit_rung(
-    transform: Transform, y: Sequence[np.ndarray], grade: int, owners: np.ndarray | None = None
+    transform: Transform,
+    y: Sequence[np.ndarray],
+    grade: int,
+    size: int,
+    owners: np.ndarray | None = None,
 ) -> Rung:
     """Tables of one step: symbols by tables and tables by symbols, in turns.
 
     Args:
         y: the sample in each cluster's basis, K times (R, D).
+        size: tables at most.
         owners: (R,) the cluster of each, where it is known.
     """
     clusters = range(len(y))
@@ -227,7 +231,7 @@ def fit_rung(
     rung = None
     for turn in range(ROUNDS):
         mine = [scaled[k][own == k] for k in clusters]
-        rung = fit_tables(mine, [spend(each, rung, k)[0] for k, each in enumerate(mine)])
+        rung = fit_tables(mine, [spend(each, rung, k)[0] for k, each in enumerate(mine)], size)
         if turn == 0 and searched:
             own = assign(scaled, rung, own)
     return rung
@@ -277,8 +281,8 @@ def spend(
     return symbols, choose(y, *tables, WEIGHT, limit, symbols)[0] + index
 
 
-def fit_tables(scaled: Sequence[np.ndarray], symbols: Sequence[np.ndarray]) -> Rung:
-    """Tables for the values and symbols of each cluster, K times (R, D)."""
+def fit_tables(scaled: Sequence[np.ndarray], symbols: Sequence[np.ndarray], size: int) -> Rung:
+    """``size`` tables at most for the values and symbols of each cluster, K times (R, D)."""
     clusters, width = len(scaled), scaled[0].shape[1]
     largest = max(int(np.abs(q).max(initial=1)) for q in symbols)
     reach = min(max(largest, CENTROIDS), REACH)
@@ -286,7 +290,7 @@ def fit_tables(scaled: Sequence[np.ndarray], symbols: Sequence[np.ndarray]) -> R
     sums = np.zeros((clusters * width, 2 * CENTROIDS - 1))
     for k, (y, q) in enumerate(zip(scaled, symbols, strict=True)):
         count(y, q, k * width, reach, counts, sums)
-    bank, chosen = fit_bank(counts, sums, BANK)
+    bank, chosen = fit_bank(counts, sums, size)
     sizes = np.append([len(q) + 0.5 for q in symbols], 0)  # an escape is never used
     freqs = to_frequencies(sizes)
     return Rung(bank, chosen.reshape(clusters, width).astype(np.int32), freqs)
@@ -347,7 +351,7 @@ def validate(
     vectors, own = unseen.thinned(candidate.layout, FEW)
     points = []
     for grade in grades:
-        rung = fit_rung(transform, y, grade, owners)
+        rung = fit_rung(transform, y, grade, cfg.tables, owners)
         model = KltModel(facts, transform, (rung,) * RUNGS, WEIGHT)
         clusters, symbols, bits, _ = model.quantise(vectors, grade, own)
         error = model.restore(clusters, symbols, grade) - vectors
@@ -508,7 +512,7 @@ def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts) -> KltModel
     grades = tqdm([LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)], desc="tables")
     sample, owners = known.thinned(best.layout, FEW)
     y = in_bases(transform, sample)
-    rungs = [fit_rung(transform, y, grade, owners) for grade in grades]
+    rungs = [fit_rung(transform, y, grade, cfg.tables, owners) for grade in grades]
     model = KltModel(facts, transform, tuple(rungs), WEIGHT)
     made_by = {"files": len(paths), "vectors": known.rows, "seed": cfg.seed, "tried": tried}
     if cfg.post_filter and not facts.views.is_map:
