@@ -108,7 +108,7 @@ class KltCodec(OneKindCodec):
         layout = self.model.transform.layout
         count = self.facts.views.count_vectors(layout.seen(shape), layout.block)
         check = _check(parts[0], parts[2:], shape) if mode == 1 else 0
-        clusters, symbols = self.read_symbols(parts[1], grade, count, check, layout.owners(shape))
+        clusters, symbols = self.read_symbols(parts[1], grade, count, check, shape)
         length = self.facts.views.sequence(shape)
         vectors = self.model.restore(clusters, symbols, grade, length)
         if len(parts) == 3:
@@ -116,26 +116,23 @@ class KltCodec(OneKindCodec):
         return self.model.from_vectors(vectors, shape)
 
     def read_symbols(
-        self,
-        data: bytes,
-        grade: int,
-        count: int,
-        check: int = 0,
-        owners: np.ndarray | None = None,
+        self, data: bytes, grade: int, count: int, check: int = 0, shape: Shape | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """A rANS string -> clusters (R,) int32 and symbols (R, C * S) int32; integers decide alone.
 
         Args:
-            owners: (R,) the clusters, where layers decide them.
+            shape: of the feature, whose layers may decide the clusters; None: they do not.
 
         Raises:
             BitstreamError: the string is damaged, or too short for so many vectors.
         """
         model, width = self.model.rungs[rung(grade)], self.model.transform.components
-        several = self.model.transform.layout.tells_cluster
+        layout = self.model.transform.layout
+        several = layout.tells_cluster
         try:
             rans.check_room(data, count * model.least(several))
             reader = rans.Decoder(data, model.tables)
+            owners = layout.owners(shape) if shape else None
             clusters = np.zeros(count, np.int32) if owners is None else owners
             if several:
                 clusters = reader.decode(np.full(count, len(model.bank.freqs), np.int32))

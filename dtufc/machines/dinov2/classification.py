@@ -37,8 +37,12 @@ class ClsMachine(DinoMachine):
     """DINOv2 with a linear classifier."""
 
     options: ClsOptions
-    head_file = "dinov2_vitg14_linear_head.pth"
     origin_keys = (*DinoMachine.origin_keys, "resize", "crop", "interpolation")
+
+    @property
+    def head_file(self) -> str:
+        layers = self.options.head_layers
+        return f"dinov2_vitg14_linear{layers if layers > 1 else ''}_head.pth"
 
     @property
     def read(self) -> list[int]:

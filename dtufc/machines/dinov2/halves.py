@@ -47,7 +47,7 @@ HEAD_HELP = (
 class DinoMachine(Machine):
     """A DINOv2 in two halves; each loads its own weights when it is first used."""
 
-    head_file: ClassVar[str]
+    head_file: str
     """Meta's name of the head."""
     normed: ClassVar[bool] = True
     """Whether the head reads tokens after the model's last norm."""
