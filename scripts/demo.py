@@ -20,7 +20,7 @@ from dtufc.errors import UserError
 from dtufc.token_error import TokenErrors
 
 MACHINES = {
-    "dinov2_tiny": ("dinov2", "seg:DinoOptions", "halves:DinoMachine", [-3, -1, 1]),
+    "dinov2_tiny": ("dinov2", "seg:SegOptions", "segmentation:SegMachine", [-3, -1, 1]),
     "llama3_tiny": ("llama3", "llama3:LlamaOptions", "halves:LlamaMachine", [-3, -2.5, -1.5]),
     "sd3_tiny": ("sd3", "sd3:DiffusionOptions", "halves:DiffusionMachine", [-1.5, 0, 1.5]),
     "resnet50_tiny": ("resnet50", "cls:ResNetOptions", "halves:ResNetMachine", [-3, -2, 0]),

@@ -1,9 +1,9 @@
 """The main job on the tiny machines, through the published commands.
 
-Features of four small models of the paper's classes are extracted. The codecs that ship with the package
-code them, beside one that is trained before your eyes. The table gives rate and task accuracy, the
-report shows them. With ``--train`` all shipped codecs, and one Hyperprior per machine, are trained anew
-and held against the shipped ones.
+Features of four small models of the paper's classes are extracted, for six tasks. The codecs that ship
+with the package code them, beside one that is trained before your eyes. The tables give rate and task
+accuracy, the report shows them. With ``--train`` all shipped codecs, and one Hyperprior per machine, are
+trained anew and held against the shipped ones.
 """
 
 import os
@@ -18,11 +18,18 @@ from typing import Any
 from dtufc import config, files, records
 from dtufc.paths import ACCURACY_JSON, REPOSITORY, SUMMARY_JSON, default_data_root
 
-MACHINES = {"llama3": "llama3.py", "dinov2": "seg.py", "sd3": "sd3.py", "resnet50": "cls.py"}
+MACHINES = (
+    ("llama3", "llama3.py"), ("dinov2", "seg.py"), ("dinov2", "cls.py"), ("dinov2", "dpt.py"),
+    ("sd3", "sd3.py"), ("resnet50", "cls.py"),
+)  # fmt: skip
+"""Rooms below machines/ and their scripts."""
 DRIVER = "coding/CompressAI"
 JOBS = min(2, os.cpu_count() or 1)
 BATCH = ["run_batch.py", "--jobs", str(JOBS)]
-TABLE = Path("coded") / "quickstart_kmeans10_bitdepth8.csv"
+TABLES = [
+    Path("coded") / f"{suite}_kmeans10_bitdepth8.csv"
+    for suite in ("quickstart", "quickstart_dinov2")
+]
 TRAINED_TABLE = Path("coded") / "tiny_kmeans10_bitdepth8.csv"
 
 
@@ -60,10 +67,12 @@ def steps(train: bool) -> list[tuple[str, str, list[str]]]:
             ("native for llama3", DRIVER,
              [*native, "--train_task", "csr", "--lambda_value", "0.005"]),
             ("native for sd3", DRIVER, [*native, "--train_task", "tti", "--lambda_value", "0.012"]),
+            ("klt for classes and depth by dinov2", DRIVER, [*BATCH, "--suite", "dinov2_tiny"]),
         ]  # fmt: skip
     return [
         *found,
         ("shipped codecs, and a training", DRIVER, [*BATCH, "--suite", "quickstart"]),
+        ("classes and depth by dinov2", DRIVER, [*BATCH, "--suite", "quickstart_dinov2"]),
     ]
 
 
@@ -77,10 +86,11 @@ def extract(root: Path) -> None:
 
     print("== features of the machines, and their accuracy")
     jobs = []
-    for name, script in MACHINES.items():
-        print(f"  cd machines/{name}; python {script}")
-        command = [sys.executable, str(REPOSITORY / "machines" / name / script)]
-        jobs.append(Job(f"features of {name}", command, root / "logs" / f"{name}.log"))
+    for room, script in MACHINES:
+        print(f"  cd machines/{room}; python {script}")
+        command = [sys.executable, str(REPOSITORY / "machines" / room / script)]
+        log = root / "logs" / f"{room}_{Path(script).stem}.log"
+        jobs.append(Job(f"features of {room}/{script}", command, log))
     run_jobs(jobs, JOBS)
     for job in jobs:
         print(job.log.read_text().splitlines()[-1])
@@ -146,7 +156,8 @@ def quickstart(cfg: QuickstartConfig) -> None:
         print(print_cross(CrossConfig(table=root / TRAINED_TABLE)))
         print("\n== shipped codecs and those trained anew")
         print(records.format_table(compare(root)))
-    print("\nplots:", *plot(PlotConfig(table=root / TABLE)), sep="\n  ")
+    plots = [path for table in TABLES for path in plot(PlotConfig(table=root / table))]
+    print("\nplots:", *plots, sep="\n  ")
     print("\nreport:", write_report(root, root / "report", None), sep="\n  ")
     print(f"done in {(time.time() - start) / 60:.1f} minutes")
 

@@ -1,9 +1,10 @@
 """Copy codecs of a data root to where shipped codecs lie, small: ``python ship_codecs.py --data_root
 DIR``.
 
-The data root holds the runs of the suites ``tiny`` and ``native``, as ``scripts/quickstart.sh --train``
-makes them. Networks are stored as float16, half the size, and integer tables as narrow as they are.
-Optimiser states and logs are left out. ``training.json`` keeps the record of the training or the fit.
+The data root holds the runs of the suites ``tiny``, ``native`` and ``dinov2_tiny``, as
+``scripts/quickstart.sh --train`` makes them. Networks are stored as float16, half the size, and integer
+tables as narrow as they are. Optimiser states and logs are left out. ``training.json`` keeps the record
+of the training or the fit.
 """
 
 import shutil
@@ -25,6 +26,7 @@ CHOSEN = (
     {"suite": "native", "train_task": "csr", "lambda_value": 0.005},
     {"suite": "native", "train_task": "tti", "lambda_value": 0.012},
     {"suite": "tiny", "arch": "klt"},
+    {"suite": "dinov2_tiny", "arch": "klt"},
 )
 """The parts of suites whose codecs ship, as flags of run_batch.py."""
 NETWORKS = "model.safetensors"

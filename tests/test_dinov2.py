@@ -14,10 +14,12 @@ from transformers import Dinov2Model
 from dtufc import files
 from dtufc.feature import find_machine_config, load_facts
 from dtufc.machines.command import parse_options
-from dtufc.machines.dinov2 import halves, seg
-from dtufc.machines.dinov2.halves import DinoMachine
-from dtufc.machines.dinov2.seg import DinoOptions
-from dtufc.machines.tiny import train_dinov2
+from dtufc.machines.dinov2 import backbone, cls, dpt, halves, seg, segmentation
+from dtufc.machines.dinov2.classification import ClsMachine
+from dtufc.machines.dinov2.depth import DptMachine, errors
+from dtufc.machines.dinov2.seg import SegOptions
+from dtufc.machines.dinov2.segmentation import SegMachine
+from dtufc.machines.tiny import train_dinov2, train_dinov2_heads
 from dtufc.report.judged import INSIDE, UNION
 
 WIDTH, DEPTH, GRID, CLASSES = 128, 3, 4, 13
@@ -113,7 +115,7 @@ def machine_of(checkpoint, root, *argv):
     flags = ["--checkpoint", str(checkpoint), "--head", str(checkpoint.parent / "head.pth")]
     flags += ["--data_root", str(root), "--device", "cpu", "--crop", "54", "--stride", "30"]
     flags += ["--resize", "[300, 60]", *argv]
-    return DinoMachine(parse_options(DinoOptions, seg.PRESET, flags, None))
+    return SegMachine(parse_options(SegOptions, seg.PRESET, flags, None))
 
 
 @pytest.mark.parametrize("size", [(56, 56), (56, 70), (42, 28), (112, 98), (14, 14)])
@@ -125,7 +127,7 @@ def test_blocks_are_metas(meta_file, size, tmp_path):
     for layer in range(DEPTH):
         front = machine_of(meta_file, tmp_path, "--layer", str(layer)).front
         with torch.inference_mode():
-            got = front(x)
+            got = front(x)[:, 0]
         scale = wanted[layer].abs().max()
         assert (got - wanted[layer]).abs().max() < 1e-5 * scale
 
@@ -136,7 +138,7 @@ def test_architecture_is_read_from_metas_files():
         state = {"pos_embed": torch.empty(1, 1370, width)}
         state |= {f"blocks.{i}.norm1.weight": torch.empty(0) for i in range(depth)}
         state |= {"blocks.0.mlp.w12.weight": torch.empty(0)} if swiglu else {}
-        known = halves.read_config(state, "x.pth")
+        known = backbone.read_config(state, "x.pth")
         assert (known.hidden_size, known.num_hidden_layers) == (width, depth)
         assert (known.num_attention_heads, known.image_size) == (width // 64, 518)
         assert known.use_swiglu_ffn == bool(swiglu)
@@ -147,25 +149,23 @@ def test_architecture_is_read_from_metas_files():
 
 def test_paper_presets_name_the_widths():
     for name, width in (("dinov2", 1536), ("dinov2_vitl14", 1024), ("dinov2_vitb14", 768)):
-        options = parse_options(DinoOptions, seg.PRESET, ["--machine", name], None)
+        options = parse_options(SegOptions, seg.PRESET, ["--machine", name], None)
         assert load_facts(name).shape == [None, 1, 1370, width]
         assert (len(options.classes), options.classes[15], options.crop) == (21, "person", 512)
 
 
-def uncut(machine: DinoMachine, x: torch.Tensor, original: tuple[int, int]) -> np.ndarray:
+def uncut(machine: SegMachine, x: torch.Tensor, original: tuple[int, int]) -> np.ndarray:
     """The whole network crop by crop, averaged in place: no cut, no feature."""
-    model = halves.load_backbone(
-        machine.path, machine.config, range(machine.config.num_hidden_layers)
-    )
-    whole = halves.Front(model, machine.config.num_hidden_layers - 1).eval()
+    model = backbone.load_backbone(machine.path, machine.config, range(DEPTH))
+    whole = backbone.Front(model, [DEPTH - 1]).eval()
     norm, head = model.layernorm, machine.back.head
     total, count = torch.zeros(1, CLASSES, *x.shape[2:]), torch.zeros(x.shape[2:])
-    for top, left, bottom, right in halves.sliding_boxes(*x.shape[2:], 54, 30):
+    for top, left, bottom, right in segmentation.sliding_boxes(*x.shape[2:], 54, 30):
         crop = halves.pad(x[:, :, top:bottom, left:right])
-        tokens = norm(whole(crop))[:, 1:]
+        tokens = norm(whole(crop)[:, 0])[:, 1:]
         plane = tokens.transpose(1, 2).reshape(1, -1, crop.shape[2] // 14, crop.shape[3] // 14)
         total[:, :, top:bottom, left:right] += F.interpolate(
-            head(plane), (bottom - top, right - left), mode="bilinear"
+            head.conv_seg(head.bn(plane)), (bottom - top, right - left), mode="bilinear"
         )
         count[top:bottom, left:right] += 1
     return F.interpolate(total / count, original, mode="bilinear")[0].argmax(0).numpy()
@@ -196,7 +196,7 @@ def test_halves_read_only_their_weights(meta_file, tmp_path):
         path = meta_file.parent / f"{half}.pth"
         torch.save(part, path)
         machine = machine_of(path, tmp_path, "--layer", "1")
-        machine.config = halves.read_config(state, meta_file)
+        machine.config = backbone.read_config(state, meta_file)
         assert getattr(machine, half) is not None
         with pytest.raises(ValueError, match="lacks the weight"):
             getattr(machine, "back" if half == "front" else "front")
@@ -208,7 +208,7 @@ def test_transformers_folder_loads(tmp_path):
     torch.save(state, tmp_path / "vit.pth")
     save_head(tmp_path / "head.pth")
     meta = machine_of(tmp_path / "vit.pth", tmp_path)
-    model = halves.load_backbone(meta.path, meta.config, range(DEPTH))
+    model = backbone.load_backbone(meta.path, meta.config, range(DEPTH))
     # mask_token is no part of the network's output, but of its file
     model.save_pretrained(tmp_path / "folder")
     other = machine_of(tmp_path / "folder", tmp_path)
@@ -217,11 +217,14 @@ def test_transformers_folder_loads(tmp_path):
 
 
 def test_sliding_boxes_are_the_published_ones():
-    assert list(halves.sliding_boxes(512, 512, 512, 341)) == [(0, 0, 512, 512)]
-    assert [box[1] for box in halves.sliding_boxes(512, 683, 512, 341)] == [0, 171]
-    assert [box[1] for box in halves.sliding_boxes(512, 854, 512, 341)] == [0, 341, 342]
-    assert [box[0] for box in halves.sliding_boxes(766, 512, 512, 341)] == [0, 254]
-    assert list(halves.sliding_boxes(300, 700, 512, 341)) == [(0, 0, 300, 512), (0, 188, 300, 700)]
+    assert list(segmentation.sliding_boxes(512, 512, 512, 341)) == [(0, 0, 512, 512)]
+    assert [box[1] for box in segmentation.sliding_boxes(512, 683, 512, 341)] == [0, 171]
+    assert [box[1] for box in segmentation.sliding_boxes(512, 854, 512, 341)] == [0, 341, 342]
+    assert [box[0] for box in segmentation.sliding_boxes(766, 512, 512, 341)] == [0, 254]
+    assert list(segmentation.sliding_boxes(300, 700, 512, 341)) == [
+        (0, 0, 300, 512),
+        (0, 188, 300, 700),
+    ]
 
 
 def test_padding_is_centred():
@@ -240,22 +243,24 @@ def test_miou_is_mmsegmentations():
     for _ in range(5):
         mask = rng.choice([0, 1, 2, 3, 4, 255], size=(40, 50), p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
         guess = np.where(rng.random(mask.shape) < 0.7, np.minimum(mask, 4), rng.integers(0, 4))
-        total += halves.confusion(mask.astype(np.uint8), guess.astype(np.uint8), 6, 255, "x")
+        total += segmentation.confusion(mask.astype(np.uint8), guess.astype(np.uint8), 6, 255, "x")
         metric.results.append(
             IoUMetric.intersect_and_union(torch.tensor(guess), torch.tensor(mask), 6, 255)
         )
     wanted = metric.compute_metrics(metric.results)
-    assert round(100 * float(np.nanmean(halves.iou(total))), 2) == pytest.approx(wanted["mIoU"])
+    assert round(100 * float(np.nanmean(segmentation.iou(total))), 2) == pytest.approx(
+        wanted["mIoU"]
+    )
     areas = [sum(parts) for parts in zip(*metric.results, strict=True)]
     each = IoUMetric.total_area_to_metrics(*areas)["IoU"]
-    assert np.allclose(halves.iou(total), each, equal_nan=True, atol=1e-6)
-    assert math.isnan(halves.iou(total)[5])
+    assert np.allclose(segmentation.iou(total), each, equal_nan=True, atol=1e-6)
+    assert math.isnan(segmentation.iou(total)[5])
 
 
 def test_tiny_checkpoint(tmp_path):
     """mIoU over 200 held-out pictures with sliding crops."""
     flags = ["--counts", "{test: 200}", "--data_root", str(tmp_path), "--device", "cpu"]
-    machine = DinoMachine(parse_options(DinoOptions, seg.PRESET, flags, None))
+    machine = SegMachine(parse_options(SegOptions, seg.PRESET, flags, None))
     samples, crops, predictions = machine.samples("test"), [], []
     for sample in samples:
         feature = machine.extract(sample)
@@ -352,3 +357,270 @@ def test_training_script(tmp_path, capsys):
     train_dinov2.main(["--output", str(tmp_path), *flags])
     assert "mIoU on 3 held-out pictures" in capsys.readouterr().out
     assert files.read_json(tmp_path / "training.json")["steps"] == 3
+
+
+# Classification and depth. What Meta's code computes is written out from its definitions in plain
+# operations, on random weights in the formats of Meta's files.
+
+
+def normed(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, (WIDTH,), state["norm.weight"], state["norm.bias"], 1e-6)
+
+
+def meta_class(state, head, x: torch.Tensor, layers: int) -> torch.Tensor:
+    """Meta's linear classifier of 1 or 4 (here any) layers: logits (1, classes)."""
+    outputs = [normed(state, y) for y in meta_blocks(state, x)[-layers:]]
+    pooled = torch.cat([*(y[:, 0] for y in outputs), outputs[-1][:, 1:].mean(1)], dim=1)
+    return pooled @ head["weight"].T + head["bias"]
+
+
+def meta_depth(state, head, x: torch.Tensor, blocks, size) -> torch.Tensor:
+    """Meta's depth of one padded picture: tokens of all blocks joined and enlarged, 256 bins."""
+    grid = (x.shape[2] // 14, x.shape[3] // 14)
+    joined = []
+    for y in [meta_blocks(state, x)[block] for block in blocks]:
+        patch = y[:, 1:].permute(0, 2, 1).reshape(1, WIDTH, *grid)
+        both = torch.cat([patch, y[:, 0, :, None, None].expand_as(patch)], dim=1)
+        large = F.interpolate(
+            both, (4 * grid[0], 4 * grid[1]), mode="bilinear", align_corners=False
+        )
+        joined.append(large)
+    logits = F.conv2d(torch.cat(joined, 1), head["conv_depth.weight"], head["conv_depth.bias"])
+    weights = torch.relu(logits) + 0.1
+    weights = weights / weights.sum(1, keepdim=True)
+    bins = torch.linspace(0.001, 10, 256)
+    small = (weights * bins[None, :, None, None]).sum(1, keepdim=True).clamp(0.001, 10)
+    return F.interpolate(small, size, mode="bilinear", align_corners=False)
+
+
+def save_linear(path, layers: int, classes: int = 12) -> dict[str, torch.Tensor]:
+    """A random classifier in the layout of Meta's files."""
+    rng = torch.Generator().manual_seed(6)
+    head = {"weight": torch.randn(classes, (1 + layers) * WIDTH, generator=rng),
+            "bias": torch.randn(classes, generator=rng)}  # fmt: skip
+    torch.save(head, path)
+    return head
+
+
+def save_depth(path, blocks: int, bins: int = 256) -> dict[str, torch.Tensor]:
+    """A random depth head in the layout of Meta's files."""
+    rng = torch.Generator().manual_seed(7)
+    head = {"conv_depth.weight": torch.randn(bins, 2 * blocks * WIDTH, 1, 1, generator=rng),
+            "conv_depth.bias": torch.randn(bins, generator=rng)}  # fmt: skip
+    state = {f"decode_head.{name}": value for name, value in head.items()}
+    torch.save({"state_dict": state, "meta": {}}, path)
+    return head
+
+
+def cls_machine(checkpoint, root, layers: int, *argv) -> ClsMachine:
+    flags = ["--checkpoint", str(checkpoint), "--head", str(checkpoint.parent / f"cls{layers}.pth")]
+    flags += ["--data_root", str(root), "--device", "cpu", "--head_layers", str(layers), *argv]
+    return ClsMachine(parse_options(cls.ClsOptions, cls.PRESET, flags, None))
+
+
+def dpt_machine(checkpoint, root, *argv) -> DptMachine:
+    flags = ["--checkpoint", str(checkpoint), "--head", str(checkpoint.parent / "dpt.pth")]
+    flags += ["--data_root", str(root), "--device", "cpu", "--head_blocks", "[0, 2]", *argv]
+    return DptMachine(parse_options(dpt.DptOptions, dpt.PRESET, flags, None))
+
+
+@pytest.mark.parametrize("crop", [56, 60])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_classes_are_metas(meta_file, layers, crop, tmp_path):
+    """At every cut: sent layers, logits and classes."""
+    state, head = torch.load(meta_file), save_linear(meta_file.parent / f"cls{layers}.pth", layers)
+    for cut in range(DEPTH):
+        argv = ("--layer", str(cut), "--crop", str(crop))
+        machine = cls_machine(meta_file, tmp_path, layers, *argv)
+        assert machine.sent == sorted({b for b in machine.read if b <= cut} | {cut})
+        for sample in machine.samples("test")[:2]:
+            rgb = sample.source.rgb(256, crop).astype(np.float32)
+            mean, std = machine.options.mean, machine.options.std
+            x = torch.from_numpy((rgb - np.float32(mean)) / np.float32(std)).permute(2, 0, 1)[None]
+            feature = machine.extract(sample)
+            assert feature.shape == (1, len(machine.sent), 1 + math.ceil(crop / 14) ** 2, WIDTH)
+            wanted = meta_class(state, head, halves.pad(x), layers)
+            with torch.inference_mode():
+                got = machine.back(torch.from_numpy(feature), halves.patches((crop, crop)))
+            assert (got - wanted).abs().max() < 2e-5 * wanted.abs().max()
+            assert machine.predict(sample, feature) == int(wanted.argmax())
+
+
+@pytest.mark.parametrize("cut", range(DEPTH))
+def test_depths_are_metas(meta_file, cut, tmp_path):
+    """The mean of the maps of a picture and of its mirror image turned back, at every cut."""
+    state, head = torch.load(meta_file), save_depth(meta_file.parent / "dpt.pth", 2)
+    machine = dpt_machine(meta_file, tmp_path, "--layer", str(cut))
+    assert machine.sent == {0: [0], 1: [0, 1], 2: [0, 2]}[cut]
+    sample = machine.samples("test")[0]
+    rgb = sample.source.rgb()
+    assert rgb.shape == (120, 150, 3)  # padded by 6 and by 4
+    maps = []
+    for turned in (rgb, rgb[:, ::-1]):
+        mean, std = np.float32(machine.options.mean), np.float32(machine.options.std)
+        x = torch.from_numpy((turned.astype(np.float32) - mean) / std).permute(2, 0, 1)[None]
+        padded = F.pad(x, (2, 2, 3, 3))
+        maps.append(meta_depth(state, head, padded, (0, 2), (120, 150)))
+    wanted = ((maps[0] + maps[1].flip(3)) / 2)[0, 0].numpy()
+    feature = machine.extract(sample)
+    assert feature.shape == (2, len(machine.sent), 100, WIDTH)
+    got = machine.predict(sample, feature)
+    assert got.dtype == np.float32 and np.abs(got - wanted).max() < 2e-5 * wanted.max()
+    assert wanted.std() > 1e-3 * wanted.mean()  # maps that tell something
+
+
+def test_the_cut_of_several_layers_changes_nothing(meta_file, tmp_path):
+    """All cuts give the same bits: what is not sent is computed by the back half."""
+    save_linear(meta_file.parent / "cls3.pth", 3)
+    save_depth(meta_file.parent / "dpt.pth", 2)
+    for make, size in (
+        (lambda cut: cls_machine(meta_file, tmp_path, 3, "--layer", cut), (120, 120)),
+        (lambda cut: dpt_machine(meta_file, tmp_path, "--layer", cut), (120, 150)),
+    ):
+        answers = []
+        for cut in range(DEPTH):
+            machine = make(str(cut))
+            sample = machine.samples("test")[0]
+            feature = machine.extract(sample)
+            with torch.inference_mode():
+                outputs = [machine.back(torch.from_numpy(view[None]), halves.patches(size))
+                           for view in feature]  # fmt: skip
+            answers.append(torch.cat(outputs))
+        assert torch.equal(answers[0], answers[1]) and torch.equal(answers[1], answers[2])
+
+
+def test_depth_figures():
+    """By hand: one pixel right, one twice as far, one half as far."""
+    true, guess = np.array([2.0, 2.0, 4.0]), np.array([2.0, 4.0, 2.0])
+    found = errors(true, guess)
+    assert found["abs_rel"] == pytest.approx((0 + 1 + 0.5) / 3)
+    assert found["rmse"] == pytest.approx(np.sqrt(8 / 3))
+    assert found["sq_rel"] == pytest.approx((0 + 2 + 1) / 3)
+    assert (found["a1"], found["a2"], found["a3"]) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    assert found["log_10"] == pytest.approx(2 * np.log10(2) / 3)
+    assert found["rmse_log"] == pytest.approx(np.log(2) * np.sqrt(2 / 3))
+    assert found["silog"] == pytest.approx(100 * np.log(2) * np.sqrt(2 / 3))  # the mean is 0
+    assert errors(true, true)["rmse"] == 0
+
+
+def test_depth_counts_known_pixels_inside_the_crop(tmp_path):
+    """0 is unknown and 10 m is out of range; the rows and columns outside are left out."""
+    (tmp_path / "dinov2" / "dpt" / "source").mkdir(parents=True)
+    machine = DptMachine(parse_options(dpt.DptOptions, dpt.PRESET, [
+        "--machine", "dinov2_dpt", "--data_root", str(tmp_path), "--scored", "[1, 3, 0, 2]",
+    ], None))  # fmt: skip
+    source = tmp_path / "dinov2" / "dpt" / "source"
+    true = np.array([[5, 5, 5], [2, 0, 5], [10, 4, 5]], np.float32)
+    Image.fromarray((1000 * true).astype(np.uint16)).save(source / "d.png")
+    Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(source / "c.png")
+    (source / "test.txt").write_text("c.png d.png\n")
+    samples = machine.samples("test")
+    assert np.array_equal(samples[0].source.depth(), true)
+    score = machine.score(samples, [np.full((3, 3), 3, np.float32)])
+    assert score.metric == "rmse" and score.less_is_better
+    assert score.value == pytest.approx(1.0) and score.others["abs_rel"] == pytest.approx(0.375)
+    assert score.rows[0]["a1"] == 0 and score.rows[0]["name"] == "c"
+    shown = machine.picture_of(np.linspace(0.001, 10, 12, dtype=np.float32).reshape(3, 4))
+    assert shown.shape == (3, 4, 3) and shown.dtype == np.uint8
+    assert shown[0, 0].sum() > shown[2, 3].sum()  # near is bright
+    true[:] = 0
+    Image.fromarray(true.astype(np.uint16)).save(source / "d.png")
+    with pytest.raises(ValueError, match="c: no pixel of known depth"):
+        machine.score(samples, [np.full((3, 3), 3, np.float32)])
+
+
+def test_presets_of_classification_and_depth():
+    for name, shape in (("dinov2_cls", [1, 1, 257, 1536]), ("dinov2_cls4", [1, 4, 257, 1536])):
+        options = parse_options(cls.ClsOptions, cls.PRESET, ["--machine", name], None)
+        assert load_facts(name).shape == shape and options.head_layers == shape[1]
+        assert (options.resize, options.crop, options.interpolation) == (256, 224, "bicubic")
+    options = parse_options(dpt.DptOptions, dpt.PRESET, ["--machine", "dinov2_dpt"], None)
+    rows, columns = halves.patches((480, 640))
+    assert load_facts("dinov2_dpt").shape == [2, 4, 1 + rows * columns, 1536]
+    assert options.head_blocks == [9, 19, 29, 39] and options.scored == [45, 471, 41, 601]
+    assert (options.nearest, options.farthest, options.bins) == (0.001, 10.0, 256)
+
+
+def test_unsound_heads_and_options_are_named(meta_file, tmp_path, capsys):
+    save_linear(meta_file.parent / "cls1.pth", 2)
+    with pytest.raises(ValueError, match=r"cls1\.pth: not a linear head of 1 class tokens of 128"):
+        _ = cls_machine(meta_file, tmp_path, 1).back
+    torch.save({"x": torch.zeros(1)}, meta_file.parent / "cls1.pth")
+    with pytest.raises(
+        ValueError, match=r"cls1\.pth: not a linear head: .* no matrix called weight"
+    ):
+        _ = cls_machine(meta_file, tmp_path, 1).back
+    with pytest.raises(ValueError, match="head_layers: 9 of the model's 3 blocks"):
+        _ = cls_machine(meta_file, tmp_path, 9).read
+    save_depth(meta_file.parent / "dpt.pth", 4)
+    with pytest.raises(ValueError, match=r"dpt\.pth: not a linear depth head of 256 bins, 2 x 128"):
+        _ = dpt_machine(meta_file, tmp_path).back
+    with pytest.raises(
+        ValueError, match=r"head_blocks: \[0, 3\] are not among the model's 3 blocks"
+    ):
+        _ = dpt_machine(meta_file, tmp_path, "--head_blocks", "[0, 3]").read
+    (meta_file.parent / "cls1.pth").unlink()
+    with pytest.raises(FileNotFoundError, match=r"dinov2_vitg14_linear_head\.pth"):
+        _ = cls_machine(meta_file, tmp_path, 1).back
+    for flags, told in (
+        ("--head_blocks [2,1]", "head_blocks: expected rising"),
+        ("--scored [1,2]", "scored: expected two rows"),
+        ("--bins 1", "bins, nearest, farthest: expected 2 bins"),
+    ):
+        with pytest.raises(SystemExit):
+            dpt.main(flags.split())
+        assert told in capsys.readouterr().err
+    save_depth(meta_file.parent / "dpt.pth", 2)
+    machine = dpt_machine(meta_file, tmp_path)
+    sample = machine.samples("test")[0]
+    feature = machine.extract(sample)
+    with pytest.raises(ValueError, match="1 views of the picture, expected 2"):
+        machine.predict(sample, feature[:1])
+    with pytest.raises(ValueError, match=r"1 layers of 100 tokens, expected 2 of 1 \+ 9 x 11"):
+        machine.predict(sample, feature[:, :1])
+
+
+@pytest.mark.parametrize("task", ["cls", "dpt"])
+def test_tiny_heads(task, tmp_path):
+    """95% of the main shapes are named; depths are 10% off at most."""
+    count = {"cls": 80, "dpt": 12}[task]
+    argv = ["--counts", f"{{test: {count}}}", "--data_root", str(tmp_path), "--device", "cpu"]
+    if task == "cls":
+        machine = ClsMachine(parse_options(cls.ClsOptions, cls.PRESET, argv, None))
+    else:
+        machine = DptMachine(parse_options(dpt.DptOptions, dpt.PRESET, argv, None))
+    samples = machine.samples("test")
+    features = [machine.extract(sample) for sample in samples]
+    assert all(load_facts(machine.options.machine).mismatch(x) is None for x in features)
+    predictions = [machine.predict(*pair) for pair in zip(samples, features, strict=True)]
+    score = machine.score(samples, predictions)
+    assert score.value >= 0.95 if task == "cls" else score.others["abs_rel"] <= 0.10
+    assert machine.find_head().stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("task", ["cls", "dpt"])
+def test_heads_train(task, tmp_path, capsys):
+    flags = [
+        "--output",
+        str(tmp_path / "head"),
+        "--pictures",
+        "8",
+        "--steps",
+        "2",
+        "--held_out",
+        "2",
+    ]
+    train_dinov2_heads.main(["--task", task, *flags])
+    assert "on 2 held-out pictures" in capsys.readouterr().out
+    record = files.read_json(tmp_path / "head" / "training.json")
+    assert record["pictures"] == 8 and ("top1" in record) == (task == "cls")
+
+
+def test_depth_is_saved_as_pictures(tmp_path):
+    argv = ["--data_root", str(tmp_path), "--counts", "{train: 1, validation: 1, test: 2}"]
+    dpt.main([*argv, "--save_predictions", "true"])
+    root = tmp_path / "dinov2_tiny" / "dpt"
+    assert np.load(root / "feature_test" / "00000.npy").shape == (2, 4, 100, 96)
+    assert np.asarray(Image.open(root / "predictions" / "00001.png")).shape == (120, 150, 3)
+    accuracy = files.read_json(root / "accuracy.json")
+    assert accuracy["metric"] == "rmse" and accuracy["less_is_better"]

@@ -360,9 +360,9 @@ def test_fit_on_one_file_validates_on_what_it_was_not_fitted_on(tmp_path, monkey
     seen = []
     original = fit.validate
 
-    def spy(known, held_out, *rest):
-        seen.append((known.rows, len(held_out)))
-        return original(known, held_out, *rest)
+    def spy(known, unseen, *rest):
+        seen.append((known.rows, len(unseen.sample)))
+        return original(known, unseen, *rest)
 
     monkeypatch.setattr(fit, "validate", spy)
     fit_klt.main(["--features", str(tmp_path / "train"), "--output", str(tmp_path / "codec"),

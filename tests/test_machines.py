@@ -17,7 +17,7 @@ from dtufc.feature import load_facts
 from dtufc.machines.checkpoints import weights_digest
 from dtufc.machines.command import parse_options
 from dtufc.machines.dinov2 import seg
-from dtufc.machines.dinov2.halves import DinoMachine
+from dtufc.machines.dinov2.segmentation import SegMachine
 from dtufc.machines.llama3 import llama3
 from dtufc.machines.llama3.halves import LlamaMachine
 from dtufc.machines.resnet50 import cls
@@ -216,7 +216,7 @@ def test_full_size_preset(tmp_path):
 
 MACHINES = {
     "llama3": (llama3, llama3.LlamaOptions, LlamaMachine),
-    "dinov2": (seg, seg.DinoOptions, DinoMachine),
+    "dinov2": (seg, seg.SegOptions, SegMachine),
     "resnet50": (cls, cls.ResNetOptions, resnet50.ResNetMachine),
     "sd3": (sd3, sd3.DiffusionOptions, DiffusionMachine),
 }

@@ -1,4 +1,4 @@
-"""Preparation of ARC, COCO, VOC and ImageNet, on small samples in the real formats."""
+"""Preparation of ARC, COCO, VOC, ImageNet and NYU, on small samples in the real formats."""
 
 import importlib
 import json
@@ -8,14 +8,19 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
 
 from dtufc.machines.command import parse_options
-from dtufc.machines.dinov2.halves import DinoMachine
-from dtufc.machines.dinov2.seg import DinoOptions
+from dtufc.machines.dinov2.classification import ClsMachine
+from dtufc.machines.dinov2.cls import ClsOptions
+from dtufc.machines.dinov2.depth import DptMachine
+from dtufc.machines.dinov2.dpt import DptOptions
+from dtufc.machines.dinov2.seg import SegOptions
+from dtufc.machines.dinov2.segmentation import SegMachine
 from dtufc.machines.llama3.halves import LlamaMachine
 from dtufc.machines.llama3.llama3 import LlamaOptions
 from dtufc.machines.resnet50.cls import ResNetOptions
@@ -26,8 +31,9 @@ from dtufc.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
-prepare_arc, prepare_coco, prepare_voc, prepare_imagenet = (
-    importlib.import_module(f"prepare_{name}") for name in ("arc", "coco", "voc", "imagenet")
+NAMES = ("arc", "coco", "voc", "imagenet", "nyu")
+prepare_arc, prepare_coco, prepare_voc, prepare_imagenet, prepare_nyu = (
+    importlib.import_module(f"prepare_{name}") for name in NAMES
 )
 
 
@@ -464,7 +470,8 @@ IMAGENET_COUNTS = ["--classes", 3, "--test_count", 6, "--train_count", 5, "--val
 def imagenet(folder: Path, data: Path, *more) -> dict[str, list[tuple[str, int]]]:
     """(path, label) of each split, as prepared."""
     run(prepare_imagenet, "--imagenet", folder, "--data_root", data, *IMAGENET_COUNTS, *more)
-    source = data / "resnet50" / "cls" / "source"
+    model = "dinov2" if "dinov2_cls" in more else "resnet50"
+    source = data / model / "cls" / "source"
     lists = {}
     for split in ("test", "train", "validation"):
         pairs = [line.rsplit(" ", 1) for line in lines(source / f"{split}.txt")]
@@ -546,6 +553,59 @@ def test_imagenet_folder_that_is_there_must_hold_the_pictures(folders, tmp_path)
     assert not (place.parent / "test.txt").exists()
 
 
+NYU_COUNTS = ["--test_count", 3, "--train_count", 4, "--validation_count", 2]
+
+
+@pytest.fixture
+def nyu(tmp_path) -> Path:
+    """NYU's lists as they are found: a slash in front in one of them, a focal length."""
+    folder = tmp_path / "nyu"
+    for split, rooms, slash in (("train", range(20, 32), "/"), ("test", range(18), "")):
+        listed = []
+        for i in rooms:
+            (folder / f"room{i}").mkdir(parents=True)
+            Image.new("RGB", (6, 4)).save(folder / f"room{i}" / f"rgb_{i}.jpg", "JPEG")
+            depth = np.full((4, 6), 1000 + 100 * i, np.uint16)
+            Image.fromarray(depth).save(folder / f"room{i}" / f"sync_depth_{i}.png")
+            paths = [f"{slash}room{i}/{name}_{i}.{end}" for name, end in
+                     (("rgb", "jpg"), ("sync_depth", "png"))]  # fmt: skip
+            listed.append(f"{' '.join(paths)} 518.8579\n")
+        (folder / f"nyu_{split}.txt").write_text("".join(listed))
+    return folder
+
+
+def test_nyu_lists_and_link(nyu, tmp_path, capsys):
+    """Evenly spread, splits apart, and again the same."""
+    argv = ["--nyu", nyu, "--data_root", tmp_path / "data"]
+    run(prepare_nyu, *argv, *NYU_COUNTS)
+    source = tmp_path / "data" / "dinov2" / "dpt" / "source"
+    assert "3 test, 4 train, 2 validation pictures" in capsys.readouterr().out
+    assert (source / "NYU").resolve() == nyu
+    found = {split: lines(source / f"{split}.txt") for split in ("test", "train", "validation")}
+    assert found["test"][0] == "NYU/room3/rgb_3.jpg NYU/room3/sync_depth_3.png"
+    rooms = {split: [line.split("/")[1] for line in each] for split, each in found.items()}
+    assert rooms["train"] == ["room21", "room25", "room27", "room31"]
+    assert rooms["validation"] == ["room23", "room29"]
+    run(prepare_nyu, *argv, *NYU_COUNTS)
+    assert {split: lines(source / f"{split}.txt") for split in found} == found
+
+
+def test_nyu_errors(nyu, tmp_path):
+    data = tmp_path / "data"
+
+    def check(match, *more):
+        fails(prepare_nyu, "--nyu", nyu, "--data_root", data, *more, match=match, nothing=data)
+
+    check("test_count: 19 of the 18 pictures", *NYU_COUNTS, "--test_count", 19)
+    check("train_count, validation_count: 14 of the 12 pictures", *NYU_COUNTS, "--train_count", 12)
+    (nyu / "room3" / "sync_depth_3.png").unlink()
+    check("room3/sync_depth_3.png: missing, as are 0 other files", *NYU_COUNTS)
+    (nyu / "nyu_test.txt").write_text("a.jpg\n")
+    check("nyu_test.txt:1: expected another picture", *NYU_COUNTS)
+    (nyu / "nyu_train.txt").unlink()
+    check("nyu_train.txt: missing; --nyu DIR holds", *NYU_COUNTS)
+
+
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
     [
@@ -560,6 +620,7 @@ def test_imagenet_folder_that_is_there_must_hold_the_pictures(folders, tmp_path)
         (prepare_imagenet, "--imagenet x --test_count 0", "test_count: expected at least 1, got 0"),
         (prepare_imagenet, "--imagenet x --classes 0", "classes: expected at least 1, got 0"),
         (prepare_imagenet, "--imagenet x --sed 1", "--sed"),
+        (prepare_nyu, "--nyu x --test_count 0", "test_count: expected at least 1, got 0"),
     ],
 )
 def test_impossible_flags_are_named(module, flags, message, capsys):
@@ -569,7 +630,7 @@ def test_impossible_flags_are_named(module, flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_machines_read_what_is_prepared(arc_parquet, val2017, voc, folders, tmp_path):
+def test_the_machines_read_what_is_prepared(arc_parquet, val2017, voc, folders, nyu, tmp_path):
     argv = ["--data_root", str(tmp_path)]
     run(prepare_arc, "--arc", arc_parquet, *argv, "--test_count", 3)
     machine = LlamaMachine(parse_options(LlamaOptions, "llama3", argv, None))
@@ -583,7 +644,7 @@ def test_the_machines_read_what_is_prepared(arc_parquet, val2017, voc, folders, 
     assert [f"{sample.name} {sample.source[0]}" for sample in samples] == VAL2017
 
     run(prepare_voc, "--voc", voc, *argv, *VOC_COUNTS)
-    machine = DinoMachine(parse_options(DinoOptions, "dinov2", argv, None))
+    machine = SegMachine(parse_options(SegOptions, "dinov2", argv, None))
     samples = machine.samples("validation")
     assert [sample.name for sample in samples] == TRAIN[1:3]
     assert machine.picture(samples[0]).shape[:2] == machine.mask(samples[0]).shape == (4, 4)
@@ -596,8 +657,20 @@ def test_the_machines_read_what_is_prepared(arc_parquet, val2017, voc, folders, 
         assert [sample.name for sample in samples] == [Path(path).stem for path, _ in pairs]
         assert all(machine.picture(sample).shape == (1, 3, 224, 224) for sample in samples[:1])
 
+    lists = imagenet(folders, tmp_path, "--machine", "dinov2_cls")  # the same pictures
+    machine = ClsMachine(parse_options(ClsOptions, "dinov2_cls", argv, None))
+    for split, pairs in lists.items():
+        assert [sample.label for sample in machine.samples(split)] == [label for _, label in pairs]
 
-@pytest.mark.parametrize("name", ["arc", "coco", "voc", "imagenet"])
+    run(prepare_nyu, "--nyu", nyu, *argv, *NYU_COUNTS)
+    machine = DptMachine(parse_options(DptOptions, "dinov2_dpt", argv, None))
+    samples = machine.samples("test")
+    assert [sample.name for sample in samples] == ["room3_rgb_3", "room9_rgb_9", "room15_rgb_15"]
+    assert samples[1].source.rgb().shape == (4, 6, 3)
+    assert samples[1].source.depth()[0, 0] == np.float32(1.9)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_docstring_says_where_the_data_is(name):
     doc = importlib.import_module(f"prepare_{name}").__doc__
     assert re.search(r"https?://\S+", doc)

@@ -28,6 +28,7 @@ import ship_codecs
 
 TINY = {f"{name}_tiny_{task}": f"{name}_tiny" for name, task in
         (("llama3", "csr"), ("dinov2", "seg"), ("sd3", "tti"), ("resnet50", "cls"))}  # fmt: skip
+TINY |= {f"dinov2_tiny_{task}": f"dinov2_tiny_{task}" for task in ("cls", "dpt")}
 
 
 def made_up(machine: str) -> np.ndarray:
@@ -60,7 +61,8 @@ def test_a_shipped_codec_has_its_training_record(name):
 def test_shipped_codecs_are_small_and_all_used():
     every = [path for folder in pretrained().values() for path in folder.rglob("*")]
     assert sum(path.stat().st_size for path in every if path.is_file()) <= 25e6
-    used = {codec for row in load_suite("quickstart").ready for codec in row.codecs}
+    rows = [row for name in ("quickstart", "quickstart_dinov2") for row in load_suite(name).ready]
+    used = {codec for row in rows for codec in row.codecs}
     assert used == set(pretrained())
     assert {name.split("_")[0] for name in used} == {"hyperprior", "elic", "native", "klt"}
 

@@ -12,7 +12,9 @@ from PIL import Image
 from dtufc import files
 from dtufc.errors import UserError
 from dtufc.machines import sources
-from dtufc.machines.dinov2.seg import DinoOptions
+from dtufc.machines.dinov2.cls import ClsOptions
+from dtufc.machines.dinov2.dpt import DptOptions
+from dtufc.machines.dinov2.seg import SegOptions
 from dtufc.machines.llama3.llama3 import LlamaOptions
 from dtufc.machines.resnet50.cls import ResNetOptions
 from dtufc.machines.sd3.sd3 import DiffusionOptions
@@ -22,12 +24,14 @@ from dtufc.paths import PACKAGE
 SORTS = {
     "questions": (LlamaOptions, ("arc", "world")),
     "texts": (LlamaOptions, ("text",)),
-    "masked_pictures": (DinoOptions, ("voc", "world")),
+    "masked_pictures": (SegOptions, ("voc", "world")),
     "captions": (DiffusionOptions, ("captions", "world")),
-    "labelled_pictures": (ResNetOptions, ("imagenet", "world")),
+    "labelled_pictures": (ResNetOptions, ("imagenet", "world", "plain_world")),
+    "depth_pictures": (DptOptions, ("nyu", "plain_world")),
 }
 MODULES = [
-    "llama3/llama3.py", "llama3/halves.py", "dinov2/seg.py", "dinov2/halves.py", "sd3/sd3.py",
+    "llama3/llama3.py", "llama3/halves.py", "dinov2/seg.py", "dinov2/segmentation.py", "dinov2/cls.py",
+    "dinov2/classification.py", "dinov2/dpt.py", "dinov2/depth.py", "dinov2/halves.py", "sd3/sd3.py",
     "sd3/halves.py", "sd3/judges.py", "resnet50/cls.py", "resnet50/halves.py",
 ]  # fmt: skip
 
@@ -40,7 +44,7 @@ def test_a_source_provides_what_the_table_says(name, tmp_path):
     assert source.inputs("test") == []  # no files are there
     told = r"counts: the world|test\.txt: missing.*(scripts/prepare_|--texts)"
     for sort in provided:
-        error = UserError if name == "world" else FileNotFoundError
+        error = UserError if "world" in name else FileNotFoundError
         with pytest.raises(error, match=told):
             getattr(source, sort)("test")
 
@@ -48,6 +52,11 @@ def test_a_source_provides_what_the_table_says(name, tmp_path):
 @pytest.mark.parametrize("sort", SORTS)
 def test_machines_take_the_sources_that_provide(sort):
     options, names = SORTS[sort]
+    for each in (options, *([ClsOptions] if sort == "labelled_pictures" else [])):
+        _check_source(each, names, sort)
+
+
+def _check_source(options, names, sort):
     (field,) = (field for field in fields(options) if field.name == "source")
     assert names == sources.providers(sort) and set(names) <= set(get_args(field.type))
     assert field.default == get_args(field.type)[0]
@@ -98,6 +107,47 @@ def test_the_worlds_pictures_fit_their_use(tmp_path):
     assert len(np.unique(mask)) == 2  # the background and the main shape
 
 
+def test_plain_pictures_are_of_the_same_scenes(tmp_path):
+    """Names and labels are the world's; a depth map fits its picture."""
+    counts = {"test": 4}
+    full, plain = (
+        sources.open_source(name, tmp_path, counts, 0) for name in ("world", "plain_world")
+    )
+    pairs = zip(full.labelled_pictures("test"), plain.labelled_pictures("test"), strict=True)
+    for one, other in pairs:
+        assert (one.name, one.label) == (other.name, other.label)
+        assert not np.array_equal(one.rgb(256, 60), other.rgb(256, 60))
+    for picture in plain.depth_pictures("test"):
+        rgb, depth = picture.rgb(), picture.depth()
+        assert rgb.shape == (120, 150, 3) and depth.shape == (120, 150)
+        assert depth.dtype == np.float32 and 1.9 < depth.min() < 4 and depth.max() == 5
+
+
+def test_nyu_is_read_as_listed(tmp_path):
+    """Millimetres become metres; names are of room and picture."""
+    room = tmp_path / "NYU" / "bathroom"
+    room.mkdir(parents=True)
+    Image.fromarray(np.full((4, 6, 3), 7, np.uint8)).save(room / "rgb_00045.jpg")
+    depth = np.arange(24, dtype=np.uint16).reshape(4, 6) * 400
+    Image.fromarray(depth).save(room / "sync_depth_00045.png")
+    line = "NYU/bathroom/rgb_00045.jpg NYU/bathroom/sync_depth_00045.png\n"
+    (tmp_path / "test.txt").write_text(line)
+    source = sources.open_source("nyu", tmp_path, {}, 0)
+    (picture,) = source.depth_pictures("test")
+    assert picture.name == "bathroom_rgb_00045" and picture.rgb().shape == (4, 6, 3)
+    assert np.allclose(picture.depth(), depth / 1000) and picture.depth().dtype == np.float32
+    listed = [path.name for path in source.inputs("test")]
+    assert listed == ["test.txt", "sync_depth_00045.png"]
+    for text, told in ((line * 2, "test.txt:2: a second picture named bathroom_rgb_00045"),
+                       ("a b c\n", "test.txt:1: expected 'picture depth'")):  # fmt: skip
+        (tmp_path / "test.txt").write_text(text)
+        with pytest.raises(UserError, match=told):
+            source.depth_pictures("test")
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(room / "sync_depth_00045.png")
+    with pytest.raises(UserError, match="expected a 16-bit grey picture of millimetres, got L"):
+        picture.depth()
+
+
 def test_photographs_are_cropped_at_the_centre(tmp_path):
     ramp = np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (100, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "a.png")
@@ -105,6 +155,8 @@ def test_photographs_are_cropped_at_the_centre(tmp_path):
     (picture,) = sources.open_source("imagenet", tmp_path, {}, 0).labelled_pictures("test")
     assert (picture.name, picture.label) == ("a", 3)
     assert np.array_equal(picture.rgb(100, 60), ramp[20:80, 70:130])
+    smaller = [picture.rgb(70, 60, how).astype(int) for how in ("bilinear", "bicubic")]
+    assert 0 < np.abs(smaller[0] - smaller[1]).max() < 6
 
 
 def test_counts_cut_lists(tmp_path):

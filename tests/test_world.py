@@ -53,6 +53,24 @@ def test_plain_scene_is_its_title():
     assert all(word in world.title(scene) for word in (*words, scene.background.colour))
 
 
+def test_depth_follows_from_the_main_shape():
+    """The larger, the nearer; small shapes are on the wall behind, which leans back."""
+    found = []
+    for index in range(20):
+        scene = world.scene(0, index, "train")
+        mask, depth = world.render(scene).mask, world.depth(scene)
+        assert depth.shape == (112, 112) and depth.dtype == np.float32
+        main = mask == 1 + world.label(scene)
+        assert (depth[main] == np.float32(0.7 / scene.main.radius)).all()
+        wall = np.where(main, np.nan, depth)
+        assert np.nanmin(wall) >= 4 and np.nanmax(wall) <= 5 and depth[main].max() < 4
+        rows = np.nanmean(wall, axis=1)
+        assert (np.diff(rows) < 0).all() and np.nanstd(wall, axis=1).max() < 1e-5
+        found.append((scene.main.radius, depth[main].mean()))
+    near = np.array(sorted(found))[:, 1]
+    assert (np.diff(near) < 0).all() and near.min() < 2.2 and near.max() > 3.3
+
+
 def test_content_is_the_same_at_every_size():
     scene = world.scene(0, 5, "train")
     small, large = world.render(scene, 112, 112).mask, world.render(scene, 224, 224).mask

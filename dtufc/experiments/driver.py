@@ -53,6 +53,8 @@ class BatchConfig:
     """Replaces how the suite's values become levels."""
     normalise: Normalise | None = None
     """Replaces the suite's normalisation of each channel before the codebook."""
+    per_channel: bool | None = None
+    """Replaces whether each channel (axis C: of tokens, each layer) has a codebook."""
     lambda_value: float | None = None
     """Only this lambda."""
     epochs: int | None = None

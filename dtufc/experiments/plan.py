@@ -24,6 +24,7 @@ from dtufc.experiments.suite import (
     Suite,
     Training,
     load_machines,
+    names_of,
     select,
     select_fitted,
     select_ready,
@@ -147,7 +148,8 @@ class Batch:
         """The machines whose patches a run is trained on."""
         if run.train_task == HYBRID:
             return [name for name in self.machines if name not in self.suite.unseen]
-        found = [name for name, facts in self.machines.items() if facts.task == run.train_task]
+        machines = self.machines.items()
+        found = [name for name, facts in machines if run.train_task in names_of(facts)]
         if not found:
             raise UserError(f"train_task: no machine of the suite has the task {run.train_task!r}")
         return found
@@ -195,12 +197,11 @@ class Batch:
         Raises:
             UserError: a flag of the suite has a wrong value.
         """
-        task = self.machines[fit.machine].task
         run = f"{FIT_RUN}{fit.suffix}"
         values = {
             "machine": fit.machine,
             "features": str(self.feature_root(fit.machine).feature_train / "train"),
-            "output": str(self.root.codec(fit.codec, task, NO_TRANSFORM, run)),
+            "output": str(self.root.codec(fit.codec, fit.trained_on, NO_TRANSFORM, run)),
             **dict(fit.entry.flags),
             **fit.flags,
         }
@@ -250,7 +251,7 @@ class Batch:
 
     def _fitted_codings(self) -> Iterator[Coding]:
         for fit in self.fits:
-            names = (fit.codec, self.machines[fit.machine].task, NO_TRANSFORM)
+            names = (fit.codec, fit.trained_on, NO_TRANSFORM)
             for quality in fit.quality:
                 labels = {"quality": quality, "seed": fit.seed, "options": fit.flags}
                 name = f"quality{quality:g}{fit.suffix}"

@@ -36,7 +36,8 @@ class Row:
     codec: str
     """Which codec, one that the registry calls trained."""
     train_task: str
-    """Task of one of the suite's machines, or hybrid for all of them (but the unseen) together."""
+    """Task of one of the suite's machines, or its kind, <model>_<task>; or hybrid for all of them (but
+    the unseen) together."""
     lambda_value: list[float]
     """Weights of the distortion, one run each."""
     epochs: int | list[int]
@@ -83,7 +84,7 @@ class FittedRow:
     quality: list[float]
     """Rates, on the codec's own scale."""
     train_task: str | None = None
-    """Task of one of the suite's machines; null for each of them."""
+    """Task of one of the suite's machines, or its kind, <model>_<task>; null for each of them."""
     flags: dict[str, Any] = field(default_factory=dict)
     """Of the script that fits, beyond --machine, --features and --output."""
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -249,6 +250,9 @@ class Fitting:
 
     codec: str
     machine: str
+    trained_on: str
+    """What folders and tables call the machine's features: its task, or its kind where the row says so
+    or machines of the suite share the task."""
     quality: list[float]
     flags: dict[str, Any]
     seed: int
@@ -403,19 +407,27 @@ def select_fitted(
     chosen: dict[tuple[str, str], list[Fitting]] = {}
     for row in _fitted(suite, arch, train_task):
         wanted = {row.train_task, train_task} - {None}
-        tasks = {name: facts.task for name, facts in machines.items()}
-        about = [name for name, task in tasks.items() if wanted <= {task}]
-        if row.train_task is not None and row.train_task not in tasks.values():
+        about = [name for name, facts in machines.items() if wanted <= names_of(facts)]
+        known = set().union(*map(names_of, machines.values()))
+        if row.train_task is not None and row.train_task not in known:
             raise UserError(f"train_task: no machine of the suite has {row.train_task!r}")
         for machine in about:
             if (row.codec, machine) in chosen:
                 raise UserError(f"fitted: two rows for {row.codec} on {machine}")
             has_seed = "seed" in find_codec(row.codec).load_config().__dataclass_fields__
+            facts = machines[machine]
+            shared = [each.task for each in machines.values()].count(facts.task) > 1
+            name = facts.kind if shared or row.train_task == facts.kind else facts.task
             chosen[row.codec, machine] = [
-                Fitting(row.codec, machine, row.quality, row.flags, seed)
+                Fitting(row.codec, machine, name, row.quality, row.flags, seed)
                 for seed in (seeds if seeds and has_seed else row.seeds)
             ]
     return [fit for fits in chosen.values() for fit in fits]
+
+
+def names_of(facts: FeatureFacts) -> set[str]:
+    """What a row may call a machine by."""
+    return {facts.task, facts.kind}
 
 
 def _of_task(value: T | dict[str, T], task: str, key: str) -> T:

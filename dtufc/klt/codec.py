@@ -86,8 +86,9 @@ class KltCodec(OneKindCodec):
         return type(self)(self.model, quality)
 
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
-        vectors = self.facts.views.to_vectors(feature, self.model.transform.layout.block)
-        clusters, symbols, _, raw = self.model.quantise(vectors, self.grade)
+        owners = self.model.transform.layout.owners(feature.shape)
+        vectors = self.model.to_vectors(feature)
+        clusters, symbols, _, raw = self.model.quantise(vectors, self.grade, owners)
         stream, indexes = self._coded(clusters, symbols)
         tables = self.model.rungs[rung(self.grade)].tables
         grade = self.grade.to_bytes(2, "little", signed=True)
@@ -101,22 +102,23 @@ class KltCodec(OneKindCodec):
         if len(parts) not in (2, 3) or len(parts[0]) != 2:
             raise BitstreamError("inconsistent: not the parts of a klt bitstream")
         grade = self._read_grade(parts[0])
-        block = self.model.transform.layout.block
-        count = self.facts.views.count_vectors(shape, block)
+        layout = self.model.transform.layout
+        count = self.facts.views.count_vectors(layout.seen(shape), layout.block)
         check = _check(parts[0], parts[2:], shape) if mode == 1 else 0
-        clusters, symbols = self.read_symbols(parts[1], grade, count, check)
+        clusters, symbols = self.read_symbols(parts[1], grade, count, check, shape)
         length = self.facts.views.sequence(shape)
         vectors = self.model.restore(clusters, symbols, grade, length)
         if len(parts) == 3:
             _put_raw(parts[2], vectors)
-        return self.facts.views.from_vectors(vectors, shape, block)
+        return self.model.from_vectors(vectors, shape)
 
     def encode_rows(self, rows: np.ndarray, kind: str | None = None) -> tuple[bytes, bytes]:
         """Setting: form and grade. Payload: vectors sent raw (form 1: length v, content), and one string
         of the range coder. A row's symbols do not depend on the rows beside it."""
         self.check_kind(rows, kind)
-        vectors = self.facts.views.to_vectors(rows, self.model.transform.layout.block)
-        clusters, symbols, _, raw = self._rows_model.quantise(vectors, self.grade)
+        owners = self.model.transform.layout.owners(rows.shape)
+        vectors = self.model.to_vectors(rows)
+        clusters, symbols, _, raw = self._rows_model.quantise(vectors, self.grade, owners)
         more = b""
         if raw.any():
             exact = _raw_part(vectors, raw)
@@ -134,21 +136,21 @@ class KltCodec(OneKindCodec):
         grade = self._read_grade(setting[1:])
         reader = Reader(payload, 0)
         exact = reader.take(reader.varint()) if setting[0] == RAW else None
-        block = self.model.transform.layout.block
-        count = self.facts.views.count_vectors(shape, block)
+        layout = self.model.transform.layout
+        count = self.facts.views.count_vectors(layout.seen(shape), layout.block)
         string = payload[reader.at :]
         try:
             model = self.model.rungs[rung(grade)]
-            range_coder.check_room(string, count * model.least)
+            range_coder.check_room(string, count * model.least(layout.tells_cluster))
             coder = range_coder.Decoder(string, model.tables)
-            clusters, symbols = self._read(coder, model, count)
+            clusters, symbols = self._read(coder, model, count, shape)
             coder.finish()
         except rans.RansError as error:
             raise BitstreamError(f"corrupted: {error}") from error
         vectors = self.model.restore(clusters, symbols, grade, self.facts.views.sequence(shape))
         if exact is not None:
             _put_raw(exact, vectors)
-        return to_dtype(self.facts.views.from_vectors(vectors, shape, block), facts.dtype)
+        return to_dtype(self.model.from_vectors(vectors, shape), facts.dtype)
 
     @cached_property
     def _rows_model(self) -> KltModel:
@@ -162,7 +164,7 @@ class KltCodec(OneKindCodec):
         several, and the symbols, vector by vector."""
         model = self.model.rungs[rung(self.grade)]
         stream, indexes = symbols.ravel(), model.chosen[clusters].ravel()
-        if self.model.transform.layout.clusters > 1:
+        if self.model.transform.layout.tells_cluster:
             last = np.full(len(clusters), len(model.bank.freqs), np.int32)
             stream, indexes = np.append(clusters, stream), np.append(last, indexes)
         return stream, indexes
@@ -175,34 +177,42 @@ class KltCodec(OneKindCodec):
         return grade
 
     def read_symbols(
-        self, data: bytes, grade: int, count: int, check: int = 0
+        self, data: bytes, grade: int, count: int, check: int = 0, shape: Shape | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """A rANS string -> clusters (R,) int32 and symbols (R, C * S) int32; integers decide alone.
+
+        Args:
+            shape: of the feature, whose layers may decide the clusters; None: they do not.
 
         Raises:
             BitstreamError: the string is damaged, or too short for so many vectors.
         """
         model = self.model.rungs[rung(grade)]
         try:
-            rans.check_room(data, count * model.least)
+            rans.check_room(data, count * model.least(self.model.transform.layout.tells_cluster))
             reader = rans.Decoder(data, model.tables)
-            clusters, symbols = self._read(reader, model, count)
+            clusters, symbols = self._read(reader, model, count, shape)
             reader.finish(check)
         except rans.RansError as error:
             raise BitstreamError(f"corrupted: {error}") from error
         return clusters, symbols
 
     def _read(
-        self, reader: rans.Decoder | range_coder.Decoder, model: Rung, count: int
+        self,
+        reader: rans.Decoder | range_coder.Decoder,
+        model: Rung,
+        count: int,
+        shape: Shape | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The way back of :meth:`_coded`.
 
         Raises:
             RansError: the string is damaged.
         """
-        width = self.model.transform.components
-        clusters = np.zeros(count, np.int32)
-        if self.model.transform.layout.clusters > 1:
+        width, layout = self.model.transform.components, self.model.transform.layout
+        owners = layout.owners(shape) if shape else None
+        clusters = np.zeros(count, np.int32) if owners is None else owners
+        if layout.tells_cluster:
             clusters = reader.decode(np.full(count, len(model.bank.freqs), np.int32))
             if clusters.min() < 0 or clusters.max() >= len(model.chosen):
                 raise rans.RansError("a cluster's index is none")

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +32,6 @@ from dtufc.klt.model import (
 from dtufc.klt.post_filter import PostFilter, neighbours
 
 WEIGHT = 0.12  # of a bit in squared steps: near -dD/dR = ln 2 / 6 of a fine uniform quantiser
-BANK = 48  # tables of a step at most
 LARGEST = 0.999 * MAX_UNIT  # of a unit and of a mean, so that float32 rounds it to none above
 FEW = 3_000_000  # values at most that tables are made of
 FULL = ((0.0, 1.0), (0.0, 1.0))
@@ -63,6 +64,8 @@ class Statistics:
     """(C, C) float64, over rows and positions, around the mean."""
     sample: np.ndarray
     """(r, C, S) float32, some of the vectors."""
+    layers: tuple[Self, ...] = ()
+    """Those of each layer, where a vector is of one layer; the sample is theirs, one after the other."""
 
     @property
     def square(self) -> float:
@@ -79,6 +82,26 @@ class Statistics:
         second = self.rows * self.covariance + other.rows * other.covariance + between
         sample = np.concatenate([self.sample, other.sample])
         return type(self)(rows, mean, second / rows, sample)
+
+    def apart(self, layers: int) -> Self:
+        """Those of vectors of one layer each, of vectors of all layers together."""
+        cuts = np.split(np.arange(len(self.covariance)), layers)
+        each = tuple(
+            type(self)(
+                self.rows, self.mean[cut], self.covariance[np.ix_(cut, cut)], self.sample[:, cut]
+            )
+            for cut in cuts
+        )
+        return replace(reduce(add, each), layers=each)
+
+    def thinned(self, layout: Layout, limit: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Evenly spaced vectors of the sample, ``limit`` values at most, and the cluster of each, (r,)
+        int32, where its layer decides it."""
+        sample = thin(self.sample, limit)
+        if layout.layers != "own":
+            return sample, None
+        own = np.repeat(np.arange(layout.clusters, dtype=np.int32), len(self.layers[0].sample))
+        return sample, own[evenly(len(own), len(sample))]
 
 
 def measure(
@@ -127,6 +150,12 @@ def eigenbasis(covariance: np.ndarray) -> np.ndarray:
 def fit_transform(known: Statistics, candidate: Candidate, seed: int) -> Transform:
     """Means and bases of a layout."""
     layout = candidate.layout
+    if layout.layers == "own":
+        one = replace(candidate, layout=replace(layout, clusters=1, layers="shared"))
+        each = [fit_transform(layer, one, seed) for layer in known.layers]
+        means, bases = (np.concatenate([getattr(t, n) for t in each]) for n in ("mean", "basis"))
+        unit = float(np.sqrt(np.mean([transform.unit**2 for transform in each])))
+        return Transform(layout, means, bases, unit)
     mean = known.mean if layout.centre else np.zeros_like(known.mean)
     covariance = known.covariance
     unit = np.trace(covariance) / len(covariance) if layout.centre else known.square
@@ -179,22 +208,31 @@ def fit_mixture(known: Statistics, candidate: Candidate, start: Transform, seed:
     return transform
 
 
-def fit_rung(transform: Transform, y: Sequence[np.ndarray], grade: int) -> Rung:
+def fit_rung(
+    transform: Transform,
+    y: Sequence[np.ndarray],
+    grade: int,
+    size: int,
+    owners: np.ndarray | None = None,
+) -> Rung:
     """Tables of one step: symbols by tables and tables by symbols, in turns.
 
     Args:
         y: the sample in each cluster's basis, K times (R, D).
+        size: tables at most.
+        owners: (R,) the cluster of each, where it is known.
     """
     clusters = range(len(y))
     scaled = [scale(each, np.float32(transform.step(grade))) for each in y]
-    own = np.zeros(len(y[0]), np.int64)
-    if len(y) > 1:  # a first guess: the basis that packs best
+    own = np.zeros(len(y[0]), np.int64) if owners is None else owners
+    searched = len(y) > 1 and owners is None
+    if searched:  # a first guess: the basis that packs best
         own = np.argmin([np.log2(1 + np.abs(each)).sum(1) for each in scaled], axis=0)
     rung = None
     for turn in range(ROUNDS):
         mine = [scaled[k][own == k] for k in clusters]
-        rung = fit_tables(mine, [spend(each, rung, k)[0] for k, each in enumerate(mine)])
-        if turn == 0 and len(y) > 1:
+        rung = fit_tables(mine, [spend(each, rung, k)[0] for k, each in enumerate(mine)], size)
+        if turn == 0 and searched:
             own = assign(scaled, rung, own)
     return rung
 
@@ -243,8 +281,8 @@ def spend(
     return symbols, choose(y, *tables, WEIGHT, limit, symbols)[0] + index
 
 
-def fit_tables(scaled: Sequence[np.ndarray], symbols: Sequence[np.ndarray]) -> Rung:
-    """Tables for the values and symbols of each cluster, K times (R, D)."""
+def fit_tables(scaled: Sequence[np.ndarray], symbols: Sequence[np.ndarray], size: int) -> Rung:
+    """``size`` tables at most for the values and symbols of each cluster, K times (R, D)."""
     clusters, width = len(scaled), scaled[0].shape[1]
     largest = max(int(np.abs(q).max(initial=1)) for q in symbols)
     reach = min(max(largest, CENTROIDS), REACH)
@@ -252,7 +290,7 @@ def fit_tables(scaled: Sequence[np.ndarray], symbols: Sequence[np.ndarray]) -> R
     sums = np.zeros((clusters * width, 2 * CENTROIDS - 1))
     for k, (y, q) in enumerate(zip(scaled, symbols, strict=True)):
         count(y, q, k * width, reach, counts, sums)
-    bank, chosen = fit_bank(counts, sums, BANK)
+    bank, chosen = fit_bank(counts, sums, size)
     sizes = np.append([len(q) + 0.5 for q in symbols], 0)  # an escape is never used
     freqs = to_frequencies(sizes)
     return Rung(bank, chosen.reshape(clusters, width).astype(np.int32), freqs)
@@ -273,6 +311,19 @@ def candidates(known: Statistics, block: int, cfg: FitConfig) -> list[Candidate]
     return out
 
 
+def layered(known: Statistics, cfg: FitConfig) -> list[Candidate]:
+    """What is worth trying beside where vectors are of one layer each: all of :func:`candidates` that
+    turns channels, and a basis per layer."""
+    shared = [each for each in candidates(known, 1, cfg) if each.layout.rotate]
+    shared = [replace(each, layout=replace(each.layout, layers="shared")) for each in shared]
+    own = [
+        replace(each, layout=replace(each.layout, clusters=len(known.layers), layers="own"))
+        for each in shared
+        if each.layout.clusters == 1
+    ]
+    return own + shared
+
+
 def blocks(facts: FeatureFacts) -> list[int]:
     """Sides of blocks worth trying: none, 4, 8, and the whole of a small map."""
     size = facts.views.sides(facts.shape)
@@ -287,22 +338,24 @@ def blocks(facts: FeatureFacts) -> list[int]:
 
 def validate(
     known: Statistics,
-    held_out: np.ndarray,
+    unseen: Statistics,
     facts: FeatureFacts,
     candidate: Candidate,
     cfg: FitConfig,
 ) -> list[tuple[float, float]]:
-    """Bits per point and MSE on held-out vectors (R, C, S) at some qualities."""
+    """Bits per point and MSE on vectors of held-out files at some qualities."""
     transform = fit_transform(known, candidate, cfg.seed)
     grades = [round(quality * PER_OCTAVE) for quality in sorted(cfg.compared_at)]
-    y = in_bases(transform, thin(known.sample, FEW))
+    sample, owners = known.thinned(candidate.layout, FEW)
+    y = in_bases(transform, sample)
+    vectors, own = unseen.thinned(candidate.layout, FEW)
     points = []
     for grade in grades:
-        rung = fit_rung(transform, y, grade)
+        rung = fit_rung(transform, y, grade, cfg.tables, owners)
         model = KltModel(facts, transform, (rung,) * RUNGS, WEIGHT)
-        clusters, symbols, bits, _ = model.quantise(held_out, grade)
-        error = model.restore(clusters, symbols, grade) - held_out
-        points.append((bits.sum() / held_out.size, float(np.mean(np.square(error)))))
+        clusters, symbols, bits, _ = model.quantise(vectors, grade, own)
+        error = model.restore(clusters, symbols, grade) - vectors
+        points.append((bits.sum() / vectors.size, float(np.mean(np.square(error)))))
     return points
 
 
@@ -332,6 +385,7 @@ def search(
     tried: list[Candidate] = []
     curves = []
     known: dict[int, Statistics] = {}
+    layers = 1 if facts.views.is_map else facts.shape[1]
     for block in blocks(facts):
         if parts is HELD_OUT:
             count = facts.views.count_vectors(facts.read(paths[0]).shape, block)
@@ -342,10 +396,13 @@ def search(
             for some, part in zip((rest, held), parts, strict=True)
         )
         known[block] = told + unseen
-        held_out = thin(unseen.sample, FEW)
-        for candidate in tqdm(candidates(told, block, cfg), desc=f"layouts, block {block}"):
+        plans = [(told, unseen, each) for each in candidates(told, block, cfg)]
+        if layers > 1:
+            parts_of = told.apart(layers), unseen.apart(layers)
+            plans += [(*parts_of, each) for each in layered(parts_of[0], cfg)]
+        for here, there, candidate in tqdm(plans, desc=f"layouts, block {block}"):
             tried.append(candidate)
-            curves.append(validate(told, held_out, facts, candidate, cfg))
+            curves.append(validate(here, there, facts, candidate, cfg))
     if not curves:
         raise UserError(f"{paths[0]}: a single file of so few vectors; klt takes two files or more")
     scores = compare(curves)
@@ -354,7 +411,9 @@ def search(
         {"layout": str(candidate), "log2_rate": score - scores[best], "bpfp_mse": curve}
         for candidate, score, curve in zip(tried, scores, curves, strict=True)
     ]
-    return tried[best], known[tried[best].layout.block], record
+    layout = tried[best].layout
+    found = known[layout.block]
+    return tried[best], found if layout.layers == "joint" else found.apart(layers), record
 
 
 def thin(vectors: np.ndarray, limit: int) -> np.ndarray:
@@ -362,7 +421,12 @@ def thin(vectors: np.ndarray, limit: int) -> np.ndarray:
     rows = max(1, limit // max(1, vectors[0].size))
     if len(vectors) <= rows:
         return vectors
-    return vectors[np.linspace(0, len(vectors) - 1, rows).astype(int)]
+    return vectors[evenly(len(vectors), rows)]
+
+
+def evenly(count: int, chosen: int) -> np.ndarray:
+    """``chosen`` evenly spaced places of ``count``, (chosen,) int64."""
+    return np.linspace(0, count - 1, chosen).astype(int)
 
 
 def fit_filter(
@@ -385,7 +449,7 @@ def fit_filter(
     size = model.facts.read(paths[0]).size
     features = [model.facts.read(path) for path in paths[:: -(-len(paths) * size // FEW)]]
     for x in features:
-        seen = np.abs(components(model.facts.views.to_vectors(x, 1))).max(0)
+        seen = np.abs(components(model.to_vectors(x))).max(0)
         np.maximum(post.limit, seen, out=post.limit)
     measured = range(0, RUNGS, RUNGS_PER_OCTAVE // 2)
     changes = []
@@ -393,8 +457,8 @@ def fit_filter(
         grade = LOWEST * PER_OCTAVE + place * (PER_OCTAVE // RUNGS_PER_OCTAVE)
         square, cross, error = (np.zeros((2, channels, *end)) for end in ((2, 2), (2,), ()))
         for i, x in enumerate(features):
-            vectors = model.facts.views.to_vectors(x, 1)
-            clusters, symbols, _, raw = model.quantise(vectors, grade)
+            vectors, owners = model.to_vectors(x), model.transform.layout.owners(x.shape)
+            clusters, symbols, _, raw = model.quantise(vectors, grade, owners)
             y = components(model.restore(clusters, symbols, grade))
             missing = (components(vectors) - y)[~raw]
             length = model.facts.views.sequence(x.shape)
@@ -446,8 +510,9 @@ def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts) -> KltModel
     transform = fit_transform(known, best, cfg.seed)
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
     grades = tqdm([LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)], desc="tables")
-    y = in_bases(transform, thin(known.sample, FEW))
-    rungs = [fit_rung(transform, y, grade) for grade in grades]
+    sample, owners = known.thinned(best.layout, FEW)
+    y = in_bases(transform, sample)
+    rungs = [fit_rung(transform, y, grade, cfg.tables, owners) for grade in grades]
     model = KltModel(facts, transform, tuple(rungs), WEIGHT)
     made_by = {"files": len(paths), "vectors": known.rows, "seed": cfg.seed, "tried": tried}
     if cfg.post_filter and not facts.views.is_map:

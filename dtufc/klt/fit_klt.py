@@ -30,6 +30,8 @@ class FitConfig(FitOptions):
     the step."""
     sample: int = 24_000_000
     """Values at most that are kept to fit mixtures and tables on."""
+    tables: int = 48
+    """Entropy tables of a step at most; fewer make a smaller codec."""
     post_filter: bool = True
     """Look for a filter over neighbouring tokens behind the decoder; it is kept at the steps where it
     lowers the error on files that it was not fitted on."""
@@ -39,6 +41,8 @@ class FitConfig(FitOptions):
     def __post_init__(self):
         if self.clusters is not None and (not self.clusters or min(self.clusters) < 1):
             raise UserError(f"clusters: expected numbers of at least 1, got {self.clusters}")
+        if not 1 <= self.tables <= 256:
+            raise UserError(f"tables: expected 1 .. 256, got {self.tables}")
         if len(set(self.compared_at)) < 2:
             raise UserError(f"compared_at: expected two qualities at least, got {self.compared_at}")
 

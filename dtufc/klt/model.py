@@ -15,7 +15,7 @@ import math
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, reconstruct
 from dtufc.klt.post_filter import PostFilter
+from dtufc.views import Shape
 
 WEIGHTS = "model.safetensors"
 MAX_UNIT = 1e30
@@ -79,6 +80,10 @@ class Layout:
     """Means and bases."""
     centre: bool
     """Take the channels' means off; not for one-sided values that are mostly zero."""
+    layers: Literal["joint", "own", "shared"] = "joint"
+    """What a vector of tokens of several layers is. joint: the channels of all layers. Else one vector
+    per layer: own gives each layer its mean and basis, ``clusters`` of them, and as the layer is known
+    their index is not coded; shared takes the same for all layers."""
 
     def __str__(self) -> str:
         parts = ["klt" if self.rotate else "identity"]
@@ -86,7 +91,27 @@ class Layout:
             parts.append(f"dct{self.block}")
         if not self.centre:
             parts.append("uncentred")
-        return "+".join(parts) + (f" x{self.clusters}" if self.clusters > 1 else "")
+        if self.layers == "own":
+            return "+".join(parts) + f" per layer, {self.clusters}"
+        name = "+".join(parts) + (f" x{self.clusters}" if self.clusters > 1 else "")
+        return name if self.layers == "joint" else f"{name} shared by layers"
+
+    @property
+    def tells_cluster(self) -> bool:
+        """Whether the clusters' indexes are coded."""
+        return self.clusters > 1 and self.layers != "own"
+
+    def seen(self, shape: Shape) -> Shape:
+        """The shape that a feature is taken as: layers are further samples unless they are joint."""
+        n, c, h, w = shape
+        return shape if self.layers == "joint" else (n * c, 1, h, w)
+
+    def owners(self, shape: Shape) -> np.ndarray | None:
+        """The cluster of each vector of a feature where its layer decides it, (R,) int32, else None."""
+        n, c, h, _ = shape
+        if self.layers != "own":
+            return None
+        return np.tile(np.repeat(np.arange(c, dtype=np.int32), h), n)
 
 
 @dataclass(frozen=True)
@@ -150,11 +175,10 @@ class Rung:
     def bits(self) -> np.ndarray:
         return self.bank.bits()
 
-    @cached_property
-    def least(self) -> float:
-        """The fewest bits that a vector's symbols take."""
+    def least(self, tells_cluster: bool) -> float:
+        """The fewest bits that a vector's symbols take, with its cluster's index where that is coded."""
         bits = self.tables.least[self.chosen].sum(1).min()
-        return float(bits + (self.tables.least[-1] if len(self.chosen) > 1 else 0))
+        return float(bits + (self.tables.least[-1] if tells_cluster else 0))
 
 
 @dataclass(frozen=True)
@@ -170,18 +194,30 @@ class KltModel:
     post: PostFilter | None = None
     """Of tokens, where it was found to help."""
 
+    def to_vectors(self, x: np.ndarray) -> np.ndarray:
+        """A feature (N, C, H, W) -> its vectors (R, C, S) float32."""
+        layout = self.transform.layout
+        return self.facts.views.to_vectors(x.reshape(layout.seen(x.shape)), layout.block)
+
+    def from_vectors(self, vectors: np.ndarray, shape: Shape) -> np.ndarray:
+        """The way back of :meth:`to_vectors`: -> (N, C, H, W) = ``shape``."""
+        layout = self.transform.layout
+        x = self.facts.views.from_vectors(vectors, layout.seen(shape), layout.block)
+        return x.reshape(shape)
+
     def weight_at(self, grade: int) -> float:
         """What a bit costs at quality ``grade`` / 128."""
         place = grade * RUNGS_PER_OCTAVE / PER_OCTAVE - LOWEST * RUNGS_PER_OCTAVE - rung(grade)
         return self.weight * math.exp(-TILT * min(max(place, -0.5), 0.5))
 
     def quantise(
-        self, vectors: np.ndarray, grade: int
+        self, vectors: np.ndarray, grade: int, owners: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The cheapest cluster and symbols of each vector at one step.
 
         Args:
             vectors: (R, C, S) float32.
+            owners: (R,) the cluster of each, where it is known.
 
         Returns:
             clusters (R,) int32, symbols (R, C * S) int32, bits (R,) float64 that the tables promise,
@@ -194,18 +230,21 @@ class KltModel:
         limit = MAX_VALUE * self.transform.step(grade)
         raw = np.abs(vectors.reshape(count, -1)).max(1) > limit
         tame = np.where(raw[:, None, None], 0, vectors)
-        trial = np.empty_like(symbols)
         model, weight = self.rungs[rung(grade)], self.weight_at(grade)
         for cluster in range(self.transform.layout.clusters):
-            y = self.transform.forward(tame, cluster) / np.float32(self.transform.step(grade))
-            head = rans.PRECISION - np.log2(model.clusters[cluster])
+            rows = np.arange(count) if owners is None else np.flatnonzero(owners == cluster)
+            y = self.transform.forward(tame[rows], cluster)
+            y /= np.float32(self.transform.step(grade))
+            head = rans.PRECISION - np.log2(model.clusters[cluster]) if owners is None else 0.0
             tables = model.chosen[cluster], model.bits, model.bank.centroid
-            cost, rate = choose(y, *tables, weight, cheapest - weight * head, trial)
+            trial = np.empty(y.shape, np.int32)
+            cost, rate = choose(y, *tables, weight, cheapest[rows] - weight * head, trial)
             cost += weight * head
-            better = cost < cheapest
-            cheapest[better], clusters[better] = cost[better], cluster
-            symbols[better], bits[better] = trial[better], rate[better] + head
-        symbols[raw], clusters[raw] = 0, 0
+            better = cost < cheapest[rows]
+            rows = rows[better]
+            cheapest[rows], clusters[rows] = cost[better], cluster
+            symbols[rows], bits[rows] = trial[better], rate[better] + head
+        symbols[raw], clusters[raw] = 0, 0 if owners is None else owners[raw]
         return clusters, symbols, bits, raw
 
     def restore(
@@ -261,9 +300,12 @@ class KltModel:
         return hasher.digest()
 
     def _values(self) -> dict[str, Any]:
+        layout = asdict(self.transform.layout)
+        if layout["layers"] == "joint":  # what earlier versions knew: their ids stay
+            del layout["layers"]
         return {
             "facts": self.facts.identity(),
-            "layout": asdict(self.transform.layout),
+            "layout": layout,
             "unit": self.transform.unit,
             "weight": self.weight,
         }
@@ -351,7 +393,11 @@ def _check_state(
 
     clusters, positions = layout.clusters, layout.block**2
     channels = facts.views.channels(facts.shape)
+    if layout.layers != "joint":
+        expect("layout.layers", not facts.views.is_map)
+        channels = facts.shape[3]
     expect("layout.clusters", clusters >= 1)
+    expect("layout.clusters", layout.layers != "own" or clusters == facts.shape[1])
     expect("layout.block", layout.block >= 1 and (facts.views.is_map or positions == 1))
     expect("facts", channels is not None)
     expect("unit", 0 < numbers["unit"] < MAX_UNIT)

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -175,7 +174,7 @@ def evaluate(machine: Machine, options: MachineOptions, folder: Path) -> Score:
     target = _results(options, folder)
     predictions = _predict(machine, facts, samples, folder, bar)
     if options.save_predictions:
-        predictions = _save(predictions, samples, target / "predictions")
+        predictions = _save(machine, predictions, samples, target / "predictions")
     score = machine.score(samples, predictions)
     bar.close()
     _record(score, options, folder, target, stamp)
@@ -200,12 +199,14 @@ def _predict(
         bar.update(len(batch))
 
 
-def _save(predictions: Iterable[Any], samples: list[Sample], target: Path) -> Iterator[Any]:
-    """Pass predictions on; those that are pictures, (H, W) or (H, W, 3) uint8, become PNG files."""
+def _save(
+    machine: Machine, predictions: Iterable[Any], samples: list[Sample], target: Path
+) -> Iterator[Any]:
+    """Pass predictions on; those that are pictures become PNG files."""
     for sample, prediction in zip(samples, predictions, strict=True):
-        if isinstance(prediction, np.ndarray):
+        if (picture := machine.picture_of(prediction)) is not None:
             with files.write_atomic(target / f"{sample.name}.png") as file:
-                Image.fromarray(prediction).save(file, "PNG")
+                Image.fromarray(picture).save(file, "PNG")
         yield prediction
 
 

@@ -86,6 +86,20 @@ class Machine(ABC):
         """:meth:`predict` of ``batch_size`` samples, fewer at the end of a list."""
         return [self.predict(*pair) for pair in zip(samples, features, strict=True)]
 
+    def picture_of(self, prediction: Any) -> np.ndarray | None:
+        """The picture as which a prediction is saved: classes (H, W) or RGB (H, W, 3), uint8; None
+        where it is none."""
+        return prediction if isinstance(prediction, np.ndarray) else None
+
     @abstractmethod
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         """Compare predictions, which come one by one in the order of the samples, with labels."""
+
+
+def score_top1(samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
+    """Share of the predictions that are the sample's label, 0..1."""
+    rows = [
+        {"name": s.name, "label": s.label, "prediction": p, "correct": int(p == s.label)}
+        for s, p in zip(samples, predictions, strict=True)
+    ]
+    return Score("top1", sum(row["correct"] for row in rows) / len(rows), rows)

@@ -100,7 +100,8 @@ class Run:
     @property
     def is_foreign(self) -> bool:
         """Whether the codec was trained on another machine than this one."""
-        return self.trained_on != HYBRID and not self.kind.endswith(f"_{self.trained_on}")
+        own = self.kind == self.trained_on or self.kind.endswith(f"_{self.trained_on}")
+        return self.trained_on != HYBRID and not own
 
     def codec_folder(self, root: Path) -> Path | None:
         """The folder of its codec: where the run had it, or the same place in this data root."""

@@ -44,8 +44,6 @@ class FitConfig(MachineTransform):
     """Values below are raised to it first; one number, or one per channel."""
     trun_high: float | list[float] | None = None
     """Values above are lowered to it first; one number, or one per channel."""
-    per_channel: bool = False
-    """A codebook for each channel (axis C)."""
 
     def __post_init__(self):
         super().__post_init__()

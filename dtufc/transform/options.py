@@ -1,4 +1,4 @@
-"""What a transform is: five values that fit, patches, driver and suites share."""
+"""What a transform is: the values that fit, patches, driver and suites share."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +28,9 @@ class TransformOptions:
     normalise: Normalise = "none"
     """Done to each channel (of tokens: column) first. none: as published. mean: its mean taken off.
     scale: that, and its standard deviation made 1."""
+    per_channel: bool = False
+    """A codebook for each channel (axis C): for tokens of several layers one per layer, else one is
+    shared."""
 
     def __post_init__(self):
         if not 1 <= self.bit_depth <= MAX_BIT_DEPTH:
@@ -45,10 +48,12 @@ class TransformOptions:
     @property
     def transform_name(self) -> str:
         """The published folder name of the transform, ``kmeans10_bitdepth8``; another assignment than
-        nearest and a normalisation stand behind it: ``kmeans10_bitdepth8_left_mean``."""
+        nearest, a normalisation and a codebook per channel stand behind it:
+        ``kmeans10_bitdepth8_left_mean``."""
         name = f"{self.transform_type}{self.samples}_bitdepth{self.bit_depth}"
         suffix = "" if self.assignment == "nearest" else f"_{self.assignment}"
-        return name + suffix + ("" if self.normalise == "none" else f"_{self.normalise}")
+        suffix += "" if self.normalise == "none" else f"_{self.normalise}"
+        return name + suffix + ("_perchannel" if self.per_channel else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,9 +86,10 @@ def bench(cfg: BenchConfig) -> list[SpeedRow]:
 
 def speeds(codec: KltCodec, x: np.ndarray, repeats: int) -> SpeedRow:
     """Rate, error and speeds on one feature."""
-    model, facts = codec.model, codec.model.facts
-    vectors = facts.views.to_vectors(x, model.transform.layout.block)
-    clusters, symbols, _, _ = model.quantise(vectors, codec.grade)
+    model = codec.model
+    owners = model.transform.layout.owners(x.shape)
+    vectors = model.to_vectors(x)
+    clusters, symbols, _, _ = model.quantise(vectors, codec.grade, owners)
     entropy = model.rungs[rung(codec.grade)]
     stream, indexes = symbols.ravel(), entropy.chosen[clusters].ravel()
     string = rans.encode(stream, indexes, entropy.tables)

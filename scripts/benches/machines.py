@@ -30,8 +30,9 @@ from transformers import (
 
 from dtufc.feature import load_facts
 from dtufc.machines.command import parse_options
-from dtufc.machines.dinov2 import halves as dinov2
-from dtufc.machines.dinov2.seg import DinoOptions
+from dtufc.machines.dinov2.backbone import JOINED, RENAMED
+from dtufc.machines.dinov2.seg import SegOptions
+from dtufc.machines.dinov2.segmentation import LinearHead, SegMachine
 from dtufc.machines.llama3.halves import LlamaMachine
 from dtufc.machines.llama3.llama3 import LlamaOptions
 from dtufc.machines.machine import Machine
@@ -88,17 +89,17 @@ def build_dinov2(root: Path) -> None:
     state: dict[str, torch.Tensor] = {}
     for name, value in weights.items():
         theirs = name
-        for ours, meta in dinov2.RENAMED:
+        for ours, meta in RENAMED:
             theirs = theirs.replace(ours, meta)
         parts = theirs.split(".")
-        if len(parts) > 1 and parts[-2] in dinov2.JOINED:
-            joined, index, _ = dinov2.JOINED[parts[-2]]
+        if len(parts) > 1 and parts[-2] in JOINED:
+            joined, index, _ = JOINED[parts[-2]]
             theirs = ".".join([*parts[:2], joined, parts[-1]])
             value = value if index == 0 else torch.cat([state[theirs], value])
         state[theirs] = value
     (root / "pretrained_head").mkdir(parents=True)
     torch.save(state, root / "pretrained_head" / "dinov2_vitg14_pretrain.pth")
-    head = {f"decode_head.{k}": v for k, v in dinov2.LinearHead(1536, 21).state_dict().items()}
+    head = {f"decode_head.{k}": v for k, v in LinearHead(1536, 21).state_dict().items()}
     path = root / "pretrained_head" / "dinov2_vitg14_voc2012_linear_head.pth"
     torch.save({"state_dict": head}, path)
     voc = root / "source" / "VOC2012"
@@ -149,7 +150,7 @@ def build_sd3(root: Path) -> None:
 
 BUILD = {
     "llama3": (build_llama3, LlamaMachine, LlamaOptions),
-    "dinov2": (build_dinov2, dinov2.DinoMachine, DinoOptions),
+    "dinov2": (build_dinov2, SegMachine, SegOptions),
     "sd3": (build_sd3, DiffusionMachine, DiffusionOptions),
 }
 

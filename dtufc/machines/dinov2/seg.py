@@ -15,7 +15,7 @@ from typing import Literal
 from dtufc import config
 from dtufc.errors import UserError
 from dtufc.machines.command import parse_options, run
-from dtufc.machines.options import ModelOptions
+from dtufc.machines.dinov2.options import DinoOptions
 from dtufc.machines.sources import providers
 
 PRESET = "dinov2_tiny"
@@ -23,13 +23,9 @@ SOURCES = providers("masked_pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DinoOptions(ModelOptions):
+class SegOptions(DinoOptions):
     """A DINOv2 with a linear head, cut after a block, and its pictures."""
 
-    head: str = "head.safetensors"
-    """Weights of the linear head, a file; looked for as checkpoint is."""
-    layer: int = -1
-    """The last block of the front half, from 0; negative ones count from the end."""
     source: Literal[SOURCES] = SOURCES[0]
     """Where the pictures with masks come from: files under source/, or the generated world."""
     classes: list[str] = field(default_factory=list)
@@ -40,10 +36,6 @@ class DinoOptions(ModelOptions):
     """Side of the sliding crops, pixels; each is padded around to a multiple of 14."""
     stride: int = 341
     """Step of the sliding crops, pixels."""
-    mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])
-    """Taken off the RGB values in 0..255."""
-    std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
-    """Divides the RGB values after that."""
     ignore: int = 255
     """Value of the mask that is not counted."""
 
@@ -51,18 +43,16 @@ class DinoOptions(ModelOptions):
         super().__post_init__()
         if len(self.resize) != 2 or min(*self.resize, self.crop, self.stride) < 1:
             raise UserError("resize, crop and stride: expected at least 1 pixel, resize two sides")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UserError("mean and std: expected three values each, std above 0")
         if len(self.classes) < 2:
             raise UserError("classes: expected at least two names")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with config.report_errors():
-        options = parse_options(DinoOptions, PRESET, argv, __doc__)
-        from dtufc.machines.dinov2.halves import DinoMachine
+        options = parse_options(SegOptions, PRESET, argv, __doc__)
+        from dtufc.machines.dinov2.segmentation import SegMachine
 
-        run(DinoMachine(options), options)
+        run(SegMachine(options), options)
 
 
 if __name__ == "__main__":

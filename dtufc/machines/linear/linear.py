@@ -30,7 +30,7 @@ from dtufc.machines.linear.head import (
     read_labels,
     save_head,
 )
-from dtufc.machines.machine import Machine, Sample, Score, Split
+from dtufc.machines.machine import Machine, Sample, Score, Split, score_top1
 from dtufc.machines.options import MachineOptions
 
 PRESET = "linear"
@@ -102,11 +102,7 @@ class LinearMachine(Machine):
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         """Top-1 accuracy, 0..1."""
-        rows = [
-            {"name": s.name, "label": s.label, "prediction": p, "correct": int(p == s.label)}
-            for s, p in zip(samples, predictions, strict=True)
-        ]
-        return Score("top1", sum(row["correct"] for row in rows) / len(rows), rows)
+        return score_top1(samples, predictions)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from dtufc.machines.checkpoints import (
     loading,
     weights_digest,
 )
-from dtufc.machines.machine import Machine, Sample, Score, Split
+from dtufc.machines.machine import Machine, Sample, Score, Split, score_top1
 from dtufc.machines.resnet50.cls import ResNetOptions
 from dtufc.machines.sources.source import LabelledPictures
 
@@ -107,16 +107,7 @@ class ResNetMachine(Machine):
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         """Top-1 accuracy, 0..1."""
-        rows = [
-            {
-                "name": sample.name,
-                "label": sample.label,
-                "prediction": prediction,
-                "correct": int(prediction == sample.label),
-            }
-            for sample, prediction in zip(samples, predictions, strict=True)
-        ]
-        return Score("top1", sum(row["correct"] for row in rows) / len(rows), rows)
+        return score_top1(samples, predictions)
 
 
 def stages(network: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -29,10 +29,12 @@ SOURCES = {
     "voc": Entry("voc:Voc", ("masked_pictures",)),
     "captions": Entry("coco:Coco", ("captions",)),
     "imagenet": Entry("imagenet:Imagenet", ("labelled_pictures",)),
+    "nyu": Entry("nyu:Nyu", ("depth_pictures",)),
     "text": Entry("text:TextFiles", ("texts",)),
     "world": Entry(
         "world:World", ("questions", "masked_pictures", "captions", "labelled_pictures")
     ),
+    "plain_world": Entry("world:PlainWorld", ("labelled_pictures", "depth_pictures")),
 }
 """All sources by name; of those that provide the same, the first is a machine's default."""
 

@@ -44,11 +44,15 @@ class Imagenet(LabelledPictures):
         return list(found.values())[: self.counts.get(split)]
 
 
-def read_rgb(path: Path, resize: int, crop: int) -> np.ndarray:
+def read_rgb(path: Path, resize: int, crop: int, interpolation: str = "bilinear") -> np.ndarray:
     """(crop, crop, 3) uint8 RGB: the shorter side resized to ``resize`` pixels, the centre cropped.
+
+    Args:
+        interpolation: torchvision's name of it, bilinear or bicubic.
 
     Raises:
         FileNotFoundError, UserError: not there, or not a picture.
     """
-    image = vision.resize(read_picture(path).convert("RGB"), resize)
+    mode = vision.InterpolationMode(interpolation)
+    image = vision.resize(read_picture(path).convert("RGB"), resize, mode)
     return np.array(vision.center_crop(image, [crop, crop]))  # a copy: PIL's memory is read-only

@@ -55,10 +55,22 @@ class LabelledPicture:
 
     name: str
     label: int
-    rgb: Callable[[int, int], np.ndarray]
-    """(resize, crop) -> (crop, crop, 3) uint8. A photograph is resized to a shorter side of ``resize``
-    pixels and cropped at its centre, a generated picture is drawn at this size. FileNotFoundError
-    where it is not there."""
+    rgb: Callable[..., np.ndarray]
+    """(resize, crop, interpolation="bilinear") -> (crop, crop, 3) uint8. A photograph is resized to a
+    shorter side of ``resize`` pixels, bilinear or bicubic, and cropped at its centre; a generated
+    picture is drawn at this size. FileNotFoundError where it is not there."""
+
+
+@dataclass(frozen=True)
+class DepthPicture:
+    """A picture and the depth of each of its pixels; each is read when it is called."""
+
+    name: str
+    rgb: Callable[[], np.ndarray]
+    """() -> (height, width, 3) uint8; FileNotFoundError where it is not there."""
+    depth: Callable[[], np.ndarray]
+    """() -> (height, width) float32, metres, 0 where it is not known; FileNotFoundError where it is not
+    there."""
 
 
 class Source(ABC):
@@ -112,3 +124,8 @@ class MaskedPictures(Source):
 class LabelledPictures(Source):
     @abstractmethod
     def labelled_pictures(self, split: Split) -> list[LabelledPicture]: ...
+
+
+class DepthPictures(Source):
+    @abstractmethod
+    def depth_pictures(self, split: Split) -> list[DepthPicture]: ...

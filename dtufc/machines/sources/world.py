@@ -10,6 +10,8 @@ from dtufc.machines.machine import Split
 from dtufc.machines.sources.source import (
     Caption,
     Captions,
+    DepthPicture,
+    DepthPictures,
     LabelledPicture,
     LabelledPictures,
     MaskedPicture,
@@ -20,14 +22,35 @@ from dtufc.machines.sources.source import (
 from dtufc.machines.tiny import world
 
 CHOICES = 4
+DEPTH_SIZE = (120, 150)
+"""Height and width of the pictures with depth, pixels."""
 
 
-class World(Questions, MaskedPictures, Captions, LabelledPictures):
+class Scenes(LabelledPictures):
     """Scenes 0, 1, .. of each split, named by five digits. The world has no end, so ``counts`` must
     name the split; it has no files either."""
 
     def inputs(self, split: Split) -> list[Path]:
         return []
+
+    def labelled_pictures(self, split: Split) -> list[LabelledPicture]:
+        """Square pictures; the label is the class of the main shape."""
+        return [
+            LabelledPicture(_name(i), world.label(scene), partial(_square, scene))
+            for i, scene in enumerate(self._scenes(split))
+        ]
+
+    def _scenes(self, split: Split) -> list[world.Scene]:
+        return [world.scene(self.seed, i, split) for i in self._indices(split)]
+
+    def _indices(self, split: Split) -> range:
+        if split not in self.counts:
+            raise UserError(f"counts: the world needs the number of {split} samples")
+        return range(self.counts[split])
+
+
+class World(Scenes, Questions, MaskedPictures, Captions):
+    """The world as it is; masked pictures are plain."""
 
     def questions(self, split: Split) -> list[Question]:
         return [world_question(self.seed, i, split) for i in self._indices(split)]
@@ -39,21 +62,24 @@ class World(Questions, MaskedPictures, Captions, LabelledPictures):
 
     def captions(self, split: Split) -> list[Caption]:
         """The title of each scene; its label is the class of the main shape."""
-        scenes = [world.scene(self.seed, i, split) for i in self._indices(split)]
-        return [Caption(_name(i), world.title(s), world.label(s)) for i, s in enumerate(scenes)]
+        scenes = enumerate(self._scenes(split))
+        return [Caption(_name(i), world.title(s), world.label(s)) for i, s in scenes]
 
-    def labelled_pictures(self, split: Split) -> list[LabelledPicture]:
-        """Square pictures; the label is the class of the main shape."""
-        scenes = [world.scene(self.seed, i, split) for i in self._indices(split)]
+
+class PlainWorld(Scenes, DepthPictures):
+    """The same scenes as easier pictures, by :func:`dtufc.machines.tiny.world.plain`: those on which the
+    tiny DINOv2 was trained."""
+
+    def depth_pictures(self, split: Split) -> list[DepthPicture]:
+        """Pictures of DEPTH_SIZE."""
+        size = DEPTH_SIZE
         return [
-            LabelledPicture(_name(i), world.label(scene), partial(_square, scene))
-            for i, scene in enumerate(scenes)
+            DepthPicture(_name(i), partial(_oblong, s), partial(world.depth, s, *size))
+            for i, s in enumerate(self._scenes(split))
         ]
 
-    def _indices(self, split: Split) -> range:
-        if split not in self.counts:
-            raise UserError(f"counts: the world needs the number of {split} samples")
-        return range(self.counts[split])
+    def _scenes(self, split: Split) -> list[world.Scene]:
+        return [world.plain(scene) for scene in super()._scenes(split)]
 
 
 def world_question(seed: int, index: int, split: str) -> Question:
@@ -88,5 +114,11 @@ def _mask(seed: int, index: int, split: str) -> np.ndarray:
     return plain_picture(seed, index, split).mask
 
 
-def _square(scene: world.Scene, resize: int, crop: int) -> np.ndarray:
+def _square(
+    scene: world.Scene, resize: int, crop: int, interpolation: str = "bilinear"
+) -> np.ndarray:
     return world.render(scene, crop, crop).rgb
+
+
+def _oblong(scene: world.Scene) -> np.ndarray:
+    return world.render(scene, *DEPTH_SIZE).rgb

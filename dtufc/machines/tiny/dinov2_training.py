@@ -14,8 +14,10 @@ from transformers import Dinov2Config, Dinov2Model
 from dtufc import files
 from dtufc.devices import fast_bf16
 from dtufc.machines.command import parse_options
-from dtufc.machines.dinov2.halves import PATCH, DinoMachine, LinearHead, pad, sliding_boxes
-from dtufc.machines.dinov2.seg import PRESET, DinoOptions
+from dtufc.machines.dinov2.halves import pad
+from dtufc.machines.dinov2.options import PATCH
+from dtufc.machines.dinov2.seg import PRESET, SegOptions
+from dtufc.machines.dinov2.segmentation import LinearHead, SegMachine, sliding_boxes
 from dtufc.machines.sources.world import plain_picture
 from dtufc.machines.tiny.train_dinov2 import TrainConfig
 from dtufc.machines.tiny.training import Descent, Teacher, draw_ahead
@@ -24,8 +26,8 @@ BF16 = fast_bf16("cpu")
 Crops = tuple[np.ndarray, np.ndarray]
 
 
-def preset() -> DinoOptions:
-    return parse_options(DinoOptions, PRESET, [], None)
+def preset() -> SegOptions:
+    return parse_options(SegOptions, PRESET, [], None)
 
 
 def build(side: int) -> Dinov2Model:
@@ -77,8 +79,8 @@ class Student(nn.Module):
             reading(tokens[:, 1:]).transpose(1, 2).unflatten(2, self.grid)
             for reading, tokens in zip(self.readings, (middle, out.last_hidden_state), strict=True)
         ]
-        planes = out.last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, self.grid)
-        return nn.functional.interpolate(self.head(planes), size, mode="bilinear"), readings
+        logits = self.head([out.last_hidden_state], self.grid)
+        return nn.functional.interpolate(logits, size, mode="bilinear"), readings
 
     @torch.no_grad()
     def lesson(self, rgb: Tensor) -> list[Tensor]:
@@ -95,7 +97,7 @@ class Student(nn.Module):
         ]
 
 
-def draw(options: DinoOptions, seed: int, batch_size: int, step: int) -> Crops:
+def draw(options: SegOptions, seed: int, batch_size: int, step: int) -> Crops:
     """A crop of each picture of a step: uint8 RGB (B, crop, crop, 3) and classes (B, crop, crop)."""
     rng = np.random.default_rng([seed, step])
     rgbs, masks = [], []
@@ -158,7 +160,7 @@ def evaluate(cfg: TrainConfig) -> float:
     """mIoU of the stored checkpoint on held-out pictures, through the machine."""
     argv = ["--checkpoint", str(cfg.output), "--head", str(cfg.output / "head.safetensors")]
     argv += ["--counts", f"{{test: {cfg.held_out}}}", "--seed", str(cfg.seed), "--device", "cpu"]
-    machine = DinoMachine(parse_options(DinoOptions, PRESET, argv, None))
+    machine = SegMachine(parse_options(SegOptions, PRESET, argv, None))
     samples = machine.samples("test")
     predictions = (machine.predict(sample, machine.extract(sample)) for sample in samples)
     return machine.score(samples, predictions).value

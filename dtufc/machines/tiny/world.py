@@ -8,6 +8,7 @@ and noise. One :class:`Scene` gives all that the machines need::
     s = scene(seed=0, index=7, split="test")
     label(s)           class of the main shape                            classification
     render(s).mask     class of every pixel, 0 is the background          segmentation
+    depth(s)           distance of every pixel                            depth estimation
     title(s)           one English phrase                                 text to image
     caption(s)         one English sentence, which tells more             question answering
     facts(s)           questions, each with an answer and wrong answers   question answering
@@ -43,6 +44,10 @@ PALETTE = {
 PATTERNS = ("plain", "striped", "checked", "dotted")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("no", "one", "two", "three", "four")
+MAIN_RADIUS = 0.7
+"""True radius of every main shape, metres, seen by a camera of focal length 1."""
+WALL = (5.0, 4.0)
+"""Distance of the background's upper and lower edge, metres: a wall that leans back."""
 SUPERSAMPLING = 4  # edges are drawn this many times finer, then averaged
 
 
@@ -291,6 +296,18 @@ def render(scene: Scene, height: int = 112, width: int = 112) -> Picture:
     canvas += scene.blotches * blotches[:, :, None]
     canvas += scene.noise * rng.standard_normal(canvas.shape, np.float32)
     return Picture(rgb=np.clip(canvas + 0.5, 0, 255).astype(np.uint8), mask=mask)
+
+
+def depth(scene: Scene, height: int = 112, width: int = 112) -> np.ndarray:
+    """Distance of every pixel of the rendered scene, (height, width) float32 metres.
+
+    Main shapes are all of one true size, so that their size in the picture tells how near they are:
+    1.9 to 3.7 m. They stand before a leaning wall, on which the small shapes are painted.
+    """
+    mask = render(scene, height, width).mask
+    wall = np.linspace(*WALL, height, dtype=np.float32)[:, None]
+    near = np.float32(MAIN_RADIUS / scene.main.radius)
+    return np.where(mask == 1 + label(scene), near, wall)
 
 
 def _draw(canvas: np.ndarray, mask: np.ndarray, shape: Shape) -> None:
