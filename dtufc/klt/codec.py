@@ -202,7 +202,7 @@ class KltCodec(OneKindCodec):
         reader: rans.Decoder | range_coder.Decoder,
         model: Rung,
         count: int,
-        shape: Shape | None,
+        shape: Shape | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The way back of :meth:`_coded`.
 
