@@ -19,7 +19,7 @@ from dtufc.encode import main as encode_main
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError, read_feature, write_feature
 from dtufc.klt import fit, fit_klt
-from dtufc.klt.codec import _check, _put_raw
+from dtufc.klt.codec import check_of, put_raw
 from dtufc.klt.entropy import fit_bank
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, RUNGS, WEIGHTS, rung
@@ -130,7 +130,7 @@ def test_symbols_do_not_depend_on_threads_or_device(token_codec):
             torch.set_num_threads(threads)
             with torch.backends.mkldnn.flags(enabled=mkldnn):
                 other = load_codec(folder, device=device)
-                check = _check(stream.parts[0], stream.parts[2:], stream.shape)
+                check = check_of(stream.parts[0], stream.parts[2:], stream.shape)
                 symbols = other.read_symbols(stream.parts[1], grade, count, check)
                 results.append((*symbols, other.decode(data)))
     finally:
@@ -232,12 +232,12 @@ def test_damaged_and_foreign_bytes_are_refused(token_codec, map_codec):
             codec.decode(pack(Bitstream(**broken)))
     for raw in (b"", b"\1\0\0\0", (2).to_bytes(4, "little") + bytes(8) + bytes(8 * x.shape[3])):
         with pytest.raises(BitstreamError, match="raw v"):
-            _put_raw(raw, np.zeros((4, x.shape[3], 1), np.float32))
+            put_raw(raw, np.zeros((4, x.shape[3], 1), np.float32))
     with pytest.raises(FeatureError, match="toy_hidden takes"):
         codec.encode(x.astype(np.float16))
 
 
-def test_all_that_decides_values_is_under_the_check(token_codec):
+def test_all_that_decides_values_is_under_thecheck_of(token_codec):
     """Quality, shape, raw vectors and the mode itself: a forger who seals again is found out."""
     folder, features = token_codec
     codec = load_codec(folder)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dtufc import locks, provenance, rans
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, list_features
+from dtufc.klt import ladder
 from dtufc.klt.entropy import CENTROIDS, REACH, choose, count, fit_bank, to_frequencies
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.model import (
@@ -446,8 +447,7 @@ def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts) -> KltModel
     transform = fit_transform(known, best, cfg.seed)
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
     grades = tqdm([LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)], desc="tables")
-    y = in_bases(transform, thin(known.sample, FEW))
-    rungs = [fit_rung(transform, y, grade) for grade in grades]
+    rungs = ladder.fit(transform, thin(known.sample, FEW), grades, WEIGHT)
     model = KltModel(facts, transform, tuple(rungs), WEIGHT)
     made_by = {"files": len(paths), "vectors": known.rows, "seed": cfg.seed, "tried": tried}
     if cfg.post_filter and not facts.views.is_map:
