@@ -22,6 +22,7 @@ import triton.language as tl
 
 from dtufc.bitstream import ID_BYTES, MAX_POINTS, Bitstream, BitstreamError, pack, unpack
 from dtufc.errors import UserError
+from dtufc.feature import FeatureError
 from dtufc.klt import coder, lanes, side, trellis
 from dtufc.klt.codec import KltCodec, check_of, grade_in, put_raw, raw_part
 from dtufc.klt.model import MAX_VALUE, PER_OCTAVE, rung
@@ -35,7 +36,6 @@ _FAR = tl.constexpr(trellis.FAR)
 _MOST = tl.constexpr(trellis.MOST)
 _OUT = tl.constexpr(trellis.OUT)
 _NEVER = tl.constexpr(trellis.NEVER)
-_SETTLE = tl.constexpr(trellis.SETTLE)
 _ZERO_LIMIT = tl.constexpr(trellis.ZERO_LIMIT)
 _PARAMETERS = tl.constexpr(trellis.PARAMETERS)
 
@@ -118,12 +118,14 @@ class GpuCoder:
             FeatureError: not a sound feature of this kind.
         """
         codec, grade = self.codec, self.codec.grade
-        codec.check_shape(tuple(x.shape), str(x.dtype).removeprefix("torch."))
+        outline = np.broadcast_to(np.zeros((), str(x.dtype).removeprefix("torch.")), tuple(x.shape))
+        if why := codec.facts.mismatch(outline):
+            raise FeatureError(why)
         n, c, h, w = x.shape
         vectors = x.to(self.device, torch.float32).permute(0, 2, 1, 3).reshape(n * h, c * w)
         largest = vectors.abs().amax(1)
         if not bool(torch.isfinite(largest).all()):
-            codec.refuse_infinite()
+            raise FeatureError("feature: the feature holds NaN or infinity")
         raw = largest > MAX_VALUE * codec.model.transform.step(grade)
         exact = []
         if bool(raw.any()):
@@ -211,7 +213,7 @@ class GpuCoder:
         last = torch.empty(count, dtype=torch.int32, device=self.device)
         _forward[_programs(count)](
             units, chosen, tables.wide, parameters, len(parameters) - 1, decisions, last, count, width,
-            VECTORS, num_warps=1,
+            trellis.SETTLE, VECTORS, num_warps=1,
         )  # fmt: skip
         _trace[_programs(count)](
             units, chosen, tables.wide, tables.low, tables.size, decisions, last, columns, found.code,
@@ -227,14 +229,11 @@ class GpuCoder:
         if tables.shift.any():
             rows = torch.from_numpy(np.flatnonzero(tables.shift)).to(self.device)
             beside = side.pack_low(found.symbols[rows].cpu().numpy(), tables.shift[tables.shift > 0])
-        escaped = torch.nonzero(found.code >= trellis.ESCAPE)
+        escaped = torch.nonzero((found.code & 255) == trellis.ESCAPE)
         if len(escaped):
             at, column = escaped.T
-            beside += coder.write_escapes(
-                tables, *(each.cpu().numpy() for each in (
-                    at, found.modes[column], found.code[at, column], found.symbols[at, column]
-                ))
-            )  # fmt: skip
+            some = (at, found.code[at, column], found.symbols[at, column])
+            beside += coder.write_escapes(tables, *(each.cpu().numpy() for each in some))
         size = tables.average_of(np.bincount(found.modes.cpu().numpy(), minlength=len(tables.average)))
         number = lanes.lanes_for(size, count)
         total = lanes.sum_hashes(found.hashes.cpu().numpy().view(np.uint32))
@@ -246,9 +245,8 @@ class GpuCoder:
         words = torch.empty(groups, room, dtype=torch.int16, device=self.device)
         lengths = torch.empty(groups, dtype=torch.int32, device=self.device)
         _push[(groups,)](
-            found.code, found.modes, resident.chosen, tables.mode_table, resident.interval, states,
-            words, lengths, room, count, number, width, tables.chosen.shape[1], lanes.GROUP,
-            num_warps=1,
+            found.code, found.modes, tables.mode_table, resident.interval, states, words, lengths, room,
+            count, number, width, lanes.GROUP, num_warps=1,
         )  # fmt: skip
         used = lengths.cpu().numpy().astype(np.int64)
         kept = [row[room - length :] for row, length in zip(words, used.tolist(), strict=True)]
@@ -272,7 +270,7 @@ class GpuCoder:
         def put(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device)
 
-        words = put(np.append(reader.words, np.uint16(0)).view(np.int16))
+        words = put(reader.words.view(np.int16))
         places = put(reader.at.astype(np.int32))
         states = put(reader.states.astype(np.uint32).view(np.int32))
         modes = torch.zeros(count, dtype=torch.int32, device=self.device)
@@ -404,14 +402,16 @@ def _estimate(
         near = tl.minimum(a, _ZERO_LIMIT)
         m = (a + 64) >> 7
         e = a - (m << 7)
-        cost = e * e + _rate(m, p0, tl.load(p + 1), tl.load(p + 2), tl.load(p + 3), tl.load(p + 4), tl.load(p + 5))
+        p1, p2, pa = tl.load(p + 1), tl.load(p + 2), tl.load(p + 3)
+        cost = e * e + _rate(m, p0, p1, p2, pa, tl.load(p + 4), tl.load(p + 5))
         total += tl.minimum(cost, near * near + p0).to(tl.int64)
     tl.store(costs + r, total, mask=inside)
 
 
 @triton.jit
 def _forward(
-    units, tables, wide, parameters, free, decisions, last, count, width, VECTORS: tl.constexpr
+    units, tables, wide, parameters, free, decisions, last, count, width, SETTLE: tl.constexpr,
+    VECTORS: tl.constexpr,
 ):  # fmt: skip
     """Path costs of the eight states; the steps of :func:`dtufc.klt.trellis.search`."""
     r = tl.program_id(0) * VECTORS + tl.arange(0, VECTORS)
@@ -472,7 +472,7 @@ def _forward(
         t7 = tl.minimum(s3 + odd1, s7 + even1)
         s0, s1, s2, s3, s4, s5, s6, s7 = t0, t1, t2, t3, t4, t5, t6, t7
         tl.store(decisions + i * count + r, bits.to(tl.int16), mask=inside)
-        if i % _SETTLE == _SETTLE - 1:
+        if i % SETTLE == SETTLE - 1:
             least = tl.minimum(tl.minimum(tl.minimum(s0, s1), tl.minimum(s2, s3)),
                                tl.minimum(tl.minimum(s4, s5), tl.minimum(s6, s7)))  # fmt: skip
             s0, s1, s2, s3 = s0 - least, s1 - least, s2 - least, s3 - least
@@ -507,6 +507,7 @@ def _trace(
     t = tl.load(last + r, mask=inside, other=0)
     power = tl.full([1], 1, tl.int32)
     hashed = tl.zeros([VECTORS], tl.int32)
+    following = tl.zeros([VECTORS], tl.int64) + _NEXT
     for n in range(0, width):
         i = width - 1 - n
         v = tl.load(units + i * count + r, mask=inside, other=0)
@@ -514,7 +515,7 @@ def _trace(
         second = (d >> t) & 1
         s = (t >> 1) + 4 * second
         # the parity of the symbol that leads from s to t
-        one = ((_NEXT >> ((2 * s + 1) << 2).to(tl.int64)) & 7).to(tl.int32) == t
+        one = ((following >> ((2 * s + 1) << 2).to(tl.int64)) & 7).to(tl.int32) == t
         parity = one.to(tl.int32)
         quantiser = s & 1
         a = tl.maximum(v, -v)
@@ -527,12 +528,9 @@ def _trace(
         k = tl.where(nought, 0, k)
         k = tl.where(v < 0, -k, k)
         table = tl.where(quantiser == 1, tl.load(tables + width + i), tl.load(tables + i))
-        held = tl.load(size + table)
         place = (k >> tl.load(wide + i)) - tl.load(low + table)
-        escaped = (place < 0) | (place >= held)
-        place = tl.where(escaped, held, place)
-        written = place + 256 * quantiser + tl.where(escaped, 512, 0)
-        tl.store(code + i * total + column, written.to(tl.int16), mask=inside)
+        place = tl.where((place < 0) | (place >= tl.load(size + table)), 255, place)
+        tl.store(code + i * total + column, (place + 256 * table).to(tl.int16), mask=inside)
         tl.store(symbols + i * total + column, k, mask=inside)
         hashed += place * power
         power *= _HASH
@@ -558,8 +556,8 @@ def _emit(x, described, words, at, active):
 
 @triton.jit
 def _push(
-    code, modes, tables, mode_table, interval, states, words, lengths, room, count, number, width,
-    clusters, GROUP: tl.constexpr,
+    code, modes, mode_table, interval, states, words, lengths, room, count, number, width,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     g = tl.program_id(0)
     lane = g * GROUP + tl.arange(0, GROUP)
@@ -570,15 +568,12 @@ def _push(
     for back in range(0, rounds):
         r = (rounds - 1 - back) * number + lane
         active = (lane < number) & (r < count)
-        mode = tl.load(modes + r, mask=active, other=0)
-        c = tl.load(code + (width - 1) * count + r, mask=active, other=0).to(tl.int32)
+        place = tl.load(code + (width - 1) * count + r, mask=active, other=0).to(tl.int32)
         for n in range(0, width):
             i = width - 1 - n
-            coming = tl.load(code + (i - 1) * count + r, mask=active & (i > 0), other=0).to(tl.int32)
-            table = tl.load(tables + (((c >> 8) & 1) * clusters + mode) * width + i)
-            described = tl.load(interval + table * 256 + (c & 255))
-            x, at = _emit(x, described, own, at, active)
-            c = coming
+            before = tl.load(code + (i - 1) * count + r, mask=active & (i > 0), other=0)
+            x, at = _emit(x, tl.load(interval + place), own, at, active)
+            place = before.to(tl.int32)
     if mode_table >= 0:
         for back in range(0, rounds):
             r = (rounds - 1 - back) * number + lane
@@ -632,6 +627,7 @@ def _pull(
     lane = g * GROUP + tl.arange(0, GROUP)
     x = tl.load(states + lane, mask=lane < number, other=65536).to(tl.uint32, bitcast=True)
     at = tl.load(places + g)
+    following = tl.zeros([GROUP], tl.int64) + _NEXT
     for k in range(0, (count + number - 1) // number):
         r = k * number + lane
         active = (lane < number) & (r < count)
@@ -659,7 +655,7 @@ def _pull(
             finite = tl.abs(value) < 1e30
             value = tl.where((shift > 0) & finite, joined, value)
             tl.store(y + i * count + r, value, mask=active)
-            machine = ((_NEXT >> ((2 * machine + parity) << 2).to(tl.int64)) & 7).to(tl.int32)
+            machine = ((following >> ((2 * machine + parity) << 2).to(tl.int64)) & 7).to(tl.int32)
         tl.store(hashes + r, hashed, mask=active)
     tl.store(states + lane, x.to(tl.int32, bitcast=True), mask=lane < number)
     tl.store(places + g, at)

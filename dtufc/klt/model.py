@@ -49,6 +49,8 @@ PER_OCTAVE = 128
 LOWEST, HIGHEST, RUNGS_PER_OCTAVE = -3, 7, 8
 """The ladder of qualities for which tables are trained."""
 RUNGS = (HIGHEST - LOWEST) * RUNGS_PER_OCTAVE + 1
+MAX_BANK = 63
+"""Tables of a quantiser at most: all of a step's are told by 7 bits."""
 MAX_SHIFT = 20
 """Low bits of a component at most: no symbol has more."""
 MAX_VALUE = 2.0**18
@@ -412,7 +414,7 @@ def _check_state(
         shift = shaped("shift", "uint8", RUNGS, channels * positions)
         expect("shift", bool(shift.max() <= MAX_SHIFT))
     banks = shaped("banks", "int32", *banks)
-    expect("banks", bool(banks.min() >= 1))
+    expect("banks", bool(banks.min() >= 1 and (version == 1 or banks.max() <= MAX_BANK)))
     tables = int(banks.sum(dtype=np.int64))
     sizes = shaped("sizes", "int32", tables)
     expect("sizes", bool(sizes.min() >= 2 and (version == 1 or sizes.max() <= lanes.ROW)))
