@@ -130,9 +130,11 @@ def test_symbols_do_not_depend_on_threads_or_device(token_codec):
             torch.set_num_threads(threads)
             with torch.backends.mkldnn.flags(enabled=mkldnn):
                 other = load_codec(folder, device=device)
-                check = check_of(stream.parts[0], stream.parts[2:], stream.shape)
-                symbols = other.read_symbols(stream.parts[1], grade, count, check)
-                results.append((*symbols, other.decode(data)))
+                check = check_of(stream.parts[0], stream.parts[3:], stream.shape)
+                clusters, _, symbols = other.read_lanes(
+                    *stream.parts[1:3], grade, count, check, symbols=True
+                )
+                results.append((clusters, symbols, other.decode(data)))
     finally:
         torch.set_num_threads(before)
     for clusters, symbols, decoded in results[1:]:
@@ -227,7 +229,7 @@ def test_damaged_and_foreign_bytes_are_refused(token_codec, map_codec):
     for _ in range(40):  # damage below the checksum of the container
         part = bytearray(stream.parts[1])
         part[rng.integers(len(part))] ^= 1 << rng.integers(8)
-        broken = {**vars(stream), "parts": (stream.parts[0], bytes(part))}
+        broken = {**vars(stream), "parts": (stream.parts[0], bytes(part), stream.parts[2])}
         with pytest.raises(BitstreamError):
             codec.decode(pack(Bitstream(**broken)))
     for raw in (b"", b"\1\0\0\0", (2).to_bytes(4, "little") + bytes(8) + bytes(8 * x.shape[3])):
@@ -244,13 +246,17 @@ def test_all_that_decides_values_is_under_thecheck_of(token_codec):
     x = read_feature(next(features.iterdir())).copy()
     x[0, 0, 3, 5] = 3e38  # one vector is sent as it is
     stream = vars(unpack(codec.encode(x)))
-    assert stream["mode"] == 1
-    assert len(stream["parts"]) == 3
-    grade, symbols, raw = stream["parts"]
+    assert stream["mode"] == 2
+    assert len(stream["parts"]) == 4
+    grade, lanes, beside, raw = stream["parts"]
     n, c, h, w = stream["shape"]
-    changes = [{"parts": (bytes([grade[0] ^ 1 << i, grade[1]]), symbols, raw)} for i in range(8)]
-    changes += [{"parts": (grade, symbols, raw[:-1] + bytes([raw[-1] ^ 1]))}]
-    changes += [{"parts": (grade, symbols)}, {"mode": 0}, {"mode": 2}]
+    changes = [
+        {"parts": (bytes([grade[0] ^ 1 << i, grade[1]]), lanes, beside, raw)} for i in range(8)
+    ]
+    changes += [{"parts": (grade, lanes, beside, raw[:-1] + bytes([raw[-1] ^ 1]))}]
+    changes += [{"parts": (grade, lanes, beside + more, raw)} for more in (b"\0", b"\1", b"\x80")]
+    changes += [{"parts": (grade, lanes, beside)}, {"parts": (grade, lanes)}]
+    changes += [{"mode": mode} for mode in (0, 1, 3)]
     changes += [{"shape": (n, c, h + 1, w)}, {"shape": (n, c, h - 1, w)}]
     for change in changes:
         with pytest.raises(BitstreamError):
@@ -265,7 +271,7 @@ def test_few_bytes_take_little_memory(token_codec, map_codec):
         one_map = shape[1] == 4
         forged = Bitstream(
             codec.id[:4], bytes(4), codec.facts.dtype, shape, codec.facts.views.grid(shape[1]),
-            (bytes(2), bytes(8 if one_map else 12)), 1,
+            (bytes(2), b"\1" + bytes(8 if one_map else 12), b""), 2,
         )  # fmt: skip
         tracemalloc.start()
         with pytest.raises(BitstreamError):
@@ -287,7 +293,7 @@ def test_qualities_are_those_of_the_tables(token_codec):
 
 
 @pytest.mark.parametrize("name", ["mean", "basis", "freqs", "sizes", "banks", "offset", "centroid",
-                                  "chosen", "clusters"])  # fmt: skip
+                                  "chosen", "clusters", "shift"])  # fmt: skip
 def test_hostile_arrays_are_named(token_codec, tmp_path, name):
     """Missing, of another dtype or shape, not finite, beyond the tables: one line at loading."""
     folder = tmp_path / "codec"

@@ -125,7 +125,13 @@ class KltCodec(OneKindCodec):
         return self.facts.views.from_vectors(vectors, shape, block)
 
     def read_lanes(
-        self, string: bytes, beside: bytes, grade: int, count: int, check: int, symbols: bool = False
+        self,
+        string: bytes,
+        beside: bytes,
+        grade: int,
+        count: int,
+        check: int,
+        symbols: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The strings of mode 2 -> clusters (R,) int32, components (D, R) float32 in fine steps, and,
         where asked for, symbols (D, R) int32; integers decide alone.

@@ -106,9 +106,7 @@ def encode(tables: Tables, found: Quantised, check: int) -> tuple[bytes, bytes]:
         beside = side.pack_low(found.symbols[wide], tables.shift[wide])
     if found.escapes:
         at, column = _find(found.code, found.escapes)
-        beside += write_escapes(
-            tables, at, found.code[at, column], found.symbols[at, column]
-        )
+        beside += write_escapes(tables, at, found.code[at, column], found.symbols[at, column])
     count = lanes.lanes_for(tables.average_of(np.bincount(found.modes)), len(found.modes))
     string = lanes.encode(
         found.code, found.modes, tables.mode_table, tables.slots, count, zlib.crc32(beside, check)

@@ -118,6 +118,8 @@ class GpuCoder:
             FeatureError: not a sound feature of this kind.
         """
         codec, grade = self.codec, self.codec.grade
+        if x.dtype == torch.bfloat16:
+            x = x.float()  # as Codec.encode takes it
         outline = np.broadcast_to(np.zeros((), str(x.dtype).removeprefix("torch.")), tuple(x.shape))
         if why := codec.facts.mismatch(outline):
             raise FeatureError(why)
@@ -186,7 +188,9 @@ class GpuCoder:
         clusters = model.transform.layout.clusters
         if clusters == 1:
             units = in_units(self.forward(vectors, 0, grade), fine)
-            self._search(units, 0, tables, parameters, torch.arange(count, device=self.device), found)
+            self._search(
+                units, 0, tables, parameters, torch.arange(count, device=self.device), found
+            )
             return found
         cheapest = torch.full((count,), 1 << 62, device=self.device)
         for mode in range(clusters):
@@ -228,17 +232,23 @@ class GpuCoder:
         beside = b""
         if tables.shift.any():
             rows = torch.from_numpy(np.flatnonzero(tables.shift)).to(self.device)
-            beside = side.pack_low(found.symbols[rows].cpu().numpy(), tables.shift[tables.shift > 0])
+            beside = side.pack_low(
+                found.symbols[rows].cpu().numpy(), tables.shift[tables.shift > 0]
+            )
         escaped = torch.nonzero((found.code & 255) == trellis.ESCAPE)
         if len(escaped):
             at, column = escaped.T
             some = (at, found.code[at, column], found.symbols[at, column])
             beside += coder.write_escapes(tables, *(each.cpu().numpy() for each in some))
-        size = tables.average_of(np.bincount(found.modes.cpu().numpy(), minlength=len(tables.average)))
+        size = tables.average_of(
+            np.bincount(found.modes.cpu().numpy(), minlength=len(tables.average))
+        )
         number = lanes.lanes_for(size, count)
         total = lanes.sum_hashes(found.hashes.cpu().numpy().view(np.uint32))
         check = (total ^ zlib.crc32(beside, check)) & 0xFFFFFFFF
-        states = torch.from_numpy(lanes.first_states(number, check).astype(np.uint32).view(np.int32))
+        states = torch.from_numpy(
+            lanes.first_states(number, check).astype(np.uint32).view(np.int32)
+        )
         states = states.to(self.device)
         groups = -(-number // lanes.GROUP)
         room = lanes.GROUP * -(-count // number) * (width + 1)
@@ -250,8 +260,12 @@ class GpuCoder:
         )  # fmt: skip
         used = lengths.cpu().numpy().astype(np.int64)
         kept = [row[room - length :] for row, length in zip(words, used.tolist(), strict=True)]
-        head = lanes.head(number, used, check)
-        return head + states.cpu().numpy().tobytes() + torch.cat(kept).cpu().numpy().tobytes(), beside
+        parts = (
+            lanes.head(number, used, check),
+            states.cpu().numpy(),
+            torch.cat(kept).cpu().numpy(),
+        )
+        return b"".join(parts), beside
 
     def pull(
         self, string: bytes, beside: bytes, count: int, grade: int, check: int
@@ -520,9 +534,7 @@ def _trace(
         quantiser = s & 1
         a = tl.maximum(v, -v)
         first = tl.where(one, ((a >> 8) << 1) + 1, ((a + 128) >> 8) << 1)
-        other = tl.where(
-            one, (((a + 64) >> 8) << 1) + 1, ((tl.maximum(a - 64, 0) >> 8) << 1) + 2
-        )
+        other = tl.where(one, (((a + 64) >> 8) << 1) + 1, ((tl.maximum(a - 64, 0) >> 8) << 1) + 2)
         k = tl.where(quantiser == 1, other, first)
         nought = (parity == 0) & (((d >> (8 + quantiser)) & 1) == 1)
         k = tl.where(nought, 0, k)

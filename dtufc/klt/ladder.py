@@ -26,7 +26,9 @@ def fit(transform, sample: np.ndarray, grades: Iterable[int], weight: float) -> 
         fine = trellis.FINE * transform.step(grade)
         if tables is not None and len(clusters) > 1:
             own = _assign(y, tables, fine, weight / trellis.FINE**2)
-        mine = [np.ascontiguousarray(y[mode][:, own == mode]) / np.float32(fine) for mode in clusters]
+        mine = [
+            np.ascontiguousarray(y[mode][:, own == mode]) / np.float32(fine) for mode in clusters
+        ]
         more = {} if tables is None else {"start": tables, "rounds": TURNS}
         tables = fit_tables(mine, weight / trellis.FINE**2, **more)
         yield tables

@@ -96,8 +96,8 @@ def encode(code, modes, mode_table, slots, lanes, check) -> bytes:
     words = np.empty(count * (components + 1), np.uint16)
     ends = np.empty(-(-lanes // GROUP) + 1, np.int64)
     _push(code, modes, mode_table, slots.interval, slots.inverse, states, words, ends)
-    start = head(lanes, np.diff(ends), check)
-    return start + states.astype("<u4").tobytes() + words[ends[0] :].astype("<u2").tobytes()
+    words = words[ends[0] :].astype("<u2", copy=False)
+    return b"".join((head(lanes, np.diff(ends), check), states.astype("<u4"), words))
 
 
 def head(lanes: int, lengths: np.ndarray, check: int) -> bytes:
@@ -367,7 +367,9 @@ def _pull(
                     out = y[i, start : start + width]
                     _widen(taken, before, beside, wide[0, i], low, machine, out)
                 if keep:
-                    _keep(taken, low_bits, wide[:, i], start, low, symbols[i, start : start + width])
+                    _keep(
+                        taken, low_bits, wide[:, i], start, low, symbols[i, start : start + width]
+                    )
         places[g] = np.int64(at)
     return escapes
 

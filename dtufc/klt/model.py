@@ -334,7 +334,9 @@ class KltModel:
         values = files.read_json(folder / CONFIG_JSON)
         version = values.get("format")
         if version not in FORMATS or isinstance(version, bool):
-            raise UserError(f"{folder / CONFIG_JSON}: format {version!r}, expected one of {FORMATS}")
+            raise UserError(
+                f"{folder / CONFIG_JSON}: format {version!r}, expected one of {FORMATS}"
+            )
         try:
             arrays = load(path.read_bytes())
             if (

@@ -194,7 +194,9 @@ def fit_tables(
     tables = _guess(values, shift) if start is None else replace(start, shift=shift)
     for _ in range(rounds):
         parameters = tables.parameters(weight).copy()
-        parameters[:, 8:] = np.iinfo(np.int32).max  # or tables that have shrunk would never grow again
+        parameters[:, 8:] = np.iinfo(
+            np.int32
+        ).max  # or tables that have shrunk would never grow again
         members = enumerate(zip(units, own, strict=True))
         found = [choose(tables, parameters, m, u, n)[:2] for m, (u, n) in members]
         modes = range(len(values))
@@ -205,7 +207,9 @@ def fit_tables(
 def _guess(values: Sequence[np.ndarray], shift: np.ndarray) -> Tables:
     """Tables of symbols chosen one by one with a dead zone, alike in both quantisers."""
     symbols = [np.trunc(y / 2 + np.copysign(np.float32(0.35), y)).astype(np.int32) for y in values]
-    codes = [(np.full(k.shape, 256 * q, np.uint16), k) for k in symbols for q in (0, 1)]  # two tables
+    codes = [
+        (np.full(k.shape, 256 * q, np.uint16), k) for k in symbols for q in (0, 1)
+    ]  # two tables
     modes = [m for m in range(len(values)) for _ in (0, 1)]
     own = [y.shape[1] for y in values]
     return _from_symbols([values[m] for m in modes], codes, modes, own, shift)

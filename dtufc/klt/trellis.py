@@ -78,9 +78,9 @@ def _step(rows, parameters, first, second):
     """One component of BLOCK vectors: path costs of the eight states forward.
 
     Args:
-        rows: (10 * BLOCK,) int32: row 0 holds the values, row 1 receives the decisions (bit t: the second
-            path into state t; bits 8 and 9: nought in quantiser 0 and 1), rows 2 .. 9 the paths. It is
-            flat so that the compiler knows how far apart rows lie, which vector instructions need.
+        rows: (10 * BLOCK,) int32: row 0 holds the values, row 1 receives the decisions (bit t: the
+            second path into state t; bits 8 and 9: nought in quantiser 0 and 1), rows 2 .. 9 the paths.
+            It is flat so that the compiler knows how far apart rows lie, which vector instructions need.
         first, second: the rows of ``parameters`` of the tables of quantiser 0 and 1.
     """
     p, q = parameters[first], parameters[second]
@@ -197,8 +197,8 @@ def _back(rows, low0, size0, table0, low1, size1, table1):
     """One component of BLOCK vectors backwards, where symbols have no low bits.
 
     Args:
-        rows: (5 * BLOCK,) int32: row 0 holds the values, row 1 the decisions, row 2 the states, which are
-            replaced; rows 3 and 4 receive table and table symbol, and the symbols.
+        rows: (5 * BLOCK,) int32: row 0 holds the values, row 1 the decisions, row 2 the states, which
+            are replaced; rows 3 and 4 receive table and table symbol, and the symbols.
     """
     zero, one = i32(0), i32(1)
     for j in range(BLOCK):
@@ -209,7 +209,9 @@ def _back(rows, low0, size0, table0, low1, size1, table1):
         upper = i32(s & 1) == one
         a = max(v, i32(-v))
         # magnitudes: 2 * (a + bias) // 256 + more, by quantiser and parity
-        bias = (i32(64) if odd == one else i32(-64)) if upper else (zero if odd == one else i32(128))
+        bias = (
+            (i32(64) if odd == one else i32(-64)) if upper else (zero if odd == one else i32(128))
+        )
         m = i32(max(i32(a + bias), zero) >> 8)
         k = i32(i32(m << 1) + (i32(i32(2) - odd) if upper else odd))
         dead = i32(d & i32(512)) if upper else i32(d & i32(256))
