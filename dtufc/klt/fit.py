@@ -293,7 +293,8 @@ def validate(
     candidate: Candidate,
     cfg: FitConfig,
 ) -> list[tuple[float, float]]:
-    """Bits per point and MSE on held-out vectors (R, C, S) at some qualities."""
+    """Bits per point and MSE on held-out vectors (R, C, S) at some qualities, quantised plainly: twice
+    as fast as what the codec does in the end."""
     transform = fit_transform(known, candidate, cfg.seed)
     grades = [round(quality * PER_OCTAVE) for quality in sorted(cfg.compared_at)]
     y = in_bases(transform, thin(known.sample, FEW))

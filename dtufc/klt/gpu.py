@@ -25,7 +25,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureError
 from dtufc.klt import coder, lanes, side, trellis
 from dtufc.klt.codec import KltCodec, check_of, grade_in, put_raw, raw_part
-from dtufc.klt.model import MAX_VALUE, PER_OCTAVE, rung
+from dtufc.klt.model import MAX_NORM, MAX_VALUE, PER_OCTAVE, rung
 from dtufc.klt.tables import Tables
 
 VECTORS = 32  # that a program searches
@@ -128,11 +128,13 @@ class GpuCoder:
         largest = vectors.abs().amax(1)
         if not bool(torch.isfinite(largest).all()):
             raise FeatureError("feature: the feature holds NaN or infinity")
-        raw = largest > MAX_VALUE * codec.model.transform.step(grade)
+        step = codec.model.transform.step(grade)
+        length = torch.linalg.vector_norm(vectors, dim=1)
+        raw = (largest > MAX_VALUE * step) | (length > MAX_NORM * step)
         exact = []
         if bool(raw.any()):
             exact = raw_part(vectors.cpu().numpy()[:, :, None], raw.cpu().numpy())
-            vectors = torch.where(raw[:, None], 0.0, vectors)
+            vectors = torch.where(raw[:, None], self.mean[0], vectors)
         head = grade.to_bytes(2, "little", signed=True)
         found = self.search(vectors, grade)
         parts = self.push(found, grade, check_of(head, exact, tuple(x.shape)))

@@ -51,13 +51,13 @@ LOWEST, HIGHEST, RUNGS_PER_OCTAVE = -3, 7, 8
 RUNGS = (HIGHEST - LOWEST) * RUNGS_PER_OCTAVE + 1
 MAX_BANK = 63
 """Tables of a quantiser at most: all of a step's are told by 7 bits."""
-MAX_SHIFT = 20
+MAX_SHIFT = 16
 """Low bits of a component at most: no symbol has more."""
 MAX_VALUE = 2.0**18
 """Largest value over the step that becomes a symbol: float32 tells it from its neighbours. Vectors that
 exceed it are sent as they are."""
-
-
+MAX_NORM = 2.0**22
+"""Likewise, of a vector's length over the step, in format 2."""
 TILT = 0.18
 """How much less a bit costs at the upper end of a rung than at its lower end, as a logarithm. A rung's
 tables hold symbols back as the step shrinks; this lets rate and error pass from rung to rung evenly."""
@@ -232,10 +232,17 @@ class KltModel:
         return coder.quantise(self.transform, self.rungs[rung(grade)], tame, fine, weight), raw
 
     def _tame(self, vectors: np.ndarray, grade: int) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors, 0 where no symbols can tell them, and where (R,) bool."""
-        flat = vectors.reshape(len(vectors), -1)
-        raw = np.maximum(flat.max(1), -flat.min(1)) > MAX_VALUE * self.transform.step(grade)
-        return np.where(raw[:, None, None], np.float32(0), vectors) if raw.any() else vectors, raw
+        """Vectors, replaced where no symbols can tell them, and where (R,) bool."""
+        flat, step = vectors.reshape(len(vectors), -1), self.transform.step(grade)
+        largest = np.maximum(flat.max(1), -flat.min(1))
+        raw = largest > MAX_VALUE * step
+        if self.format == 2:  # components are integers of 32 bits
+            far = np.flatnonzero(largest > MAX_NORM * step / math.sqrt(flat.shape[1]))
+            raw[far] |= np.linalg.norm(flat[far].astype(np.float64), axis=1) > MAX_NORM * step
+        if not raw.any():
+            return vectors, raw
+        fill = self.transform.mean[0] if self.format == 2 else np.float32(0)
+        return np.where(raw[:, None, None], fill, vectors), raw
 
     def finish(
         self, clusters: np.ndarray, y: np.ndarray, grade: int, length: int | None = None
