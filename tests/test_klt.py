@@ -268,7 +268,9 @@ def test_few_bytes_take_little_memory(token_codec, map_codec):
     for folder, shape in ((token_codec[0], (1, 1, 1 << 21, 128)), (map_codec[0], (1, 4, 12, 12))):
         codec = load_codec(folder)
         tables = codec.model.rungs[rung(0)]
-        assert tables.slots and tables.least and len(tables.values) and len(tables.pairs)  # not measured
+        assert (
+            tables.slots and tables.least and len(tables.values) and len(tables.pairs)
+        )  # not measured
         one_map = shape[1] == 4
         forged = Bitstream(
             codec.id[:4], bytes(4), codec.facts.dtype, shape, codec.facts.views.grid(shape[1]),
