@@ -105,9 +105,10 @@ def pack(stream: Bitstream) -> bytes:
     out += write_varint(len(stream.parts))
     for part in stream.parts:
         out += write_varint(len(part))
+    checksum = zlib.crc32(out)
     for part in stream.parts:
-        out += part
-    return bytes(out) + zlib.crc32(out).to_bytes(4, "little")
+        checksum = zlib.crc32(part, checksum)
+    return b"".join((out, *stream.parts, checksum.to_bytes(4, "little")))
 
 
 def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
@@ -127,7 +128,7 @@ def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
         raise BitstreamError("version 2: a stream of rows; dtufc.open_stream reads it")
     if data[3] != VERSION:
         raise BitstreamError(f"version {data[3]}: this code reads version {VERSION}")
-    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+    if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
         raise BitstreamError("corrupted or truncated: the checksum does not match")
     at = 4
     codec_id, mapping_id = data[at : at + ID_BYTES], data[at + ID_BYTES : at + 2 * ID_BYTES]

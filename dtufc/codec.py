@@ -454,6 +454,8 @@ def to_dtype(x: np.ndarray, dtype: str) -> np.ndarray:
     Raises:
         BitstreamError: they hold NaN, which nothing that a codec wrote decodes to.
     """
+    if x.dtype == dtype and np.isfinite(x).all():
+        return x
     if np.isnan(x).any():
         raise BitstreamError("corrupted: values that are no numbers")
     largest = np.finfo(dtype).max

@@ -52,7 +52,7 @@ class Target:
     @property
     def is_none(self) -> bool:
         """Whether nothing is asked for."""
-        return all(value is None for value in asdict(self).values())
+        return self.max_bytes is self.target_bpfp is self.target_nmse is None
 
     def __str__(self) -> str:
         return ", ".join(f"{k}: {v:g}" for k, v in asdict(self).items() if v is not None)

@@ -1,8 +1,8 @@
 """Pinned bytes end to end: codec folders and bitstreams of every codec, and what they decode to.
 
 ``golden/<codec>_<kind>/`` holds a codec folder (``codec.zip``), bitstreams ``mode<m>_<name>.ufc``, the
-features ``.npy`` that they decode to, and ``symbols.json``: the CRC-32 of the symbols of each rANS
-string. ``<stem>.ufs`` are stream files of two samples, ``<stem>_<sample>.npy`` their rows.
+features ``.npy`` that they decode to, and ``symbols.json``: a check of the symbols of each rANS string.
+``<stem>.ufs`` are stream files of two samples, ``<stem>_<sample>.npy`` their rows.
 
 ``pytest tests/test_golden.py --regenerate_golden`` writes the bitstreams of today's payload mode again,
 and what is missing; codec folders, bitstreams of earlier modes and streams are never touched.
@@ -20,6 +20,7 @@ import pytest
 from dtufc import rans
 from dtufc.bitstream import unpack
 from dtufc.codec import Codec, load_codec
+from dtufc.klt import lanes
 from dtufc.paths import REPOSITORY
 from dtufc.streams import StreamDecoder, open_stream, write_stream
 
@@ -41,13 +42,14 @@ BOTH_KINDS = [name for name in small_codecs.registered() if name in QUALITIES]
 """Codecs that are small: both kinds of features are pinned; of the others, tokens are."""
 CASES = [(name, "tokens") for name in small_codecs.registered()]
 CASES += [(name, "maps") for name in BOTH_KINDS]
+CASES += [("klt", "tokens", "format2"), ("klt", "maps", "format2")]  # beside folders of format 1
 
 
 @pytest.fixture(params=CASES, ids="-".join)
 def case(request, tmp_path) -> tuple[str, Path, Path]:
     """Name of a codec, its golden files, its folder."""
-    name, kind = request.param
-    golden = GOLDEN / f"{name}_{kind}"
+    name, kind = request.param[:2]
+    golden = GOLDEN / "_".join(request.param)
     if request.config.getoption("--regenerate_golden"):
         regenerate(name, kind, golden, tmp_path)
     with zipfile.ZipFile(golden / "codec.zip") as archive:
@@ -56,16 +58,21 @@ def case(request, tmp_path) -> tuple[str, Path, Path]:
 
 
 def decode(codec: Codec, data: bytes, monkeypatch) -> tuple[np.ndarray, list[str]]:
-    """A decoded feature, and the CRC-32 of the symbols of each rANS string."""
+    """A decoded feature, and a check of the symbols of each rANS string: their CRC-32, or the lanes'."""
     seen = []
-    finish = rans.Decoder.finish
+    finish, finish_lanes = rans.Decoder.finish, lanes.Reader.finish
 
     def note(decoder: rans.Decoder, check: int = 0) -> None:
         finish(decoder, check)
         seen.append(f"{decoder._check:08x}")
 
+    def note_lanes(reader: lanes.Reader, check: int) -> None:
+        finish_lanes(reader, check)
+        seen.append(f"{check:08x}")
+
     with monkeypatch.context() as patch:
         patch.setattr(rans.Decoder, "finish", note)
+        patch.setattr(lanes.Reader, "finish", note_lanes)
         return codec.decode(data), seen
 
 
@@ -122,7 +129,7 @@ def test_pinned_streams_decode_to_pinned_rows(case):
 
 def test_golden_files_are_small_and_of_every_codec():
     files = [path for path in GOLDEN.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 300_000
+    assert sum(path.stat().st_size for path in files) < 400_000
     assert {path.parent.name for path in files} == {"_".join(case) for case in CASES}
 
 

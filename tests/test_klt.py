@@ -3,6 +3,7 @@
 import json
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dtufc.encode import main as encode_main
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError, read_feature, write_feature
 from dtufc.klt import fit, fit_klt
-from dtufc.klt.codec import _check, _put_raw
+from dtufc.klt.codec import check_of, put_raw
 from dtufc.klt.entropy import fit_bank
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, RUNGS, WEIGHTS, rung
@@ -31,11 +32,14 @@ MINILM = default_data_root() / "minilm" / "hidden"
 @pytest.fixture(scope="module")
 def token_codec(toy, tmp_path_factory):
     """A codec of the toy token features, and their test folder."""
-    folder = tmp_path_factory.mktemp("klt")
+    return fit_tokens(toy, tmp_path_factory.mktemp("klt"))
+
+
+def fit_tokens(toy: Path, folder: Path, *flags: str) -> tuple[Path, Path]:
     features = toy / "toy" / "hidden" / "feature_train" / "train"
     fit_klt.main(
         ["--features", str(features), "--machine", str(toy / "toy.yaml"), "--output", str(folder),
-         "--clusters", "[2]"]
+         "--clusters", "[2]", *flags]
     )  # fmt: skip
     return folder, toy / "toy" / "hidden" / "feature_test"
 
@@ -52,7 +56,10 @@ def picture_like(seed: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def map_codec(tmp_path_factory):
     """A codec of spatial maps, and the folder of its training features."""
-    root = tmp_path_factory.mktemp("maps")
+    return fit_maps(tmp_path_factory.mktemp("maps"))
+
+
+def fit_maps(root: Path, *flags: str) -> tuple[Path, Path]:
     facts = {"model": "toy", "task": "map", "shape": [1, 4, 12, 12], "dtype": "float16",
              "axes": ["sample", "channel", "row", "column"]}  # fmt: skip
     (root / "map.yaml").write_text(yaml.safe_dump({"feature": facts}))
@@ -60,7 +67,7 @@ def map_codec(tmp_path_factory):
         write_feature(root / "train" / f"{i:02d}.npy", picture_like(i))
     fit_klt.main(
         ["--features", str(root / "train"), "--machine", str(root / "map.yaml"),
-         "--output", str(root / "codec"), "--clusters", "[1]"]
+         "--output", str(root / "codec"), "--clusters", "[1]", *flags]
     )  # fmt: skip
     return root / "codec", root / "train"
 
@@ -130,7 +137,7 @@ def test_symbols_do_not_depend_on_threads_or_device(token_codec):
             torch.set_num_threads(threads)
             with torch.backends.mkldnn.flags(enabled=mkldnn):
                 other = load_codec(folder, device=device)
-                check = _check(stream.parts[0], stream.parts[2:], stream.shape)
+                check = check_of(stream.parts[0], stream.parts[2:], stream.shape)
                 symbols = other.read_symbols(stream.parts[1], grade, count, check)
                 results.append((*symbols, other.decode(data)))
     finally:
@@ -232,7 +239,7 @@ def test_damaged_and_foreign_bytes_are_refused(token_codec, map_codec):
             codec.decode(pack(Bitstream(**broken)))
     for raw in (b"", b"\1\0\0\0", (2).to_bytes(4, "little") + bytes(8) + bytes(8 * x.shape[3])):
         with pytest.raises(BitstreamError, match="raw v"):
-            _put_raw(raw, np.zeros((4, x.shape[3], 1), np.float32))
+            put_raw(raw, np.zeros((4, x.shape[3], 1), np.float32))
     with pytest.raises(FeatureError, match="toy_hidden takes"):
         codec.encode(x.astype(np.float16))
 

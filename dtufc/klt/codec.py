@@ -3,10 +3,12 @@
     encode:  x ─ vectors ─ transform / step ─ choose symbols ─ rANS ─> bitstream
     decode:  bitstream ─ rANS ─> symbols ─ * step, inverse transform, post-filter ─ vectors ─> x_hat
 
-Parts of the bitstream: quality (2 bytes, signed, in 128ths); one rANS string of the clusters' indexes,
-where there are several, and the symbols, vector by vector; and, where there are any, the vectors that
-are sent as they are (count, places, float32 values). The string's checksum covers all of it and the
-shape; in payload mode 0, which earlier versions wrote, it covers the symbols alone.
+Parts of the bitstream in payload mode 2: quality (2 bytes, signed, in 128ths); the string of the lanes
+(:mod:`dtufc.klt.lanes`); the string beside it (:mod:`dtufc.klt.side`); and, where there are any, the
+vectors that are sent as they are (count, places, float32 values). The lanes' check covers all of it and
+the shape. Modes 0 and 1, which folders of format 1 write, have one rANS string in place of the two: the
+clusters' indexes, where there are several, and the symbols, vector by vector. Its checksum covers all
+of it and the shape; in mode 0, which earlier versions wrote, it covers the symbols alone.
 
 Guarantees: the symbols depend on the bytes and on integers of the model alone, so that they are the same
 on every machine; the floats made of them differ in their last bits at most. What was damaged, or sealed
@@ -27,6 +29,7 @@ from dtufc.bitstream import BitstreamError, Reader, write_varint
 from dtufc.codec import ExtraKind, OneKindCodec, to_dtype
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
+from dtufc.klt import coder
 from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, KltModel, Rung, Transform, dct_basis, rung
 from dtufc.views import Shape
 
@@ -46,8 +49,6 @@ class KltCodec(OneKindCodec):
         quality: log2 of the feature's standard deviation over the step, rounded to 128ths.
     """
 
-    modes = (0, 1)
-
     def __init__(self, model: KltModel, quality: float):
         self.model, self.facts = model, model.facts
         self.grade = grade_of(quality)
@@ -63,6 +64,11 @@ class KltCodec(OneKindCodec):
             return cls(model, quality)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
+
+    @property
+    def modes(self) -> tuple[int, ...]:
+        """Payload modes that it reads; it writes the last."""
+        return (2,) if self.model.format == 2 else (0, 1)
 
     @property
     def id(self) -> bytes:
@@ -88,52 +94,65 @@ class KltCodec(OneKindCodec):
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
         owners = self.model.transform.layout.owners(feature.shape)
         vectors = self.model.to_vectors(feature)
+        grade = self.grade.to_bytes(2, "little", signed=True)
+        rung_tables = self.model.rungs[rung(self.grade)]
+        if self.model.format == 2:
+            found, raw = self.model.search(vectors, self.grade)
+            more = raw_part(vectors, raw)
+            check = check_of(grade, more, feature.shape)
+            return grade, *coder.encode(rung_tables, found, check), *more
         clusters, symbols, _, raw = self.model.quantise(vectors, self.grade, owners)
         stream, indexes = self._coded(clusters, symbols)
-        tables = self.model.rungs[rung(self.grade)].tables
-        grade = self.grade.to_bytes(2, "little", signed=True)
-        more = []
-        if raw.any():
-            more.append(_raw_part(vectors, raw))
-        check = _check(grade, more, feature.shape)
-        return grade, rans.encode(stream, indexes, tables, check), *more
+        more = raw_part(vectors, raw)
+        check = check_of(grade, more, feature.shape)
+        return grade, rans.encode(stream, indexes, rung_tables.tables, check), *more
 
     def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
-        if len(parts) not in (2, 3) or len(parts[0]) != 2:
+        strings = 2 if mode == 2 else 1
+        if len(parts) not in (1 + strings, 2 + strings):
             raise BitstreamError("inconsistent: not the parts of a klt bitstream")
-        grade = self._read_grade(parts[0])
+        grade = grade_in(parts[0], self.model.transform)
         layout = self.model.transform.layout
         count = self.facts.views.count_vectors(layout.seen(shape), layout.block)
-        check = _check(parts[0], parts[2:], shape) if mode == 1 else 0
-        clusters, symbols = self.read_symbols(parts[1], grade, count, check, shape)
+        raw = parts[1 + strings :]
+        check = check_of(parts[0], raw, shape) if mode > 0 else 0
         length = self.facts.views.sequence(shape)
-        vectors = self.model.restore(clusters, symbols, grade, length)
-        if len(parts) == 3:
-            _put_raw(parts[2], vectors)
+        if mode == 2:
+            clusters, y, _ = self.read_lanes(parts[1], parts[2], grade, count, check)
+            vectors = self.model.finish(clusters, y, grade, length)
+        else:
+            clusters, symbols = self.read_symbols(parts[1], grade, count, check, shape)
+            vectors = self.model.restore(clusters, symbols, grade, length)
+        if raw:
+            put_raw(raw[0], vectors)
         return self.model.from_vectors(vectors, shape)
 
     def encode_rows(self, rows: np.ndarray, kind: str | None = None) -> tuple[bytes, bytes]:
         """Setting: form and grade. Payload: vectors sent raw (form 1: length v, content), and one string
-        of the range coder. A row's symbols do not depend on the rows beside it."""
+        of the range coder. A row's symbols do not depend on the rows beside it. A codec of format 2 has
+        the parts of a bitstream instead."""
+        if self.model.format == 2:
+            return super().encode_rows(rows, kind)
         self.check_kind(rows, kind)
         owners = self.model.transform.layout.owners(rows.shape)
         vectors = self.model.to_vectors(rows)
         clusters, symbols, _, raw = self._rows_model.quantise(vectors, self.grade, owners)
-        more = b""
-        if raw.any():
-            exact = _raw_part(vectors, raw)
-            more = write_varint(len(exact)) + exact
+        form, more = PLAIN, b""
+        for exact in raw_part(vectors, raw):
+            form, more = RAW, write_varint(len(exact)) + exact
         stream, indexes = self._coded(clusters, symbols)
         tables = self.model.rungs[rung(self.grade)].tables
-        setting = bytes([RAW if more else PLAIN]) + self.grade.to_bytes(2, "little", signed=True)
+        setting = bytes([form]) + self.grade.to_bytes(2, "little", signed=True)
         return setting, more + range_coder.encode(stream, indexes, tables)
 
     def decode_rows(
         self, setting: bytes, payload: bytes, facts: FeatureFacts, shape: Shape
     ) -> np.ndarray:
+        if self.model.format == 2:
+            return super().decode_rows(setting, payload, facts, shape)
         if len(setting) != 3 or setting[0] not in (PLAIN, RAW):
             raise BitstreamError("inconsistent: no setting of klt's rows")
-        grade = self._read_grade(setting[1:])
+        grade = grade_in(setting[1:], self.model.transform)
         reader = Reader(payload, 0)
         exact = reader.take(reader.varint()) if setting[0] == RAW else None
         layout = self.model.transform.layout
@@ -142,14 +161,14 @@ class KltCodec(OneKindCodec):
         try:
             model = self.model.rungs[rung(grade)]
             range_coder.check_room(string, count * model.least(layout.tells_cluster))
-            coder = range_coder.Decoder(string, model.tables)
-            clusters, symbols = self._read(coder, model, count, shape)
-            coder.finish()
+            decoder = range_coder.Decoder(string, model.tables)
+            clusters, symbols = self._read(decoder, model, count, shape)
+            decoder.finish()
         except rans.RansError as error:
             raise BitstreamError(f"corrupted: {error}") from error
         vectors = self.model.restore(clusters, symbols, grade, self.facts.views.sequence(shape))
         if exact is not None:
-            _put_raw(exact, vectors)
+            put_raw(exact, vectors)
         return to_dtype(self.model.from_vectors(vectors, shape), facts.dtype)
 
     @cached_property
@@ -169,12 +188,26 @@ class KltCodec(OneKindCodec):
             stream, indexes = np.append(clusters, stream), np.append(last, indexes)
         return stream, indexes
 
-    def _read_grade(self, data: bytes) -> int:
-        grade = int.from_bytes(data, "little", signed=True)
-        largest = np.finfo(np.float32).max
-        if abs(grade) > MAX_GRADE or self.model.transform.step(grade) > largest:
-            raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
-        return grade
+    def read_lanes(
+        self,
+        string: bytes,
+        beside: bytes,
+        grade: int,
+        count: int,
+        check: int,
+        symbols: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The strings of mode 2 -> clusters (R,) int32, components (D, R) float32 in fine steps, and,
+        where asked for, symbols (D, R) int32; integers decide alone.
+
+        Raises:
+            BitstreamError: the strings are damaged, or too short for so many vectors.
+        """
+        tables = self.model.rungs[rung(grade)]
+        try:
+            return coder.decode(tables, string, beside, count, check, symbols)
+        except ValueError as error:
+            raise BitstreamError(f"corrupted: {error}") from error
 
     def read_symbols(
         self, data: bytes, grade: int, count: int, check: int = 0, shape: Shape | None = None
@@ -256,9 +289,32 @@ def check_quality(quality: float) -> None:
         raise UserError(f"quality: expected {LOWEST} .. {HIGHEST}, got {quality}")
 
 
-def _check(grade: bytes, more: Sequence[bytes], shape: Shape) -> int:
+def check_of(grade: bytes, more: Sequence[bytes], shape: Shape) -> int:
     """CRC-32 of what decides values beside the symbols."""
     return zlib.crc32(b"".join([grade, *more, np.array(shape, "<u4").tobytes()]))
+
+
+def grade_in(part: bytes, transform: Transform) -> int:
+    """The quality in 128ths that a bitstream's first part says.
+
+    Raises:
+        BitstreamError: it says none.
+    """
+    if len(part) != 2:
+        raise BitstreamError("inconsistent: not the parts of a klt bitstream")
+    grade = int.from_bytes(part, "little", signed=True)
+    if abs(grade) > MAX_GRADE or transform.step(grade) > np.finfo(np.float32).max:
+        raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
+    return grade
+
+
+def raw_part(vectors: np.ndarray, raw: np.ndarray) -> list[bytes]:
+    """The part of the vectors that are sent as they are, if there are any."""
+    if not raw.any():
+        return []
+    places = np.flatnonzero(raw).astype("<u4")
+    exact = vectors[raw].astype("<f4")
+    return [len(places).to_bytes(4, "little") + places.tobytes() + exact.tobytes()]
 
 
 def grade_of(quality: float) -> int:
@@ -273,14 +329,7 @@ def grade_of(quality: float) -> int:
     return round(PER_OCTAVE * quality)
 
 
-def _raw_part(vectors: np.ndarray, raw: np.ndarray) -> bytes:
-    """The vectors that are sent as they are: count, places, values."""
-    places = np.flatnonzero(raw).astype("<u4")
-    exact = vectors[raw].astype("<f4")
-    return len(places).to_bytes(4, "little") + places.tobytes() + exact.tobytes()
-
-
-def _put_raw(part: bytes, vectors: np.ndarray) -> None:
+def put_raw(part: bytes, vectors: np.ndarray) -> None:
     """Lay the vectors that were sent as they are over the decoded ones, in place."""
     count = int.from_bytes(part[:4], "little")
     width = int(np.prod(vectors.shape[1:]))

@@ -17,7 +17,6 @@ REACH = 1023
 """Largest magnitude that a table may hold; what lies beyond is escaped."""
 CENTROIDS = 3
 """Magnitudes below this, of either sign, are reconstructed at their mean, others where they are."""
-_TOTAL = 1 << rans.PRECISION
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,16 @@ class Bank:
         return out
 
 
-def fit_bank(counts: np.ndarray, sums: np.ndarray, size: int) -> tuple[Bank, np.ndarray]:
+def fit_bank(
+    counts: np.ndarray, sums: np.ndarray, size: int, precision: int = rans.PRECISION
+) -> tuple[Bank, np.ndarray]:
     """The bank of one step, and each component's table (G,) int64.
 
     Args:
         counts: (G, 2 M + 1) histograms of symbols -M .. M, what lies beyond counted at the ends.
         sums: (G, 2 CENTROIDS - 1) sums of (value / step - symbol) over the small symbols.
         size: tables at most.
+        precision: bits of the tables' frequencies.
     """
     counts = counts.astype(np.float32)
     reach = counts.shape[1] // 2
@@ -87,7 +89,7 @@ def fit_bank(counts: np.ndarray, sums: np.ndarray, size: int) -> tuple[Bank, np.
         chosen = better
     chosen, member = _groups(chosen)
     pooled, totals = member @ counts, member @ sums
-    freqs, offset = zip(*(_integers(p) for p in _smooth(pooled)), strict=True)
+    freqs, offset = zip(*(_integers(p, precision) for p in _smooth(pooled)), strict=True)
     small = pooled[:, reach - CENTROIDS + 1 : reach + CENTROIDS]
     centroid = (totals / np.maximum(small, 8)).astype(np.float32)  # few seen: nearer to none
     return Bank(freqs, np.array(offset, np.int32), centroid), chosen
@@ -124,21 +126,22 @@ def _smooth(pooled: np.ndarray) -> np.ndarray:
     return out / out.sum(1, keepdims=True)
 
 
-def _integers(p: np.ndarray) -> tuple[np.ndarray, int]:
+def _integers(p: np.ndarray, precision: int) -> tuple[np.ndarray, int]:
     """Probabilities of -M .. M -> integer frequencies of a shorter range and the escape; its start."""
     reach = len(p) // 2
-    tail = 2.0**-14  # each side: rarer symbols than that are cheaper to escape
+    tail = 2.0 ** -min(precision, 14)  # each side: rarer symbols than that are cheaper to escape
     low = int(np.searchsorted(np.cumsum(p), tail))
     high = len(p) - int(np.searchsorted(np.cumsum(p[::-1]), tail))  # exclusive
     low, high = min(low, reach), max(high, reach + 1)
     kept = np.append(p[low:high], max(p[:low].sum() + p[high:].sum(), 2.0**-15))
-    return to_frequencies(kept), low - reach
+    return to_frequencies(kept, precision), low - reach
 
 
-def to_frequencies(weights: np.ndarray) -> np.ndarray:
-    """Weights (n,), n below 2^16 -> int32 frequencies of at least 1 with the sum 2^16."""
-    freq = 1 + np.floor(weights / weights.sum() * (_TOTAL - len(weights))).astype(np.int32)
-    left = _TOTAL - int(freq.sum())  # at most n
+def to_frequencies(weights: np.ndarray, precision: int = rans.PRECISION) -> np.ndarray:
+    """Weights (n,), n below 2^precision -> int32 frequencies of at least 1 with the sum 2^precision."""
+    total = 1 << precision
+    freq = 1 + np.floor(weights / weights.sum() * (total - len(weights))).astype(np.int32)
+    left = total - int(freq.sum())  # at most n
     freq[np.argsort(weights)[len(weights) - left :]] += 1
     return freq
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dtufc import locks, provenance, rans
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, list_features
+from dtufc.klt import ladder
 from dtufc.klt.entropy import CENTROIDS, REACH, choose, count, fit_bank, to_frequencies
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.model import (
@@ -321,7 +322,7 @@ def layered(known: Statistics, cfg: FitConfig) -> list[Candidate]:
         for each in shared
         if each.layout.clusters == 1
     ]
-    return own + shared
+    return (own if cfg.format == 1 else []) + shared
 
 
 def blocks(facts: FeatureFacts) -> list[int]:
@@ -456,6 +457,7 @@ def fit_filter(
     for place in tqdm(measured, desc="post-filter"):
         grade = LOWEST * PER_OCTAVE + place * (PER_OCTAVE // RUNGS_PER_OCTAVE)
         square, cross, error = (np.zeros((2, channels, *end)) for end in ((2, 2), (2,), ()))
+        rows = np.zeros(2)
         for i, x in enumerate(features):
             vectors, owners = model.to_vectors(x), model.transform.layout.owners(x.shape)
             clusters, symbols, _, raw = model.quantise(vectors, grade, owners)
@@ -467,12 +469,13 @@ def fit_filter(
             square[fold] += np.einsum("rci,rcj->cij", told, told)
             cross[fold] += np.einsum("rci,rc->ci", told, missing)
             error[fold] += np.square(missing).sum(0)
-        found = _least_squares(square[0], cross[0], error[0])
+            rows[fold] += len(missing)
+        found = _least_squares(square[0], cross[0], error[0], rows[0])
         gain = 2 * (found * cross[1]).sum() - np.einsum("ci,cij,cj->", found, square[1], found)
         change = -gain / max(error[1].sum(), 1e-30)
         changes.append({"quality": grade / PER_OCTAVE, "mse": float(change)})
         if change < -1e-3:
-            taps[place] = _least_squares(square.sum(0), cross.sum(0), error.sum(0))
+            taps[place] = _least_squares(square.sum(0), cross.sum(0), error.sum(0), rows.sum())
     for place in range(RUNGS):  # between two steps, between their taps
         before = place - place % measured.step
         after = min(before + measured.step, RUNGS - 1)
@@ -482,10 +485,13 @@ def fit_filter(
     return (post if taps.any() else None), changes
 
 
-def _least_squares(square: np.ndarray, cross: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """(C, 2) taps of (C, 2, 2) and (C, 2) moments and the (C,) squared errors that they are to lower; a
-    component of which next to nothing is sent has next to no taps."""
-    ridge = 1e-3 * (np.trace(square, axis1=1, axis2=2) + error) + 1e-30
+def _least_squares(
+    square: np.ndarray, cross: np.ndarray, error: np.ndarray, rows: float
+) -> np.ndarray:
+    """(C, 2) taps of (C, 2, 2) and (C, 2) moments over rows, and the (C,) squared errors that they are
+    to lower. Taps are taken to lie within a tenth of 0, so that those of a component of which next to
+    nothing is sent are next to none."""
+    ridge = 1e-3 * np.trace(square, axis1=1, axis2=2) + 100 * error / max(rows, 1) + 1e-30
     return np.linalg.solve(square + ridge[:, None, None] * np.eye(2), cross[:, :, None])[:, :, 0]
 
 
@@ -511,8 +517,11 @@ def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts) -> KltModel
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
     grades = tqdm([LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)], desc="tables")
     sample, owners = known.thinned(best.layout, FEW)
-    y = in_bases(transform, sample)
-    rungs = [fit_rung(transform, y, grade, cfg.tables, owners) for grade in grades]
+    if cfg.format == 2:
+        rungs = ladder.fit(transform, sample, grades, WEIGHT)
+    else:
+        y = in_bases(transform, sample)
+        rungs = [fit_rung(transform, y, grade, cfg.tables, owners) for grade in grades]
     model = KltModel(facts, transform, tuple(rungs), WEIGHT)
     made_by = {"files": len(paths), "vectors": known.rows, "seed": cfg.seed, "tried": tried}
     if cfg.post_filter and not facts.views.is_map:

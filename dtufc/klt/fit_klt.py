@@ -11,6 +11,7 @@ all that is kept.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dtufc import config
 from dtufc.errors import UserError
@@ -32,6 +33,9 @@ class FitConfig(FitOptions):
     """Values at most that are kept to fit mixtures and tables on."""
     tables: int = 48
     """Entropy tables of a step at most; fewer make a smaller codec."""
+    format: Literal[1, 2] = 1
+    """Of the codec. 1: plain quantisation, one string. 2: dependent quantisation by a trellis, and lanes
+    that a GPU decodes; it knows no transform per layer."""
     post_filter: bool = True
     """Look for a filter over neighbouring tokens behind the decoder; it is kept at the steps where it
     lowers the error on files that it was not fitted on."""

@@ -12,6 +12,7 @@ The entropy tables are those of the nearest of a ladder of steps for which they 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,8 +28,10 @@ from dtufc import config, files, rans
 from dtufc.codec import CONFIG_JSON, read_number
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
+from dtufc.klt import coder, ladder, lanes, trellis
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, reconstruct
 from dtufc.klt.post_filter import PostFilter
+from dtufc.klt.tables import Tables
 from dtufc.views import Shape
 
 WEIGHTS = "model.safetensors"
@@ -39,17 +42,23 @@ MAX_CHANGE = 1e37
 """Largest magnitude that a post-filter may add to a value: what a step makes is below, too."""
 MAX_LENGTH = 2.0
 """Longest row or column of a basis, whose are 1 long but for rounding."""
-FORMAT = 1
+FORMATS = (1, 2)
+"""Of codec folders: 1 with :class:`Rung`, plain quantisation and one string; 2 with
+:class:`~dtufc.klt.tables.Tables`, dependent quantisation and lanes."""
 PER_OCTAVE = 128
 """Steps that a file can name within a factor of two: quality is coded as a multiple of 1 / 128."""
 LOWEST, HIGHEST, RUNGS_PER_OCTAVE = -3, 7, 8
 """The ladder of qualities for which tables are trained."""
 RUNGS = (HIGHEST - LOWEST) * RUNGS_PER_OCTAVE + 1
+MAX_BANK = 63
+"""Tables of a quantiser at most: all of a step's are told by 7 bits."""
+MAX_SHIFT = 16
+"""Low bits of a component at most: no symbol has more."""
 MAX_VALUE = 2.0**18
 """Largest value over the step that becomes a symbol: float32 tells it from its neighbours. Vectors that
 exceed it are sent as they are."""
-
-
+MAX_NORM = 2.0**22
+"""Likewise, of a vector's length over the step, in format 2."""
 TILT = 0.18
 """How much less a bit costs at the upper end of a rung than at its lower end, as a logarithm. A rung's
 tables hold symbols back as the step shrinks; this lets rate and error pass from rung to rung evenly."""
@@ -187,7 +196,7 @@ class KltModel:
 
     facts: FeatureFacts
     transform: Transform
-    rungs: tuple[Rung, ...]
+    rungs: tuple[Rung, ...] | tuple[Tables, ...]
     """RUNGS entropy models, from the coarsest step to the finest."""
     weight: float
     """What a bit costs, in squared steps, when symbols are chosen."""
@@ -204,6 +213,11 @@ class KltModel:
         layout = self.transform.layout
         x = self.facts.views.from_vectors(vectors, layout.seen(shape), layout.block)
         return x.reshape(shape)
+
+    @property
+    def format(self) -> int:
+        """Which of FORMATS it is."""
+        return 2 if isinstance(self.rungs[0], Tables) else 1
 
     def weight_at(self, grade: int) -> float:
         """What a bit costs at quality ``grade`` / 128."""
@@ -223,13 +237,15 @@ class KltModel:
             clusters (R,) int32, symbols (R, C * S) int32, bits (R,) float64 that the tables promise,
             and which vectors (R,) bool no symbols can tell; theirs are nought.
         """
+        if self.format == 2:
+            found, raw = self.search(vectors, grade)
+            bits = self.rungs[rung(grade)].promised(found.code, found.modes)
+            return found.modes, found.symbols.T, bits, raw
         count = len(vectors)
         clusters = np.zeros(count, np.int32)
         symbols = np.zeros((count, self.transform.components), np.int32)
         cheapest, bits = np.full(count, np.inf), np.zeros(count)
-        limit = MAX_VALUE * self.transform.step(grade)
-        raw = np.abs(vectors.reshape(count, -1)).max(1) > limit
-        tame = np.where(raw[:, None, None], 0, vectors)
+        tame, raw = self._tame(vectors, grade)
         model, weight = self.rungs[rung(grade)], self.weight_at(grade)
         for cluster in range(self.transform.layout.clusters):
             rows = np.arange(count) if owners is None else np.flatnonzero(owners == cluster)
@@ -247,6 +263,44 @@ class KltModel:
         symbols[raw], clusters[raw] = 0, 0 if owners is None else owners[raw]
         return clusters, symbols, bits, raw
 
+    def search(self, vectors: np.ndarray, grade: int) -> tuple[coder.Quantised, np.ndarray]:
+        """Modes and symbols of vectors (R, C, S), format 2, and which (R,) bool no symbols can tell."""
+        tame, raw = self._tame(vectors, grade)
+        fine = trellis.FINE * self.transform.step(grade)
+        weight = self.weight_at(grade) / trellis.FINE**2
+        return coder.quantise(self.transform, self.rungs[rung(grade)], tame, fine, weight), raw
+
+    def _tame(self, vectors: np.ndarray, grade: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors, replaced where no symbols can tell them, and where (R,) bool."""
+        flat, step = vectors.reshape(len(vectors), -1), self.transform.step(grade)
+        largest = np.maximum(flat.max(1), -flat.min(1))
+        raw = largest > MAX_VALUE * step
+        if self.format == 2:  # components are integers of 32 bits
+            far = np.flatnonzero(largest > MAX_NORM * step / math.sqrt(flat.shape[1]))
+            raw[far] |= np.linalg.norm(flat[far].astype(np.float64), axis=1) > MAX_NORM * step
+        if not raw.any():
+            return vectors, raw
+        fill = self.transform.mean[0] if self.format == 2 else np.float32(0)
+        return np.where(raw[:, None, None], fill, vectors), raw
+
+    def finish(
+        self, clusters: np.ndarray, y: np.ndarray, grade: int, length: int | None = None
+    ) -> np.ndarray:
+        """Clusters (R,) and components (D, R) in fine steps, which are overwritten, of format 2 ->
+        vectors (R, C, S) float32.
+
+        Args:
+            length: rows of a sequence, over which the post-filter runs; None leaves it out.
+        """
+        post = self.post if length else None
+        y *= np.float32(trellis.FINE * self.transform.step(grade))
+        if post and post.basis is None:
+            post.apply(y, length, rung(grade))
+        out = coder.restore(self.transform, clusters, y)
+        if post and post.basis is not None and post.taps[rung(grade)].any():
+            out[:, :, 0] = post.refine(out[:, :, 0], length, rung(grade))
+        return out
+
     def restore(
         self, clusters: np.ndarray, symbols: np.ndarray, grade: int, length: int | None = None
     ) -> np.ndarray:
@@ -256,6 +310,9 @@ class KltModel:
             length: rows of a sequence, over which the post-filter runs; None leaves it out.
         """
         at = rung(grade)
+        if self.format == 2:
+            y = self.rungs[at].values_of(symbols.T, clusters)
+            return self.finish(clusters, y, grade, length)
         post = self.post if length else None
         out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
         step = np.float32(self.transform.step(grade))
@@ -275,17 +332,8 @@ class KltModel:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The state as it is stored."""
-        freqs = [freq for model in self.rungs for freq in model.bank.freqs]
-        out = {
-            "mean": self.transform.mean,
-            "freqs": np.concatenate(freqs).astype(np.int32),
-            "sizes": np.array([len(freq) for freq in freqs], np.int32),
-            "banks": np.array([len(model.bank.freqs) for model in self.rungs], np.int32),
-            "offset": np.concatenate([model.bank.offset for model in self.rungs]),
-            "centroid": np.concatenate([model.bank.centroid for model in self.rungs]),
-            "chosen": np.stack([model.chosen for model in self.rungs]).astype(np.uint8),
-            "clusters": np.stack([model.clusters for model in self.rungs]).astype(np.int32),
-        }
+        out = {"mean": self.transform.mean}
+        out |= ladder.arrays(self.rungs) if self.format == 2 else _rung_arrays(self.rungs)
         if self.transform.basis is not None:
             out["basis"] = self.transform.basis.astype(np.float16)
         return out | (self.post.arrays() if self.post else {})
@@ -320,7 +368,7 @@ class KltModel:
         arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
         arrays["freqs"] = arrays["freqs"].astype(np.uint16)  # two or more sum to 2^16
         files.write_bytes(folder / WEIGHTS, save(arrays))
-        values = {"format": FORMAT, "codec": "klt", "quality": quality}
+        values = {"format": self.format, "codec": "klt", "quality": quality}
         values |= self._values() | {"facts": self.facts.record(), "made_by": made_by}
         files.write_json(folder / CONFIG_JSON, values)
 
@@ -333,8 +381,11 @@ class KltModel:
         """
         path = folder / WEIGHTS
         values = files.read_json(folder / CONFIG_JSON)
-        if values.get("format") != FORMAT:
-            raise UserError(f"{folder / CONFIG_JSON}: format {values.get('format')}, not {FORMAT}")
+        version = values.get("format")
+        if version not in FORMATS or isinstance(version, bool):
+            raise UserError(
+                f"{folder / CONFIG_JSON}: format {version!r}, expected one of {FORMATS}"
+            )
         try:
             arrays = load(path.read_bytes())
             if (
@@ -349,11 +400,12 @@ class KltModel:
             layout = config.build(Layout, values["layout"], "layout")
             facts = FeatureFacts.of_record(values["facts"], "facts")
             numbers = {name: read_number(values, name) for name in ("unit", "weight", "quality")}
-            _check_state(layout, facts, arrays, numbers)
+            _check_state(layout, facts, arrays, numbers, version)
             basis = arrays["basis"].astype(np.float32) if layout.rotate else None
             transform = Transform(layout, arrays["mean"], basis, numbers["unit"])
             post = PostFilter.of_arrays(arrays, own_basis=layout.clusters > 1)
-            model = cls(facts, transform, _rungs(arrays), numbers["weight"], post)
+            rungs = ladder.rungs(arrays) if version == 2 else _rungs(arrays)
+            model = cls(facts, transform, rungs, numbers["weight"], post)
             return model, numbers["quality"]
         except _ArrayError as error:
             raise UserError(f"{path}: not a sound klt codec ({error})") from error
@@ -366,7 +418,11 @@ class _ArrayError(UserError):
 
 
 def _check_state(
-    layout: Layout, facts: FeatureFacts, arrays: dict[str, np.ndarray], numbers: dict[str, float]
+    layout: Layout,
+    facts: FeatureFacts,
+    arrays: dict[str, np.ndarray],
+    numbers: dict[str, float],
+    version: int,
 ) -> None:
     """Refuse what no fit gives, before it decodes to nonsense or to what float32 does not hold.
 
@@ -407,23 +463,28 @@ def _check_state(
     if layout.rotate:
         shaped("basis", "float16", clusters, channels, channels)
         check_basis("basis")
-    banks = shaped("banks", "int32", RUNGS)
-    expect("banks", bool(banks.min() >= 1))
+    banks, precision = (RUNGS,), rans.PRECISION
+    if version == 2:
+        banks, precision = (RUNGS, 2), lanes.PRECISION
+        shift = shaped("shift", "uint8", RUNGS, channels * positions)
+        expect("shift", bool(shift.max() <= MAX_SHIFT))
+    banks = shaped("banks", "int32", *banks)
+    expect("banks", bool(banks.min() >= 1 and (version == 1 or banks.max() <= MAX_BANK)))
     tables = int(banks.sum(dtype=np.int64))
     sizes = shaped("sizes", "int32", tables)
-    expect("sizes", bool(sizes.min() >= 2))
+    expect("sizes", bool(sizes.min() >= 2 and (version == 1 or sizes.max() <= lanes.ROW)))
     freqs = shaped("freqs", "int32", int(sizes.sum(dtype=np.int64)))
     expect("freqs", bool(freqs.min() >= 1))
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    expect("freqs", bool((np.add.reduceat(freqs, starts) == 1 << rans.PRECISION).all()))
+    expect("freqs", bool((np.add.reduceat(freqs, starts) == 1 << precision).all()))
     offset = shaped("offset", "int32", tables).astype(np.int64)
     expect("offset", bool(np.abs(offset).max() <= MAX_VALUE))
     centroid = shaped("centroid", "float32", tables, 2 * CENTROIDS - 1)
     expect("centroid", bool(np.abs(centroid).max() <= MAX_VALUE))
-    chosen = shaped("chosen", "uint8", RUNGS, clusters, channels * positions)
-    expect("chosen", bool((chosen.max(axis=(1, 2)) < banks).all()))
+    chosen = shaped("chosen", "uint8", *banks.shape, clusters, channels * positions)
+    expect("chosen", bool((chosen.max(axis=(-2, -1)) < banks).all()))
     indexes = shaped("clusters", "int32", RUNGS, clusters + 1)
-    expect("clusters", bool(indexes.min() >= 1 and (indexes.sum(1) == 1 << rans.PRECISION).all()))
+    expect("clusters", bool(indexes.min() >= 1 and (indexes.sum(1) == 1 << precision).all()))
     if not any(name.startswith("post_") for name in arrays):
         return
     taps = shaped("post_taps", "float16", RUNGS, channels, 2).astype(np.float64)
@@ -436,6 +497,20 @@ def _check_state(
         check_basis("post_basis")
     change = (np.abs(taps) @ (1.0, 2.0)).max(0) * limit  # of a component, at most
     expect("post_limit", bool(math.sqrt(channels) * np.linalg.norm(change) <= MAX_CHANGE))
+
+
+def _rung_arrays(rungs: Sequence[Rung]) -> dict[str, np.ndarray]:
+    """The stored form of format 1's entropy models."""
+    freqs = [freq for model in rungs for freq in model.bank.freqs]
+    return {
+        "freqs": np.concatenate(freqs).astype(np.int32),
+        "sizes": np.array([len(freq) for freq in freqs], np.int32),
+        "banks": np.array([len(model.bank.freqs) for model in rungs], np.int32),
+        "offset": np.concatenate([model.bank.offset for model in rungs]),
+        "centroid": np.concatenate([model.bank.centroid for model in rungs]),
+        "chosen": np.stack([model.chosen for model in rungs]).astype(np.uint8),
+        "clusters": np.stack([model.clusters for model in rungs]).astype(np.int32),
+    }
 
 
 def _rungs(arrays: dict[str, np.ndarray]) -> tuple[Rung, ...]:

@@ -12,6 +12,8 @@ from typing import Self
 
 import numpy as np
 
+from dtufc.kernels import kernel
+
 
 @dataclass(frozen=True)
 class PostFilter:
@@ -36,6 +38,11 @@ class PostFilter:
         own, beside = self.taps[rung].T
         seen = np.clip(y, -self.limit, self.limit)
         return own * seen + beside * neighbours(seen, length)
+
+    def apply(self, y: np.ndarray, length: int, rung: int) -> None:
+        """Add the change to components y (C, R), in place."""
+        if self.taps[rung].any():
+            _filter(y, self.taps[rung], self.limit, length, np.zeros(y.shape[1] + 2, np.float32))
 
     def refine(self, x: np.ndarray, length: int, rung: int) -> np.ndarray:
         """(R, C) decoded values -> better ones, through the filter's own basis."""
@@ -70,3 +77,22 @@ def neighbours(y: np.ndarray, length: int) -> np.ndarray:
     out[:, 1:] = y[:, :-1]
     out[:, :-1] += y[:, 1:]
     return out.reshape(-1, y.shape[2])
+
+
+@kernel
+def _filter(y, taps, limit, length, seen):
+    """Components (C, R), sequences of ``length`` in a row; ``seen``: room for R + 2 values."""
+    count = y.shape[1]
+    for i in range(y.shape[0]):
+        own, beside, most = taps[i, 0], taps[i, 1], limit[i]
+        if own == 0 and beside == 0:
+            continue
+        for r in range(count):
+            seen[r + 1] = min(max(y[i, r], -most), most)
+        for r in range(count):
+            y[i, r] += own * seen[r + 1] + beside * (seen[r] + seen[r + 2])
+        for r in range(0, count, length):  # the first and the last have one neighbour
+            if r > 0:
+                y[i, r] -= beside * seen[r]
+            if r + length < count:
+                y[i, r + length - 1] -= beside * seen[r + length + 1]

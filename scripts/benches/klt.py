@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,12 @@ import torch
 from bench_klt import BenchConfig
 from benches.codec import best
 
-from dtufc import rans
 from dtufc.codec import load_codec
 from dtufc.feature import write_feature
+from dtufc.klt import coder, trellis
 from dtufc.klt.codec import KltCodec
 from dtufc.klt.model import WEIGHTS, rung
+from dtufc.klt.tables import choose, in_units
 from dtufc.paths import REPOSITORY
 
 FIT = REPOSITORY / "coding" / "klt" / "fit_klt.py"
@@ -27,15 +27,27 @@ KINDS = 8  # of tokens
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """Rate and speeds at one quality, in millions of points per second."""
+    """Rate, and speeds at one quality in millions of points per second."""
 
     quality: float
     bpfp: float
     nmse: float
-    rans_encode: float
-    rans_decode: float
+    product: float
+    """x @ basis in float32, all that a transform is."""
+    search: float
+    """Scaled components to symbols."""
+    lanes_encode: float
+    lanes_decode: float
     encode: float
     decode: float
+    encode_ratio: float
+    """Time of encode over the product's."""
+    decode_ratio: float
+    token_encode: float
+    """Microseconds of one token alone."""
+    token_decode: float
+    break_even: float
+    """Gb/s of a link below which coding pays against raw bfloat16, one after the other."""
 
 
 class World:
@@ -64,7 +76,16 @@ def bench(cfg: BenchConfig) -> list[SpeedRow]:
         for number in range(-(-cfg.tokens // cfg.tokens_per_file)):
             write_feature(folder / "train" / f"{number:05d}.npy", world.tokens(cfg.tokens_per_file))
         codec = folder / "codec"
-        command = [sys.executable, FIT, "--features", folder / "train", "--output", codec]
+        command = [
+            sys.executable,
+            FIT,
+            "--features",
+            folder / "train",
+            "--output",
+            codec,
+            "--format",
+            "2",
+        ]
         command += ["--clusters", str(cfg.clusters)] if cfg.clusters else []
         start = time.perf_counter()
         subprocess.run([str(part) for part in command], check=True)
@@ -85,32 +106,47 @@ def bench(cfg: BenchConfig) -> list[SpeedRow]:
 
 
 def speeds(codec: KltCodec, x: np.ndarray, repeats: int) -> SpeedRow:
-    """Rate, error and speeds on one feature."""
-    model = codec.model
-    owners = model.transform.layout.owners(x.shape)
-    vectors = model.to_vectors(x)
-    clusters, symbols, _, _ = model.quantise(vectors, codec.grade, owners)
-    entropy = model.rungs[rung(codec.grade)]
-    stream, indexes = symbols.ravel(), entropy.chosen[clusters].ravel()
-    string = rans.encode(stream, indexes, entropy.tables)
-
-    def read() -> np.ndarray:
-        return rans.Decoder(string, entropy.tables).decode(indexes)
-
-    if not np.array_equal(read(), stream):
-        raise RuntimeError("rans: the string does not decode to its symbols")
-    data = codec.encode(x)
+    """Rate, error and speeds on one feature, x (1, 1, tokens, channels)."""
+    model, facts, grade = codec.model, codec.model.facts, codec.grade
+    vectors = facts.views.to_vectors(x, model.transform.layout.block)
+    tables = model.rungs[rung(grade)]
+    found, _ = model.search(vectors, grade)
+    strings = coder.encode(tables, found, 0)
+    modes, _, symbols = coder.decode(tables, *strings, len(vectors), 0, symbols=True)
+    if not np.array_equal(symbols, found.symbols) or not np.array_equal(modes, found.modes):
+        raise RuntimeError("lanes: the strings do not decode to their symbols")
+    fine, weight = (
+        trellis.FINE * model.transform.step(grade),
+        model.weight_at(grade) / trellis.FINE**2,
+    )
+    mode = int(np.bincount(found.modes).argmax())
+    units = in_units(coder.forward(model.transform, vectors, mode), 1 / fine)
+    parameters = tables.parameters(weight)
+    matrix = torch.from_numpy(x[0, 0])
+    basis = np.eye(x.shape[3]) if model.transform.basis is None else model.transform.basis[mode]
+    basis = torch.from_numpy(basis.astype(np.float32))
+    data, token = codec.encode(x), x[:, :, :1]
+    alone = codec.encode(token)
     decoded = codec.decode(data)
-
-    def rate(call: Callable[[], object]) -> float:
-        return x.size / 1e6 / best(repeats, call)
-
+    bits = 8 * len(data) / x.size
+    calls = {
+        "product": lambda: matrix @ basis,
+        "search": lambda: choose(tables, parameters, mode, units, len(vectors)),
+        "lanes_encode": lambda: coder.encode(tables, found, 0),
+        "lanes_decode": lambda: coder.decode(tables, *strings, len(vectors), 0),
+        "encode": lambda: codec.encode(x),
+        "decode": lambda: codec.decode(data),
+    }
+    took = {name: best(repeats, call) for name, call in calls.items()}
+    rates = {name: x.size / 1e6 / each for name, each in took.items()}
     return SpeedRow(
         quality=codec.quality,
-        bpfp=8 * len(data) / x.size,
+        bpfp=bits,
         nmse=float(np.mean((decoded - x) ** 2) / x.var()),
-        rans_encode=rate(lambda: rans.encode(stream, indexes, entropy.tables)),
-        rans_decode=rate(read),
-        encode=rate(lambda: codec.encode(x)),
-        decode=rate(lambda: codec.decode(data)),
+        **rates,
+        encode_ratio=took["encode"] / took["product"],
+        decode_ratio=took["decode"] / took["product"],
+        token_encode=1e6 * best(repeats, lambda: codec.encode(token)),
+        token_decode=1e6 * best(repeats, lambda: codec.decode(alone)),
+        break_even=(16 - bits) / 1e3 * x.size / 1e6 / (took["encode"] + took["decode"]),
     )

@@ -1,0 +1,233 @@
+"""Vectors to bytes and back, second generation.
+
+    vectors ─ transform of a mode ─ y ─ trellis search ─> table symbols ─ rANS lanes ─> string
+                                                      └─> low bits, escapes ─────────> side string
+
+Arrays of components are (D, R): what one step of the lanes takes lies side by side.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dtufc.kernels import kernel
+from dtufc.klt import lanes, side, trellis
+from dtufc.klt.tables import Tables, in_units
+
+MOST = 1 << 30  # magnitude of a symbol
+ROWS = 1024
+"""Vectors that are transformed at a time where there are several modes."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Symbols of R vectors."""
+
+    modes: np.ndarray
+    """(R,) int32."""
+    code: np.ndarray
+    """(D, R) uint16, as :func:`dtufc.klt.trellis.search` writes it."""
+    symbols: np.ndarray
+    """(D, R) int32."""
+    escapes: int
+
+
+def forward(transform, vectors: np.ndarray, mode: int) -> np.ndarray:
+    """(R, C, S) -> components (D, R) float32."""
+    if vectors.shape[2] > 1:
+        return np.ascontiguousarray(transform.forward(vectors, mode).T)
+    x = torch.from_numpy(vectors[:, :, 0] - transform.mean[mode, :, 0])
+    if transform.basis is None:
+        return x.T.contiguous().numpy()
+    return (torch.from_numpy(transform.basis[mode]).T @ x.T).numpy()
+
+
+def inverse(transform, y: np.ndarray, mode: int) -> np.ndarray:
+    """Components (D, R) -> (R, C, S) float32."""
+    if transform.mean.shape[2] > 1:
+        return transform.inverse(np.ascontiguousarray(y.T), mode)
+    x, mean = torch.from_numpy(y).T, torch.from_numpy(transform.mean[mode, :, 0])
+    if transform.basis is None:
+        return (x + mean).numpy()[:, :, None]
+    return torch.addmm(mean, x, torch.from_numpy(transform.basis[mode]).T).numpy()[:, :, None]
+
+
+def quantise(transform, tables: Tables, vectors, fine: float, weight: float) -> Quantised:
+    """The cheapest mode, by an estimate, and symbols of each vector.
+
+    Args:
+        vectors: (R, C, S) float32. fine: the fine step. weight: of a bit, in squared fine steps.
+    """
+    count, parameters = len(vectors), tables.parameters(weight)
+    code = np.empty((transform.components, count), np.uint16)
+    symbols = np.empty(code.shape, np.int32)
+    modes = np.zeros(count, np.int32)
+    escapes = 0
+    for first in range(0, count, ROWS):
+        part = slice(first, first + ROWS)
+        units, modes[part] = pick(transform, tables, vectors[part], fine, weight, parameters)
+        for mode, each in units.items():
+            columns = first + np.flatnonzero(modes[part] == mode)
+            escapes += trellis.search(
+                each, tables.chosen[:, mode], tables.shift, parameters, tables.low, tables.size,
+                columns, code, symbols, np.empty(len(columns)),
+            )  # fmt: skip
+    return Quantised(modes, code, symbols, escapes)
+
+
+def pick(transform, tables: Tables, vectors, fine: float, weight: float, parameters):
+    """What is searched of each mode's vectors, and the mode of each (R,)."""
+    clusters = range(transform.layout.clusters)
+    if len(clusters) == 1:
+        return {0: in_units(forward(transform, vectors, 0), 1 / fine)}, 0
+    units = []
+    costs = np.empty((len(clusters), -(-len(vectors) // trellis.BLOCK) * trellis.BLOCK), np.int64)
+    for mode in clusters:
+        units.append(in_units(forward(transform, vectors, mode), 1 / fine))
+        trellis.estimate(units[mode], tables.chosen[0, mode], tables.shift, parameters, costs[mode])
+        costs[mode] += tables.mode_cost(mode, weight)
+    modes = costs.argmin(0)[: len(vectors)]
+    found = {}
+    for mode in np.unique(modes).tolist():
+        mine = units[mode][:, : len(vectors)][:, modes == mode]
+        padded = np.zeros((len(mine), -(-mine.shape[1] // trellis.BLOCK) * trellis.BLOCK), np.int32)
+        padded[:, : mine.shape[1]] = mine
+        found[mode] = padded
+    return found, modes
+
+
+def encode(tables: Tables, found: Quantised, check: int) -> tuple[bytes, bytes]:
+    """The strings of the lanes and of what stands beside them."""
+    beside = b""
+    if tables.shift.any():
+        wide = tables.shift > 0
+        beside = side.pack_low(found.symbols[wide], tables.shift[wide])
+    if found.escapes:
+        at, column = _find(found.code, found.escapes)
+        beside += write_escapes(tables, at, found.code[at, column], found.symbols[at, column])
+    count = lanes.lanes_for(tables.average_of(np.bincount(found.modes)), len(found.modes))
+    string = lanes.encode(
+        found.code, found.modes, tables.mode_table, tables.slots, count, zlib.crc32(beside, check)
+    )  # fmt: skip
+    return string, beside
+
+
+def write_escapes(tables: Tables, at, code, symbols) -> bytes:
+    """The string of escaped symbols, component by component.
+
+    Args:
+        at, code, symbols: (n,) component, code and symbol of each.
+    """
+    table = code >> 8
+    shift = tables.shift[at]
+    k = symbols.astype(np.int64) >> shift
+    return side.encode(side.number(k, shift, tables.low[table], tables.size[table]))
+
+
+def _find(code: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    at, column = np.empty((2, count), np.int64)
+    _find_escaped(code, at, column)
+    return at, column
+
+
+@kernel
+def _find_escaped(code, at, column):
+    """Where the escapes of code (D, R) are."""
+    count = 0
+    for i in range(code.shape[0]):
+        for r in range(code.shape[1]):
+            if (code[i, r] & 255) == trellis.ESCAPE:
+                at[count], column[count] = i, r
+                count += 1
+
+
+@kernel
+def _find_infinite(y, at, column):
+    """Where y (D, R) is infinite."""
+    count = 0
+    for i in range(y.shape[0]):
+        for r in range(y.shape[1]):
+            if abs(y[i, r]) == np.inf:
+                at[count], column[count] = i, r
+                count += 1
+
+
+def decode(
+    tables: Tables, string: bytes, beside: bytes, count: int, check: int, symbols: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Modes (R,) int32, components (D, R) float32 in fine steps, and, where asked for, symbols (D, R)
+    int32.
+
+    Raises:
+        LaneError, ValueError: damaged, or too short for so many vectors.
+    """
+    check_room(tables, string, beside, count)
+    reader = lanes.Reader(string, count)
+    modes = np.zeros(count, np.int32)
+    if tables.mode_table >= 0:
+        modes = reader.modes(tables.slots, tables.mode_table)
+        if modes.max() >= tables.chosen.shape[1]:
+            raise lanes.LaneError("a vector's mode is none")
+    wide = tables.shift[tables.shift > 0]
+    low_bits = side.unpack_low(beside, wide, count)
+    y = np.empty((len(tables.shift), count), np.float32)
+    kept = np.empty(y.shape if symbols else (0, 0), np.int32)
+    hashes, escapes = reader.components(
+        modes, tables.pairs, tables.slots, tables.values, tables.wide, low_bits, tables.low, y, kept
+    )
+    reader.finish((hashes ^ zlib.crc32(beside, check)) & 0xFFFFFFFF)
+    rest = beside[side.low_bytes(wide, count) :]
+    if escapes:
+        at = np.empty(escapes, np.int64)
+        column = np.empty_like(at)
+        _find_infinite(y, at, column)
+        quantiser = (y[at, column] < 0).astype(np.int64)
+        k = read_escapes(tables, rest, modes[column], low_bits[:, column], quantiser, at)
+        y[at, column] = 2 * k - quantiser * np.sign(k)
+        if symbols:
+            kept[at, column] = k
+    elif rest:
+        raise lanes.LaneError("bytes behind the escaped symbols")
+    return modes, y, kept
+
+
+def check_room(tables: Tables, string: bytes, beside: bytes, count: int) -> None:
+    """Refuse strings that are too short for what is announced, before memory is taken for it.
+
+    Raises:
+        LaneError: they hold no ``count`` vectors.
+    """
+    if count * tables.least > 8 * (len(string) + len(beside)):
+        raise lanes.LaneError("truncated: fewer bytes than so many symbols take")
+
+
+def read_escapes(tables: Tables, data: bytes, modes, low_bits, quantiser, at) -> np.ndarray:
+    """Escaped symbols (n,) int64, component by component.
+
+    Args:
+        modes, quantiser, at: (n,) mode, quantiser and component of each. low_bits: (S, n) int32.
+
+    Raises:
+        ValueError: the bytes hold other ones.
+    """
+    table = tables.chosen[quantiser, modes, at]
+    shift = tables.shift[at]
+    k = side.symbol(side.decode(data, len(at)), shift, tables.low[table], tables.size[table])
+    if len(low_bits):
+        k = (k << shift) | np.where(shift > 0, low_bits[tables.wide[1, at], np.arange(len(at))], 0)
+    if np.abs(k).max() > MOST:
+        raise ValueError("an escaped symbol is out of range")
+    return k
+
+
+def restore(transform, modes: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Components (D, R) -> vectors (R, C, S) float32."""
+    if len(transform.mean) == 1:
+        return inverse(transform, y, 0)
+    out = np.empty((len(modes), *transform.mean.shape[1:]), np.float32)
+    for mode in np.unique(modes).tolist():
+        mine = modes == mode
+        out[mine] = inverse(transform, np.ascontiguousarray(y[:, mine]), mode)
+    return out

@@ -1,0 +1,393 @@
+"""Entropy coder of many independent lanes: rANS with 32-bit states and words of 16 bits.
+
+Vector r goes to lane r mod L. Lanes stand in groups of 32; the lanes of a group take a step together,
+one symbol each, and those that need a word take the next ones of their group's words, in order. So a
+core keeps several states in flight, and a warp of a GPU decodes a group in lockstep. First come the
+modes of all vectors, then their components.
+
+    string:  lanes (varint) ─ words of each group but the last (varints) ─ check (2 bytes, of one lane)
+             ─ states (4 bytes a lane) ─ words (2 bytes each)
+
+The states that encoding begins with, which decoding ends with, carry a 32-bit check: its low half in
+even lanes, its high half in odd ones; of a single lane the high half stands in the string.
+
+J. Duda, *Asymmetric numeral systems* (arXiv 1311.2540); F. Giesen, *Interleaved entropy coders* (arXiv
+1402.3392). Probabilities are in units of 2^-12: a table is 4096 bytes, from its slots to its symbols.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dtufc.kernels import kernel
+from dtufc.klt.trellis import ESCAPE, NEXT
+
+PRECISION = 12
+SLOTS = 1 << PRECISION
+ROW = 256
+"""Symbols of a table at most, with its escape, which is the last, :data:`dtufc.klt.trellis.ESCAPE`."""
+GROUP = 32
+"""Lanes that share their words."""
+MAX_LANES = 1 << 16
+LANE_BYTES = 1024
+"""Bytes that a lane is to hold: its state, of which three bytes are lost, costs 0.3 % of them."""
+LOW = 1 << 16  # states are kept in [2^16, 2^32)
+HASH = 0x9E3779B1  # odd: a symbol that differs changes the sum
+
+# four bits for each state and parity, so that the next state is a shift away
+NEXT_BITS = np.uint64(sum(int(t) << (4 * n) for n, t in enumerate(NEXT.ravel())))
+
+
+class LaneError(ValueError):
+    """The string is not one that this coder wrote with these tables."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Tables as coders use them, of T tables."""
+
+    symbol: np.ndarray
+    """(T * SLOTS,) uint8: the symbol of each slot."""
+    interval: np.ndarray
+    """(T * ROW,) uint32: of each symbol, frequency (13 bits), parity (bit 15), start (from bit 16)."""
+    inverse: np.ndarray
+    """(T * ROW,) uint64: 2^44 over the frequency, rounded up."""
+    least: np.ndarray
+    """(T,) float64: bits of the cheapest symbol."""
+
+    @classmethod
+    def of(cls, freqs, low) -> "Slots":
+        """Of frequencies, T times (size + 1,) with the sum SLOTS, and each table's lowest symbol."""
+        count = len(freqs)
+        symbol = np.empty((count, SLOTS), np.uint8)
+        interval = np.zeros((count, ROW), np.uint32)
+        inverse = np.zeros((count, ROW), np.uint64)
+        least = np.empty(count)
+        for t, (freq, first) in enumerate(zip(freqs, low, strict=True)):
+            own = np.append(np.arange(len(freq) - 1), ESCAPE)
+            symbol[t] = np.repeat(own, freq)
+            parity = np.append((own[:-1] + int(first)) & 1, 0)
+            start = np.cumsum(freq) - freq
+            interval[t, own] = freq | parity << 15 | start << 16
+            inverse[t, own] = -(-(1 << 44) // freq.astype(np.int64))
+            least[t] = PRECISION - np.log2(freq.max())
+        return cls(symbol.ravel(), interval.ravel(), inverse.ravel(), least)
+
+
+def lanes_for(size: float, count: int) -> int:
+    """How many lanes ``count`` vectors of ``size`` bytes in all take, filled evenly."""
+    lanes = int(min(max(1, size / LANE_BYTES), count, MAX_LANES))
+    rounds = -(-count // lanes)
+    return -(-count // rounds)
+
+
+def encode(code, modes, mode_table, slots, lanes, check) -> bytes:
+    """Table symbols -> string.
+
+    Args:
+        code: (D, R) uint16, as :func:`dtufc.klt.trellis.search` writes it.
+        modes: (R,) int32.
+        mode_table: the table of the modes; below 0 where there is but one mode.
+        check: 32 bits that the decoder must come to beside the symbols' own.
+    """
+    components, count = code.shape
+    check = (_hash(code, modes) ^ check) & 0xFFFFFFFF
+    states = first_states(lanes, check)
+    words = np.empty(count * (components + 1), np.uint16)
+    ends = np.empty(-(-lanes // GROUP) + 1, np.int64)
+    _push(code, modes, mode_table, slots.interval, slots.inverse, states, words, ends)
+    words = words[ends[0] :].astype("<u2", copy=False)
+    return b"".join((head(lanes, np.diff(ends), check), states.astype("<u4"), words))
+
+
+def head(lanes: int, lengths: np.ndarray, check: int) -> bytes:
+    """What a string says before its states.
+
+    Args:
+        lengths: (groups,) words of each group.
+    """
+    out = varint(lanes) + b"".join(map(varint, lengths[:-1].tolist()))
+    return out + ((check >> 16).to_bytes(2, "little") if lanes == 1 else b"")
+
+
+class Reader:
+    """A string of :func:`encode`, read in two steps: the modes, then the components.
+
+    Raises:
+        LaneError: the string is too short to be one, or holds none of so many vectors.
+    """
+
+    def __init__(self, data: bytes, count: int):
+        self.count = count
+        lanes, at = read_varint(data, 0)
+        if not 1 <= lanes <= min(count, MAX_LANES):
+            raise LaneError(f"{lanes} lanes of {count} vectors")
+        lengths = []
+        for _ in range(-(-lanes // GROUP) - 1):
+            length, at = read_varint(data, at)
+            lengths.append(length)
+        self._high = None
+        if lanes == 1:
+            self._high, at = int.from_bytes(data[at : at + 2], "little"), at + 2
+        body = len(data) - at - 4 * lanes
+        if body < 0 or body % 2 or sum(lengths) > body // 2:
+            raise LaneError("the coded symbols are truncated")
+        self.states = np.frombuffer(data, "<u4", lanes, at).astype(np.uint64)
+        words = np.frombuffer(data, "<u2", offset=at + 4 * lanes)
+        self.words = np.append(words, np.uint16(0))  # what a damaged string reads behind its end
+        ends = np.cumsum([0, *lengths, body // 2 - sum(lengths)])
+        self.at, self._ends = ends[:-1].astype(np.int64), ends[1:]
+
+    def modes(self, slots: Slots, table: int) -> np.ndarray:
+        """(R,) int32 of the table's symbols."""
+        out = np.empty(self.count, np.int32)
+        _pull_modes(self.words, self.at, self.states, table, slots.symbol, slots.interval, out)
+        return out
+
+    def components(self, modes, pairs, slots, values, wide, low_bits, low, y, symbols):
+        """Fill y (D, R) float32 with the tables' values, and symbols (D, R) int32 where it has a size.
+
+        An escaped symbol becomes infinite: above 0 in quantiser 0, below in quantiser 1.
+
+        Args:
+            pairs: (D * K * 2,) uint16: the tables of each component and mode in quantisers 0 and 1.
+            values: (T * ROW,) float32: what a table's symbols stand for.
+            wide: (2, D) int32: a component's low bits, and their row in ``low_bits`` (S, R) int32.
+            low: (T,) int32: each table's lowest symbol.
+
+        Returns:
+            the sum of the symbols' hashes, and how many are escaped.
+        """
+        hashes = np.empty(self.count, np.uint32)
+        escapes = _pull(
+            self.words, self.at, self.states, modes, pairs, slots.symbol, slots.interval, values,
+            wide, low_bits, low, y, symbols, hashes,
+        )  # fmt: skip
+        return sum_hashes(hashes), escapes
+
+    def finish(self, check: int) -> None:
+        """Check that all lanes end here, with the encoder's symbols and ``check``.
+
+        Raises:
+            LaneError: they do not.
+        """
+        if (self.at != self._ends).any():
+            raise LaneError("the coded symbols do not end where they should")
+        high = self._high in (None, check >> 16)
+        if not high or (self.states != first_states(len(self.states), check)).any():
+            raise LaneError("what was decoded is not what was encoded")
+
+
+def varint(value: int) -> bytes:
+    """A number in groups of 7 bits, low first."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes(out) + bytes([value])
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of at most 35 bits, and the place behind it.
+
+    Raises:
+        LaneError: it does not end.
+    """
+    value = 0
+    for shift in range(0, 35, 7):
+        if at >= len(data):
+            break
+        byte, at = data[at], at + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise LaneError("the coded symbols are truncated")
+
+
+def first_states(lanes: int, check: int) -> np.ndarray:
+    """(lanes,) uint64: the states that encoding begins with."""
+    halves = np.array([check & 0xFFFF, check >> 16], np.uint64)
+    return halves[np.arange(lanes) & 1] | np.uint64(LOW)
+
+
+def _hash(code: np.ndarray, modes: np.ndarray) -> int:
+    hashes = np.empty(code.shape[1], np.uint32)
+    _hash_columns(code, modes, hashes)
+    return sum_hashes(hashes)
+
+
+def sum_hashes(hashes: np.ndarray) -> int:
+    """32 bits of all vectors' hashes, each times an odd number of its own."""
+    weights = 2 * np.arange(len(hashes), dtype=np.uint32) + np.uint32(1)
+    return int((hashes * weights).sum(dtype=np.uint32))
+
+
+@kernel
+def _hash_columns(code, modes, hashes):
+    """A polynomial of each column's symbols, mod 2^32."""
+    for r in range(code.shape[1]):
+        hashes[r] = np.uint32(modes[r] + 1)
+    for i in range(code.shape[0]):
+        for r in range(code.shape[1]):
+            hashes[r] = hashes[r] * np.uint32(HASH) + np.uint32(code[i, r] & 255)
+
+
+@kernel
+def _push(code, modes, mode_table, interval, inverse, states, words, ends):
+    """Encode all groups, the last first; words fill from the end.
+
+    Args:
+        states: (L,) uint64, of the beginning; then those of the end.
+        ends: (groups + 1,) int64, written: where each group's words begin, and the end.
+    """
+    components, count = code.shape
+    flat = code.ravel()
+    lanes = len(states)
+    at = len(words)
+    groups = len(ends) - 1
+    ends[groups] = at
+    rounds = (count + lanes - 1) // lanes
+    for g in range(groups - 1, -1, -1):
+        first = g * GROUP
+        own = states[first : min(first + GROUP, lanes)]
+        for k in range(rounds - 1, -1, -1):
+            start = k * lanes + first
+            width = max(0, min(len(own), count - start))
+            for i in range(components - 1, -1, -1):
+                row = np.uint64(i * count + start)
+                for j in range(width - 1, -1, -1):
+                    place = flat[row + np.uint64(j)]
+                    own[j], at = _put(own[j], interval[place], inverse[place], words, at)
+        if mode_table >= 0:
+            for k in range(rounds - 1, -1, -1):
+                start = k * lanes + first
+                for j in range(min(len(own), count - start) - 1, -1, -1):
+                    place = np.uint64((mode_table << 8) | modes[start + j])
+                    own[j], at = _put(own[j], interval[place], inverse[place], words, at)
+        ends[g] = at
+
+
+@kernel
+def _put(x, interval, inverse, words, at):
+    """A symbol into the state x; the word that it sends goes before ``at``."""
+    freq = np.uint64(interval) & np.uint64(0x1FFF)
+    if x >> np.uint64(20) >= freq:
+        at -= 1
+        words[at] = np.uint16(x & np.uint64(0xFFFF))
+        x >>= np.uint64(16)
+    whole = (x * inverse) >> np.uint64(44)  # x // freq, exactly: x < 2^20 freq, freq <= 2^12
+    start = np.uint64(interval) >> np.uint64(16)
+    return x + whole * (np.uint64(SLOTS) - freq) + start, at
+
+
+@kernel
+def _take(x, interval, slot, word):
+    """The state without its symbol, refilled with ``word`` where it needs one; and whether it did."""
+    freq = np.uint64(interval) & np.uint64(0x1FFF)
+    x = freq * (x >> np.uint64(PRECISION)) + slot - (np.uint64(interval) >> np.uint64(16))
+    need = np.uint64(1) if x < np.uint64(LOW) else np.uint64(0)
+    refilled = (x << np.uint64(16)) | word
+    return refilled if need else x, need
+
+
+@kernel
+def _pull_modes(words, places, states, table, symbol, interval, out):
+    lanes, count = len(states), len(out)
+    end = np.uint64(len(words) - 1)
+    base = np.uint64(table)
+    for g in range(len(places)):
+        first = g * GROUP
+        own = states[first : min(first + GROUP, lanes)]
+        at = np.uint64(places[g])
+        for start in range(first, count, lanes):
+            for j in range(min(len(own), count - start)):
+                x = own[j]
+                slot = x & np.uint64(SLOTS - 1)
+                found = symbol[(base << np.uint64(PRECISION)) | slot]
+                place = (base << np.uint64(8)) | np.uint64(found)
+                own[j], need = _take(x, interval[place], slot, np.uint64(words[min(at, end)]))
+                at += need
+                out[start + j] = found
+        places[g] = np.int64(at)
+
+
+@kernel
+def _pull(
+    words, places, states, modes, pairs, symbol, interval, values, wide, low_bits, low, y, symbols,
+    hashes,
+):  # fmt: skip
+    """Decode the components of all vectors; see :meth:`Reader.components`."""
+    components, count = y.shape
+    flat = y.ravel()  # rows cut out of an array cost more than what is done with them
+    lanes = len(states)
+    end = np.uint64(len(words) - 1)
+    apart = np.uint64(len(pairs) // components)
+    escapes = 0
+    keep = symbols.size > 0
+    machine = np.empty(GROUP, np.uint64)
+    pair = np.empty(GROUP, np.uint64)
+    taken = np.empty(GROUP, np.uint64)
+    before = np.empty(GROUP, np.uint64)
+    one, eight, low_slots = np.uint64(1), np.uint64(8), np.uint64(SLOTS - 1)
+    for r in range(count):
+        hashes[r] = np.uint32(modes[r] + 1)
+    for g in range(len(places)):
+        first = g * GROUP
+        own = states[first : min(first + GROUP, lanes)]
+        at = np.uint64(places[g])
+        for start in range(first, count, lanes):
+            width = min(len(own), count - start)
+            machine[:] = 0
+            hashed = hashes[start : start + width]
+            for j in range(width):
+                pair[j] = np.uint64(modes[start + j]) << one
+            for i in range(components):
+                row = np.uint64(i * count + start)
+                for j in range(width):
+                    x, m = own[j], machine[j]
+                    table = np.uint64(pairs[pair[j] | (m & one)])
+                    slot = x & low_slots
+                    place = (table << eight) | symbol[(table << np.uint64(PRECISION)) | slot]
+                    described = interval[place]
+                    own[j], need = _take(x, described, slot, np.uint64(words[min(at, end)]))
+                    at += need
+                    taken[j], before[j] = place, m
+                    parity = np.uint64(described >> np.uint32(15)) & one
+                    entry = ((m << one) | parity) << np.uint64(2)
+                    machine[j] = (np.uint64(NEXT_BITS) >> entry) & np.uint64(7)
+                    pair[j] += apart
+                for j in range(width):
+                    flat[row + np.uint64(j)] = values[taken[j]]
+                for j in range(width):
+                    found = np.uint32(taken[j] & np.uint64(255))
+                    hashed[j] = hashed[j] * np.uint32(HASH) + found
+                    escapes += found == np.uint32(ESCAPE)
+                if wide[0, i] > 0:
+                    beside = low_bits[wide[1, i], start : start + width]
+                    out = y[i, start : start + width]
+                    _widen(taken, before, beside, wide[0, i], low, machine, out)
+                if keep:
+                    _keep(
+                        taken, low_bits, wide[:, i], start, low, symbols[i, start : start + width]
+                    )
+        places[g] = np.int64(at)
+    return escapes
+
+
+@kernel
+def _widen(taken, before, beside, shift, low, machine, out):
+    """Values and next states of symbols that have low bits."""
+    for j in range(len(beside)):
+        k = (np.int64(taken[j] & np.uint64(255)) + low[taken[j] >> np.uint64(8)]) << shift
+        k |= beside[j]
+        if taken[j] & np.uint64(255) != np.uint64(ESCAPE):
+            sign = 1 if k > 0 else -1 if k < 0 else 0
+            out[j] = 2 * k - np.int64(before[j] & np.uint64(1)) * sign
+        machine[j] = NEXT[before[j], beside[j] & 1]
+
+
+@kernel
+def _keep(taken, low_bits, wide, start, low, out):
+    for j in range(len(out)):
+        k = np.int64(taken[j] & np.uint64(255)) + low[taken[j] >> np.uint64(8)]
+        out[j] = (k << wide[0]) | (low_bits[wide[1], start + j] if wide[0] > 0 else 0)
