@@ -8,7 +8,7 @@ import torch
 
 from dtufc.codec import load_codec
 from dtufc.feature import FeatureFacts, write_feature
-from dtufc.klt import fit_klt, statistics, tables
+from dtufc.klt import fit_klt, fit_tables, statistics
 from dtufc.klt.bases import Bases, Candidate
 from dtufc.klt.fit import fit
 from dtufc.klt.fit_klt import FitConfig
@@ -116,12 +116,12 @@ def test_tables_do_not_depend_on_threads():
     x, _ = clouds(0, 1200)
     layout = Layout(rotate=True, block=1, clusters=3, centre=True)
     transform = Bases(known_of(x), 0, "cpu").fit(Candidate(layout, 6.0))
-    y, before = tables.in_bases(transform, x), torch.get_num_threads()
+    coded, before = fit_tables.Coded.plain(transform, x), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(tables.fit_ladder(transform, y, range(0, 160, 16)))
+            found.append(fit_tables.fit_ladder(transform, coded, range(0, 160, 16)))
     finally:
         torch.set_num_threads(before)
     assert len(found[0]) == 10
@@ -137,8 +137,8 @@ def test_tables_promise_the_entropy_of_what_they_are_made_of():
     y = (rng.laplace(size=(20_000, 16)) * np.geomspace(0.2, 30, 16)).astype(np.float32)
     layout = Layout(rotate=False, block=1, clusters=1, centre=False)
     transform = Transform(layout, np.zeros((1, 16, 1), np.float32), None, 1.0)
-    rung = tables.fit_chain(transform, [y], [0])[0]
-    symbols, _ = tables.spend(y, rung, 0)
+    rung = fit_tables.fit_chain(transform, fit_tables.Coded([y]), [0])[0]
+    symbols, _ = fit_tables.spend(y, rung, 0)
     entropy = spent = 0.0
     wide = rung.bits.shape[1] // 2
     for i, q in enumerate(symbols.T):
@@ -152,7 +152,7 @@ def test_the_guess_of_bits_is_a_sum_of_logarithms():
     y = np.random.default_rng(0).standard_normal((7, 900)).astype(np.float32)
     y[0, 0], y[1] = 3e38, 0
     wanted = np.log2(1 + np.minimum(np.abs(y.astype(np.float64)) / 1e-3, 1e30)).sum(1)
-    np.testing.assert_allclose(tables.measure(y, np.float32(1e-3)), wanted, rtol=1e-6)
+    np.testing.assert_allclose(fit_tables.measure(y, np.float32(1e-3)), wanted, rtol=1e-6)
 
 
 def test_few_candidates_are_left_where_there_are_plenty_of_vectors(tmp_path):

@@ -4,8 +4,9 @@
     decode:  bitstream ─ rANS ─> symbols ─ * step, inverse transform, post-filter ─ vectors ─> x_hat
 
 Parts of the bitstream: quality (2 bytes, signed, in 128ths); one rANS string of the clusters' indexes,
-where there are several, and the symbols, vector by vector; and, where there are any, the vectors that
-are sent as they are (count, places, float32 values). The string's checksum covers all of it and the
+where there are several, and the symbols, vector by vector; of a model with a memory the references
+(:mod:`dtufc.klt.memory`); and, where there are any, the vectors that are sent as they are (count,
+places, float32 values). The string's checksum covers all of it and the
 shape; in payload mode 0, which earlier versions wrote, it covers the symbols alone.
 
 Guarantees: the symbols depend on the bytes and on integers of the model alone, so that they are the same
@@ -81,7 +82,9 @@ class KltCodec(OneKindCodec):
 
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
         vectors = self.facts.views.to_vectors(feature, self.model.transform.layout.block)
-        clusters, symbols, _, raw = self.model.quantise(vectors, self.grade)
+        length = self.facts.views.sequence(feature.shape)
+        quantised = self.model.quantise(vectors, self.grade, length)
+        clusters, symbols, _, raw, references = quantised
         model = self.model.rungs[rung(self.grade)]
         indexes = model.chosen[clusters].ravel()
         stream = symbols.ravel()
@@ -90,6 +93,8 @@ class KltCodec(OneKindCodec):
             stream, indexes = np.append(clusters, stream), np.append(last, indexes)
         grade = self.grade.to_bytes(2, "little", signed=True)
         more = []
+        if self.model.memory is not None:
+            more.append(self.model.memory.write(clusters, references, length))
         if raw.any():
             places = np.flatnonzero(raw).astype("<u4")
             exact = vectors[raw].astype("<f4")
@@ -98,7 +103,8 @@ class KltCodec(OneKindCodec):
         return grade, rans.encode(stream, indexes, model.tables, check), *more
 
     def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
-        if len(parts) not in (2, 3) or len(parts[0]) != 2:
+        needed = 2 if self.model.memory is None else 3
+        if len(parts) not in (needed, needed + 1) or len(parts[0]) != 2:
             raise BitstreamError("inconsistent: not the parts of a klt bitstream")
         grade = int.from_bytes(parts[0], "little", signed=True)
         largest = np.finfo(np.float32).max
@@ -109,9 +115,15 @@ class KltCodec(OneKindCodec):
         check = _check(parts[0], parts[2:], shape) if mode == 1 else 0
         clusters, symbols = self.read_symbols(parts[1], grade, count, check)
         length = self.facts.views.sequence(shape)
-        vectors = self.model.restore(clusters, symbols, grade, length)
-        if len(parts) == 3:
-            _put_raw(parts[2], vectors)
+        references = None
+        if self.model.memory is not None:
+            try:
+                references = self.model.memory.read(parts[2], clusters, length)
+            except ValueError as error:
+                raise BitstreamError(f"corrupted: {error}") from error
+        vectors = self.model.restore(clusters, symbols, grade, length, references)
+        if len(parts) > needed:
+            _put_raw(parts[needed], vectors)
         return self.facts.views.from_vectors(vectors, shape, block)
 
     def read_symbols(

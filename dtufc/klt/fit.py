@@ -16,10 +16,11 @@ from dtufc.feature import FeatureFacts, list_features
 from dtufc.klt.bases import Bases
 from dtufc.klt.fit_filter import fit_filter
 from dtufc.klt.fit_klt import FitConfig
+from dtufc.klt.fit_memory import Remembered, Sequences, affordable, try_memory
+from dtufc.klt.fit_tables import WEIGHT, Coded, fit_ladder
 from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel
 from dtufc.klt.race import FEW, Race, thin
 from dtufc.klt.statistics import read_folds
-from dtufc.klt.tables import WEIGHT, fit_ladder, in_bases
 
 ALIKE = 0.06  # of the vectors held out: with so few more, means and bases stay what they are
 
@@ -49,27 +50,35 @@ def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, device: str
     race = Race(folds, facts, cfg, device)
     best = race.run()
     fold = folds[best.layout.block]
-    rows = fold.rows
+    made_by = {"files": len(paths), "vectors": fold.rows, "seed": cfg.seed}
+    made_by["tried"] = [*race.tried.values()]
+    remember, made_by["memory"] = False, None
+    if cfg.memory and affordable(best.layout, facts) and len(paths) > 1:
+        bases = race.bases[best.layout.block]
+        remember, made_by["memory"] = try_memory(
+            paths, fold.every, facts, race.transform(best), bases, cfg
+        )
     if fold.share <= ALIKE:
         transform, known = race.transform(best), fold.told
     else:
         known = fold.everything()
         transform = Bases(known, cfg.seed, device).fit(best)
-    tried = [*race.tried.values()]
-    del race, folds  # what follows takes memory of its own
+    del race, folds, fold  # what follows takes memory of its own
+    bases = Bases(known, cfg.seed, device)
+    coded, memory, name = Coded.plain(transform, thin(known.sample, FEW)), None, str(best)
+    if remember:
+        remembered = Remembered(Sequences.read(paths, facts, FEW), transform, bases)
+        coded, memory, transform = remembered.coded, remembered.memory, remembered.transform
+        name += ", memory"
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
-    y = in_bases(transform, thin(known.sample, FEW))
-    rungs = fit_ladder(transform, y, [LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)])
-    model = KltModel(facts, transform, tuple(rungs), WEIGHT)
-    made_by = {"files": len(paths), "vectors": rows, "seed": cfg.seed, "tried": tried}
+    rungs = fit_ladder(transform, coded, [LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)])
+    model = KltModel(facts, transform, tuple(rungs), WEIGHT, memory=memory)
     if cfg.post_filter and not facts.views.is_map:
-        basis = None
-        if best.layout.clusters > 1:
-            basis = Bases(known, cfg.seed, device).common
+        basis = bases.common if transform.layout.clusters > 1 else None
         post, made_by["post_filter"] = fit_filter(paths, known.mean[:, 0], basis, model)
         model = replace(model, post=post)
     model.save(cfg.output, cfg.quality, made_by)
-    run.finish(layout=str(best), vectors=rows)
+    run.finish(layout=name, vectors=made_by["vectors"])
     return model
 
 

@@ -42,10 +42,11 @@ def fit_filter(
         grade = _grade(place)
         square, cross, error = (np.zeros((2, channels, *end)) for end in ((2, 2), (2,), ()))
         for i, x in enumerate(features):
-            clusters, symbols, _, raw = model.quantise(vectors[i], grade)
-            y = components(model.restore(clusters, symbols, grade))
-            missing = (exact[i] - y)[~raw]
             length = model.facts.views.sequence(x.shape)
+            quantised = model.quantise(vectors[i], grade, length)
+            clusters, symbols, _, raw, references = quantised
+            y = components(model.restore(clusters, symbols, grade, references=references))
+            missing = (exact[i] - y)[~raw]
             told = np.stack([y, neighbours(y, length)], axis=2)[~raw]  # (rows, C, 2)
             fold = int(i % 5 == 0)
             square[fold] += np.einsum("rci,rcj->cij", told, told)

@@ -28,6 +28,7 @@ from dtufc.codec import CONFIG_JSON, read_number
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, reconstruct
+from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
 
 WEIGHTS = "model.safetensors"
@@ -38,6 +39,8 @@ MAX_CHANGE = 1e37
 """Largest magnitude that a post-filter may add to a value: what a step makes is below, too."""
 MAX_LENGTH = 2.0
 """Longest row or column of a basis, whose are 1 long but for rounding."""
+MAX_ENTRIES = 1 << 16
+"""Vectors in a memory's dictionary at most."""
 FORMAT = 1
 PER_OCTAVE = 128
 """Steps that a file can name within a factor of two: quality is coded as a multiple of 1 / 128."""
@@ -169,6 +172,13 @@ class KltModel:
     """What a bit costs, in squared steps, when symbols are chosen."""
     post: PostFilter | None = None
     """Of tokens, where it was found to help."""
+    memory: Memory | None = None
+    """Of tokens, where it was found to help."""
+
+    @property
+    def plain(self) -> int:
+        """Clusters whose vectors refer to no others."""
+        return self.transform.layout.clusters if self.memory is None else self.memory.first
 
     def weight_at(self, grade: int) -> float:
         """What a bit costs at quality ``grade`` / 128."""
@@ -176,57 +186,99 @@ class KltModel:
         return self.weight * math.exp(-TILT * min(max(place, -0.5), 0.5))
 
     def quantise(
-        self, vectors: np.ndarray, grade: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The cheapest cluster and symbols of each vector at one step.
+        self, vectors: np.ndarray, grade: int, length: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The cheapest cluster, symbols and, with a memory, reference of each vector at one step.
 
         Args:
             vectors: (R, C, S) float32.
+            length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
 
         Returns:
             clusters (R,) int32, symbols (R, C * S) int32, bits (R,) float64 that the tables promise,
-            and which vectors (R,) bool no symbols can tell; theirs are nought.
+            which vectors (R,) bool no symbols can tell; theirs are nought; and references (R,) int64,
+            as :mod:`dtufc.klt.memory` defines them.
         """
-        count = len(vectors)
-        clusters = np.zeros(count, np.int32)
+        count, step = len(vectors), np.float32(self.transform.step(grade))
+        clusters, references = np.zeros(count, np.int32), np.zeros(count, np.int64)
         symbols = np.zeros((count, self.transform.components), np.int32)
         cheapest, bits = np.full(count, np.inf), np.zeros(count)
-        limit = MAX_VALUE * self.transform.step(grade)
-        raw = np.abs(vectors.reshape(count, -1)).max(1) > limit
+        raw = np.abs(vectors.reshape(count, -1)).max(1) > MAX_VALUE * float(step)
         tame = np.where(raw[:, None, None], 0, vectors)
         trial = np.empty_like(symbols)
         model, weight = self.rungs[rung(grade)], self.weight_at(grade)
-        for cluster in range(self.transform.layout.clusters):
-            y = self.transform.forward(tame, cluster) / np.float32(self.transform.step(grade))
-            head = rans.PRECISION - np.log2(model.clusters[cluster])
+
+        @lru_cache(maxsize=1)
+        def forward(cluster: int) -> np.ndarray:
+            return self.transform.forward(tame, cluster) / step
+
+        def attempt(cluster: int, prediction=None, more=0.0) -> tuple[np.ndarray, np.ndarray]:
+            """Costs and bits of all vectors, whose references take ``more`` bits."""
+            y = forward(cluster)
+            if prediction is not None:
+                y = np.clip(y - prediction / step, -2 * MAX_VALUE, 2 * MAX_VALUE)
+            head = rans.PRECISION - np.log2(model.clusters[cluster]) + more
             tables = model.chosen[cluster], model.bits, model.bank.centroid
             cost, rate = choose(y, *tables, weight, cheapest - weight * head, trial)
-            cost += weight * head
-            better = cost < cheapest
+            return cost + weight * head, rate + head
+
+        def keep(better: np.ndarray, cluster: int, cost, rate, reference=0) -> None:
             cheapest[better], clusters[better] = cost[better], cluster
-            symbols[better], bits[better] = trial[better], rate[better] + head
-        symbols[raw], clusters[raw] = 0, 0
-        return clusters, symbols, bits, raw
+            symbols[better], bits[better] = trial[better], rate[better]
+            references[better] = np.broadcast_to(reference, count)[better]
+
+        for cluster in range(self.plain):
+            cost, rate = attempt(cluster)
+            keep(cost < cheapest, cluster, cost, rate)
+        if self.memory is not None:
+            for cluster, entry, known in self.memory.from_dictionary(self.transform, tame):
+                cost, rate = attempt(cluster, known, self.memory.bits)
+                keep(cost < cheapest, cluster, cost, rate, entry)
+            if length:
+                symbols[raw], clusters[raw], references[raw], cheapest[raw] = 0, 0, 0, -np.inf
+                decoded = self.restore(clusters, symbols, grade, references=references)
+                trials = [
+                    (cluster, rows, known, attempt(cluster, known)[0])
+                    for cluster, rows, known in self.memory.from_earlier(
+                        self.transform, tame, decoded, length
+                    )
+                ]
+                taken, own = settle(cheapest, trials, length, weight)
+                cheapest[:] = np.where(taken >= 0, np.inf, -np.inf)  # others are given up at once
+                for number, (cluster, rows, known, _) in enumerate(trials):
+                    cost, rate = attempt(cluster, known, own)
+                    keep(taken == number, cluster, cost, rate, rows)
+                    cheapest[taken == number] = -np.inf
+        symbols[raw], clusters[raw], references[raw] = 0, 0, 0
+        return clusters, symbols, bits, raw, references
 
     def restore(
-        self, clusters: np.ndarray, symbols: np.ndarray, grade: int, length: int | None = None
+        self,
+        clusters: np.ndarray,
+        symbols: np.ndarray,
+        grade: int,
+        length: int | None = None,
+        references: np.ndarray | None = None,
     ) -> np.ndarray:
         """Clusters (R,) and symbols (R, C * S) -> vectors (R, C, S) float32.
 
         Args:
             length: rows of a sequence, over which the post-filter runs; None leaves it out.
+            references: (R,) of a model with a memory.
         """
         at = rung(grade)
         post = self.post if length else None
         out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
         step = np.float32(self.transform.step(grade))
-        for cluster in np.unique(clusters):
+        for cluster in np.unique(clusters):  # ascending: what refers to other rows comes last
             own = clusters == cluster
             y = np.empty((int(own.sum()), symbols.shape[1]), np.float32)
             reconstruct(
                 symbols[own], self.rungs[at].chosen[cluster], self.rungs[at].bank.centroid, y
             )
             y *= step
+            if self.memory is not None and references is not None:
+                y += self.memory.prediction(self.transform, cluster, references[own], out)
             if post and post.basis is None:  # one basis: all rows are here, in its components
                 y += post.change(y, length, at)
             out[own] = self.transform.inverse(y, cluster)
@@ -249,6 +301,7 @@ class KltModel:
         }
         if self.transform.basis is not None:
             out["basis"] = self.transform.basis.astype(np.float16)
+        out |= self.memory.arrays() if self.memory else {}
         return out | (self.post.arrays() if self.post else {})
 
     @cached_property
@@ -311,7 +364,8 @@ class KltModel:
             basis = arrays["basis"].astype(np.float32) if layout.rotate else None
             transform = Transform(layout, arrays["mean"], basis, numbers["unit"])
             post = PostFilter.of_arrays(arrays, own_basis=layout.clusters > 1)
-            model = cls(facts, transform, _rungs(arrays), numbers["weight"], post)
+            memory = Memory.of_arrays(arrays)
+            model = cls(facts, transform, _rungs(arrays), numbers["weight"], post, memory)
             return model, numbers["quality"]
         except _ArrayError as error:
             raise UserError(f"{path}: not a sound klt codec ({error})") from error
@@ -378,6 +432,21 @@ def _check_state(
     expect("chosen", bool((chosen.max(axis=(1, 2)) < banks).all()))
     indexes = shaped("clusters", "int32", RUNGS, clusters + 1)
     expect("clusters", bool(indexes.min() >= 1 and (indexes.sum(1) == 1 << rans.PRECISION).all()))
+    if any(name.startswith("memory_") for name in arrays):
+        modes = shaped("memory_modes", "int32", 2)
+        first, fixed = modes.tolist()
+        expect("memory_modes", 1 <= first <= first + fixed <= clusters and not facts.views.is_map)
+        expect("memory_modes", first < clusters and layout.rotate and fixed >= 0)
+        known = shaped(
+            "memory_dictionary", "int8", *arrays["memory_dictionary"].shape[:1], channels
+        )
+        expect("memory_dictionary", 1 <= len(known) <= MAX_ENTRIES)
+        scale = shaped("memory_scale", "float32", channels)
+        expect("memory_scale", bool(scale.min() >= 0 and scale.max() <= MAX_UNIT / 128))
+        middle = shaped("memory_middle", "float32", channels)
+        expect("memory_middle", bool(np.abs(middle).max() <= MAX_UNIT))
+        gain = shaped("memory_gain", "float16", clusters - first, channels)
+        expect("memory_gain", bool(np.abs(gain).max() <= MAX_LENGTH))
     if not any(name.startswith("post_") for name in arrays):
         return
     taps = shaped("post_taps", "float16", RUNGS, channels, 2).astype(np.float64)

@@ -24,9 +24,9 @@ from dtufc.devices import limit_threads
 from dtufc.feature import FeatureFacts
 from dtufc.klt.bases import Bases, Candidate, spaced
 from dtufc.klt.fit_klt import FitConfig
+from dtufc.klt.fit_tables import WEIGHT, Coded, fit_chain
 from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Transform
 from dtufc.klt.statistics import Folds
-from dtufc.klt.tables import WEIGHT, fit_chain, in_bases
 
 FEW = 3_000_000  # values at most that tables are made of
 MAX_BASES = 32_000_000  # bytes of all bases as float16 in a mixture
@@ -140,13 +140,13 @@ class Race:
         """Bits per point and MSE on held-out vectors at some qualities."""
         fold = self.folds[candidate.layout.block]
         transform = self.transform(candidate)
-        y = in_bases(transform, thin(fold.told.sample, round_.told))
+        coded = Coded.plain(transform, thin(fold.told.sample, round_.told))
         unseen = thin(fold.unseen, round_.unseen)
 
         def at(grade: int) -> tuple[float, float]:
-            rung = fit_chain(transform, y, [grade])[0]
+            rung = fit_chain(transform, coded, [grade])[0]
             model = KltModel(self.facts, transform, (rung,) * RUNGS, WEIGHT)
-            clusters, symbols, bits, _ = model.quantise(unseen, grade)
+            clusters, symbols, bits, _, _ = model.quantise(unseen, grade)
             error = model.restore(clusters, symbols, grade) - unseen
             return bits.sum() / unseen.size, float(np.mean(np.square(error)))
 

@@ -124,6 +124,8 @@ class Folds:
     """Vectors of both."""
     share: float
     """Of them that were held out."""
+    every: int
+    """Of so many files the first is held out."""
     _all: tuple[Moments, Moments, tuple[SecondMoments, SecondMoments]]
 
     def everything(self) -> Statistics:
@@ -188,7 +190,7 @@ def read_folds(
         pair = second[block if block in second else min(second)]
         known, rows = told.statistics(pair[:1]), told.rows + unseen.rows
         held_out = np.concatenate(unseen.kept)
-        found[block] = Folds(known, held_out, rows, unseen.rows / rows, (told, unseen, pair))
+        found[block] = Folds(known, held_out, rows, unseen.rows / rows, every, (told, unseen, pair))
     return found
 
 

@@ -88,7 +88,7 @@ def speeds(codec: KltCodec, x: np.ndarray, repeats: int) -> SpeedRow:
     """Rate, error and speeds on one feature."""
     model, facts = codec.model, codec.model.facts
     vectors = facts.views.to_vectors(x, model.transform.layout.block)
-    clusters, symbols, _, _ = model.quantise(vectors, codec.grade)
+    clusters, symbols, _, _, _ = model.quantise(vectors, codec.grade)
     entropy = model.rungs[rung(codec.grade)]
     stream, indexes = symbols.ravel(), entropy.chosen[clusters].ravel()
     string = rans.encode(stream, indexes, entropy.tables)

@@ -7,8 +7,10 @@ Each vector counts in the cluster that codes it most cheaply. Neighbouring steps
 that a step takes over clusters and tables of the one before, and goes on from there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,34 +26,54 @@ BANK = 48  # tables of a step at most
 CHAIN = 4  # steps that follow each other; half an octave
 
 
-def in_bases(transform: Transform, sample: np.ndarray) -> list[np.ndarray]:
-    """Vectors (R, C, S) in the basis of each cluster, K times (R, D)."""
-    return [transform.forward(sample, k) for k in range(transform.layout.clusters)]
+Late = tuple[list[np.ndarray], list[np.ndarray]]
+"""Vectors in further modes, L times (R, D), and the bits that each of them takes beside, (R,)."""
 
 
-def fit_ladder(transform: Transform, y: Sequence[np.ndarray], grades: Sequence[int]) -> list[Rung]:
+@dataclass(frozen=True)
+class Coded:
+    """What is coded of a sample of vectors in each mode."""
+
+    y: Sequence[np.ndarray]
+    """K times (R, D)."""
+    bits: Sequence[np.ndarray] | None = None
+    """K times (R,): of each vector beside mode and symbols; None: there are none."""
+    late: Callable[[np.ndarray, Rung, np.float32], Late] | None = None
+    """Further modes, which depend on how the vectors are coded in these: modes (R,), tables, step."""
+
+    @classmethod
+    def plain(cls, transform: Transform, sample: np.ndarray) -> Self:
+        """Vectors (R, C, S) in the basis of each cluster."""
+        return cls([transform.forward(sample, k) for k in range(transform.layout.clusters)])
+
+
+def fit_ladder(transform: Transform, coded: Coded, grades: Sequence[int]) -> list[Rung]:
     """Tables of neighbouring steps, on as many threads as torch has; the result does not depend on how
     many.
 
     Args:
-        y: the sample in each cluster's basis, K times (R, D).
         grades: qualities in 128ths, ascending.
     """
     chains = [grades[first : first + CHAIN] for first in range(0, len(grades), CHAIN)]
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads, initializer=limit_threads, initargs=(1,)) as pool:
-        found = pool.map(lambda chain: fit_chain(transform, y, chain), chains)
+        found = pool.map(lambda chain: fit_chain(transform, coded, chain), chains)
         return [rung for rungs in found for rung in rungs]
 
 
-def fit_chain(transform: Transform, y: Sequence[np.ndarray], grades: Sequence[int]) -> list[Rung]:
+def fit_chain(transform: Transform, coded: Coded, grades: Sequence[int]) -> list[Rung]:
     """Tables of a few neighbouring steps, ascending; they are made from the finest to the coarsest."""
     found: list[Rung] = []
     rung = rows = counts = None
     for grade in reversed(grades):
         step = np.float32(transform.step(grade))
         if rung is None:
-            own, rung = _first_guess(y, step)
+            y, bits = list(coded.y), coded.bits or [np.zeros(len(coded.y[0]))] * len(coded.y)
+            own, rung = _first_guess(y, bits, step)
+            if coded.late is not None:
+                more = coded.late(own, rung, step)
+                y, bits = [*y, *more[0]], [*bits, *more[1]]
+                own, rung = _first_guess(y, bits, step)
             counts = np.bincount(own, minlength=len(y))
             rows = np.concatenate([each[own == k] for k, each in enumerate(y)])
         scaled = np.split(scale(rows, step), np.cumsum(counts)[:-1])
@@ -61,29 +83,40 @@ def fit_chain(transform: Transform, y: Sequence[np.ndarray], grades: Sequence[in
     return found
 
 
-def _first_guess(y: Sequence[np.ndarray], step: np.float32) -> tuple[np.ndarray, Rung]:
-    """The cluster of each vector, and tables of a dead zone's symbols."""
+def _first_guess(
+    y: Sequence[np.ndarray], bits: Sequence[np.ndarray], step: np.float32
+) -> tuple[np.ndarray, Rung]:
+    """The mode of each vector, and tables of a dead zone's symbols."""
     own = np.zeros(len(y[0]), np.int64)
     if len(y) > 1:  # the basis that packs best
-        own = np.argmin([measure(each, step) for each in y], axis=0)
+        own = np.argmin([measure(each, step) + b for each, b in zip(y, bits, strict=True)], axis=0)
     mine = [scale(each[own == k], step) for k, each in enumerate(y)]
     rung = fit_tables(mine, [dead_zone(each) for each in mine], None)
-    return (assign(y, rung, step, own) if len(y) > 1 else own), rung
+    return (assign(y, bits, rung, step, own) if len(y) > 1 else own), rung
 
 
-def assign(y: Sequence[np.ndarray], rung: Rung, step: np.float32, own: np.ndarray) -> np.ndarray:
-    """The cluster in which each vector costs least, (R,) int64.
+def assign(
+    y: Sequence[np.ndarray],
+    bits: Sequence[np.ndarray],
+    rung: Rung,
+    step: np.float32,
+    own: np.ndarray,
+) -> np.ndarray:
+    """The mode in which each vector costs least, (R,) int64.
 
     Args:
-        y: K times (R, D). own: a guess, which spares most of the work.
+        y: K times (R, D). bits: K times (R,), beside mode and symbols.
+        own: a guess, which spares most of the work.
     """
     cheapest = np.empty(len(own))
     for k, each in enumerate(y):
-        cheapest[own == k] = spend(scale(each[own == k], step), rung, k)[1]
+        mine = own == k
+        cheapest[mine] = spend(scale(each[mine], step), rung, k)[1] + WEIGHT * bits[k][mine]
     found = own.copy()
     for k, each in enumerate(y):
-        others = np.flatnonzero(own != k)
-        cost = spend(scale(each[others], step), rung, k, cheapest[others])[1]
+        others = np.flatnonzero((own != k) & np.isfinite(bits[k]))
+        more = WEIGHT * bits[k][others]
+        cost = spend(scale(each[others], step), rung, k, cheapest[others] - more)[1] + more
         better = others[cost < cheapest[others]]
         found[better], cheapest[others] = k, np.minimum(cost, cheapest[others])
     return found
