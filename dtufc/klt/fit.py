@@ -1,6 +1,8 @@
 """The fit of a klt codec: the work of :mod:`dtufc.klt.fit_klt`.
 
-files ─ moments, samples ─ race of layouts ─ means and bases ─ tables of all steps ─ post-filter
+    files ─ moments, samples ─ race of layouts ─ means and bases ─ tables of all steps ─ post-filter
+
+With ``--memory true`` a memory is looked for behind the race (:mod:`dtufc.klt.fit_memory`).
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """The memory of a token codec: dictionary, bases and gains, from pairs of like training vectors.
 
-vectors ─ nearest of other files, nearest before ─ pairs, by likeness ─ basis of what differs ─ gains
+    vectors ─ nearest of other files, nearest before ─ pairs, by likeness ─ basis of what differs ─ gains
+
+Pairs of vectors that are more or less alike are modes of their own, with tables of their own.
 """
 
 from collections.abc import Sequence

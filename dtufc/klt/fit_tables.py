@@ -3,7 +3,7 @@
     y ─ / step ─ symbols ─ histograms ─ bank of tables ─┐
            └────────── symbols by these tables <────────┘    in turns
 
-Each vector counts in the cluster that codes it most cheaply. Neighbouring steps differ by a twelfth, so
+Each vector counts in the cluster that codes it most cheaply. Neighbouring steps differ by 9%, so
 that a step takes over clusters and tables of the one before, and goes on from there.
 """
 

@@ -94,17 +94,17 @@ class Race:
         every = [each for block in self.folds for each in self._candidates(block)]
         if self.cfg.search == "exhaustive":
             return self.compare(every, LAST)[0]
-        singles = self.compare([each for each in every if each.layout.clusters == 1], SINGLES)
-        blocks = dict.fromkeys(each.layout.block for each in singles)
+        kept = self.compare([each for each in every if each.layout.clusters == 1], SINGLES)
+        blocks = {each.layout.block for each in kept}
         mixtures = [each for each in every if each.layout.clusters > 1]
         mixtures = [each for each in mixtures if each.layout.block in blocks]
         if mixtures:
             usual = [each for each in mixtures if _is_usual(each, self.bases)]
-            kept = self.compare([*singles, *usual], SMALL)
+            kept = self.compare([*kept, *usual], SMALL)
             alike = {each.layout for each in kept if each.layout.clusters > 1}
             others = [each for each in mixtures if each.layout in alike and each not in kept]
-            singles = self.compare([*kept, *others], MIDDLE) if others else kept
-        return self.compare(singles, LAST)[0] if len(singles) > 1 else singles[0]
+            kept = self.compare([*kept, *others], MIDDLE) if others else kept
+        return self.compare(kept, LAST)[0] if len(kept) > 1 else kept[0]
 
     def _candidates(self, block: int) -> list[Candidate]:
         told = self.folds[block].told
