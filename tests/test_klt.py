@@ -19,7 +19,7 @@ from dtufc.codec import load_codec
 from dtufc.encode import main as encode_main
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError, read_feature, write_feature
-from dtufc.klt import fit, fit_klt
+from dtufc.klt import fit, fit_klt, race
 from dtufc.klt.codec import check_of, put_raw
 from dtufc.klt.entropy import fit_bank
 from dtufc.klt.fit_klt import FitConfig
@@ -365,16 +365,17 @@ def test_fit_on_one_file_validates_on_what_it_was_not_fitted_on(tmp_path, monkey
     """The last fifth of the file's vectors is held out."""
     write_feature(tmp_path / "train" / "only.npy", toy_feature(0, 100))
     seen = []
-    original = fit.validate
+    original = race.Race.validate
 
-    def spy(known, unseen, *rest):
-        seen.append((known.rows, len(unseen.sample)))
-        return original(known, unseen, *rest)
+    def spy(self, candidate, round_):
+        fold = self.folds[candidate.layout.block]
+        seen.append((fold.told.rows, len(fold.told.sample), len(fold.unseen)))
+        return original(self, candidate, round_)
 
-    monkeypatch.setattr(fit, "validate", spy)
+    monkeypatch.setattr(race.Race, "validate", spy)
     fit_klt.main(["--features", str(tmp_path / "train"), "--output", str(tmp_path / "codec"),
                   "--clusters", "[1]"])  # fmt: skip
-    assert set(seen) == {(80, 20)}
+    assert set(seen) == {(80, 80, 20)}
     assert load_codec(tmp_path / "codec").model.transform.layout.clusters == 1
 
 

@@ -95,7 +95,7 @@ def test_layered_features_are_coded_at_any_rate(coded):
         assert decoded.shape == x.shape
         errors.append(float(np.mean(np.square(decoded - x)) / x.var()))
         vectors, owners = one.model.to_vectors(x), layout.owners(x.shape)
-        bits = one.model.quantise(vectors, one.grade, owners)[2].sum()
+        bits = one.model.quantise(vectors, one.grade, owners=owners)[2].sum()
         assert abs(8 * len(data) - bits) < 0.01 * bits + 8 * 60
         assert np.array_equal(one.model.from_vectors(vectors, x.shape), x)
     assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-2

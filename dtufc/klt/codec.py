@@ -7,8 +7,9 @@ Parts of the bitstream in payload mode 2: quality (2 bytes, signed, in 128ths); 
 (:mod:`dtufc.klt.lanes`); the string beside it (:mod:`dtufc.klt.side`); and, where there are any, the
 vectors that are sent as they are (count, places, float32 values). The lanes' check covers all of it and
 the shape. Modes 0 and 1, which folders of format 1 write, have one rANS string in place of the two: the
-clusters' indexes, where there are several, and the symbols, vector by vector. Its checksum covers all
-of it and the shape; in mode 0, which earlier versions wrote, it covers the symbols alone.
+clusters' indexes, where there are several, and the symbols, vector by vector; of a model with a memory
+the references (:mod:`dtufc.klt.memory`) stand behind it. The string's checksum covers all of it and the
+shape; in mode 0, which earlier versions wrote, it covers the symbols alone.
 
 Guarantees: the symbols depend on the bytes and on integers of the model alone, so that they are the same
 on every machine; the floats made of them differ in their last bits at most. What was damaged, or sealed
@@ -95,20 +96,23 @@ class KltCodec(OneKindCodec):
         owners = self.model.transform.layout.owners(feature.shape)
         vectors = self.model.to_vectors(feature)
         grade = self.grade.to_bytes(2, "little", signed=True)
-        rung_tables = self.model.rungs[rung(self.grade)]
+        tables = self.model.rungs[rung(self.grade)]
         if self.model.format == 2:
             found, raw = self.model.search(vectors, self.grade)
             more = raw_part(vectors, raw)
             check = check_of(grade, more, feature.shape)
-            return grade, *coder.encode(rung_tables, found, check), *more
-        clusters, symbols, _, raw = self.model.quantise(vectors, self.grade, owners)
-        stream, indexes = self._coded(clusters, symbols)
+            return grade, *coder.encode(tables, found, check), *more
+        length = self.facts.views.sequence(feature.shape)
+        quantised = self.model.quantise(vectors, self.grade, length, owners)
+        clusters, symbols, _, raw, references = quantised
         more = raw_part(vectors, raw)
+        if self.model.memory is not None:
+            more.insert(0, self.model.memory.write(clusters, references, length))
         check = check_of(grade, more, feature.shape)
-        return grade, rans.encode(stream, indexes, rung_tables.tables, check), *more
+        return grade, rans.encode(*self._coded(clusters, symbols), tables.tables, check), *more
 
     def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
-        strings = 2 if mode == 2 else 1
+        strings = 1 if mode < 2 and self.model.memory is None else 2
         if len(parts) not in (1 + strings, 2 + strings):
             raise BitstreamError("inconsistent: not the parts of a klt bitstream")
         grade = grade_in(parts[0], self.model.transform)
@@ -122,21 +126,28 @@ class KltCodec(OneKindCodec):
             vectors = self.model.finish(clusters, y, grade, length)
         else:
             clusters, symbols = self.read_symbols(parts[1], grade, count, check, shape)
-            vectors = self.model.restore(clusters, symbols, grade, length)
+            references = None
+            if self.model.memory is not None:
+                try:
+                    references = self.model.memory.read(parts[2], clusters, length)
+                except ValueError as error:
+                    raise BitstreamError(f"corrupted: {error}") from error
+            vectors = self.model.restore(clusters, symbols, grade, length, references)
         if raw:
             put_raw(raw[0], vectors)
         return self.model.from_vectors(vectors, shape)
 
     def encode_rows(self, rows: np.ndarray, kind: str | None = None) -> tuple[bytes, bytes]:
         """Setting: form and grade. Payload: vectors sent raw (form 1: length v, content), and one string
-        of the range coder. A row's symbols do not depend on the rows beside it. A codec of format 2 has
-        the parts of a bitstream instead."""
-        if self.model.format == 2:
+        of the range coder. A row's symbols do not depend on the rows beside it. A codec of format 2, or
+        with a memory, has the parts of a bitstream instead."""
+        if self._is_whole:
             return super().encode_rows(rows, kind)
         self.check_kind(rows, kind)
         owners = self.model.transform.layout.owners(rows.shape)
         vectors = self.model.to_vectors(rows)
-        clusters, symbols, _, raw = self._rows_model.quantise(vectors, self.grade, owners)
+        quantised = self._rows_model.quantise(vectors, self.grade, owners=owners)
+        clusters, symbols, _, raw, _ = quantised
         form, more = PLAIN, b""
         for exact in raw_part(vectors, raw):
             form, more = RAW, write_varint(len(exact)) + exact
@@ -148,7 +159,7 @@ class KltCodec(OneKindCodec):
     def decode_rows(
         self, setting: bytes, payload: bytes, facts: FeatureFacts, shape: Shape
     ) -> np.ndarray:
-        if self.model.format == 2:
+        if self._is_whole:
             return super().decode_rows(setting, payload, facts, shape)
         if len(setting) != 3 or setting[0] not in (PLAIN, RAW):
             raise BitstreamError("inconsistent: no setting of klt's rows")
@@ -170,6 +181,11 @@ class KltCodec(OneKindCodec):
         if exact is not None:
             put_raw(exact, vectors)
         return to_dtype(self.model.from_vectors(vectors, shape), facts.dtype)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether rows are coded as bitstreams are."""
+        return self.model.format == 2 or self.model.memory is not None
 
     @cached_property
     def _rows_model(self) -> KltModel:

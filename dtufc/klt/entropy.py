@@ -73,10 +73,25 @@ def fit_bank(
     reach = counts.shape[1] // 2
     symbols = np.abs(np.arange(-reach, reach + 1))
     spread = counts @ symbols / np.maximum(counts.sum(1), 1)
-    # start from groups of like spread, finest where components differ most: among the loud ones
-    edges = np.quantile(np.log2(spread + 2**-6), np.linspace(0, 1, size + 1)[1:-1])
-    chosen = np.searchsorted(edges, np.log2(spread + 2**-6))
-    coarse = _coarsen(counts)
+    chosen = group(_coarsen(counts), spread, size)
+    member = _groups(chosen)[1]
+    return to_bank(member @ counts, member @ sums, precision), chosen
+
+
+def group(
+    coarse: np.ndarray, spread: np.ndarray, size: int, start: np.ndarray | None = None
+) -> np.ndarray:
+    """The table of each component (G,) int64, without gaps.
+
+    Args:
+        coarse: (G, B) float32 histograms. spread: (G,) mean magnitudes.
+        size: tables at most.
+        start: (G,) a guess; else groups of like spread.
+    """
+    chosen = start
+    if chosen is None:  # finest where components differ most: among the loud ones
+        edges = np.quantile(np.log2(spread + 2**-6), np.linspace(0, 1, size + 1)[1:-1])
+        chosen = np.searchsorted(edges, np.log2(spread + 2**-6))
     common = (
         4 * coarse.sum(0) / max(1.0, float(coarse.sum())) + 1e-3
     )  # no table finds any impossible
@@ -87,12 +102,20 @@ def fit_bank(
         if (better == chosen).all():
             break
         chosen = better
-    chosen, member = _groups(chosen)
-    pooled, totals = member @ counts, member @ sums
+    return _groups(chosen)[0]
+
+
+def to_bank(pooled: np.ndarray, totals: np.ndarray, precision: int = rans.PRECISION) -> Bank:
+    """The bank of histograms (T, 2 M + 1) and of sums (T, 2 CENTROIDS - 1) of what was left over.
+
+    Args:
+        precision: bits of the tables' frequencies.
+    """
+    reach = pooled.shape[1] // 2
     freqs, offset = zip(*(_integers(p, precision) for p in _smooth(pooled)), strict=True)
     small = pooled[:, reach - CENTROIDS + 1 : reach + CENTROIDS]
     centroid = (totals / np.maximum(small, 8)).astype(np.float32)  # few seen: nearer to none
-    return Bank(freqs, np.array(offset, np.int32), centroid), chosen
+    return Bank(freqs, np.array(offset, np.int32), centroid)
 
 
 def _coarsen(counts: np.ndarray) -> np.ndarray:
@@ -144,21 +167,6 @@ def to_frequencies(weights: np.ndarray, precision: int = rans.PRECISION) -> np.n
     left = total - int(freq.sum())  # at most n
     freq[np.argsort(weights)[len(weights) - left :]] += 1
     return freq
-
-
-@kernel
-def count(y, symbols, group, reach, counts, sums):
-    """Add symbols (R, D) and what quantisation left over to the histograms of their components.
-
-    Args:
-        y: (R, D) values over the step. group: the row of ``counts`` that component 0 has.
-    """
-    for r in range(symbols.shape[0]):
-        for i in range(symbols.shape[1]):
-            q, g = symbols[r, i], group + i
-            counts[g, min(max(q, -reach), reach) + reach] += 1
-            if -CENTROIDS < q < CENTROIDS:
-                sums[g, q + CENTROIDS - 1] += y[r, i] - q
 
 
 @kernel

@@ -30,6 +30,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.klt import coder, ladder, lanes, trellis
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, reconstruct
+from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
 from dtufc.klt.tables import Tables
 from dtufc.views import Shape
@@ -45,6 +46,9 @@ MAX_LENGTH = 2.0
 FORMATS = (1, 2)
 """Of codec folders: 1 with :class:`Rung`, plain quantisation and one string; 2 with
 :class:`~dtufc.klt.tables.Tables`, dependent quantisation and lanes."""
+MAX_ENTRIES = 1 << 16
+"""Vectors in a memory's dictionary at most."""
+FORMAT = 1
 PER_OCTAVE = 128
 """Steps that a file can name within a factor of two: quality is coded as a multiple of 1 / 128."""
 LOWEST, HIGHEST, RUNGS_PER_OCTAVE = -3, 7, 8
@@ -202,6 +206,13 @@ class KltModel:
     """What a bit costs, in squared steps, when symbols are chosen."""
     post: PostFilter | None = None
     """Of tokens, where it was found to help."""
+    memory: Memory | None = None
+    """Of tokens, where it was found to help."""
+
+    @property
+    def plain(self) -> int:
+        """Clusters whose vectors refer to no others."""
+        return self.transform.layout.clusters if self.memory is None else self.memory.first
 
     def to_vectors(self, x: np.ndarray) -> np.ndarray:
         """A feature (N, C, H, W) -> its vectors (R, C, S) float32."""
@@ -225,43 +236,91 @@ class KltModel:
         return self.weight * math.exp(-TILT * min(max(place, -0.5), 0.5))
 
     def quantise(
-        self, vectors: np.ndarray, grade: int, owners: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The cheapest cluster and symbols of each vector at one step.
+        self,
+        vectors: np.ndarray,
+        grade: int,
+        length: int | None = None,
+        owners: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The cheapest cluster, symbols and, with a memory, reference of each vector at one step.
 
         Args:
             vectors: (R, C, S) float32.
+            length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
             owners: (R,) the cluster of each, where it is known.
 
         Returns:
             clusters (R,) int32, symbols (R, C * S) int32, bits (R,) float64 that the tables promise,
-            and which vectors (R,) bool no symbols can tell; theirs are nought.
+            which vectors (R,) bool no symbols can tell; theirs are nought; and references (R,) int64,
+            as :mod:`dtufc.klt.memory` defines them.
         """
         if self.format == 2:
             found, raw = self.search(vectors, grade)
             bits = self.rungs[rung(grade)].promised(found.code, found.modes)
-            return found.modes, found.symbols.T, bits, raw
-        count = len(vectors)
-        clusters = np.zeros(count, np.int32)
+            return found.modes, found.symbols.T, bits, raw, np.zeros(len(vectors), np.int64)
+        count, step = len(vectors), np.float32(self.transform.step(grade))
+        clusters, references = np.zeros(count, np.int32), np.zeros(count, np.int64)
         symbols = np.zeros((count, self.transform.components), np.int32)
         cheapest, bits = np.full(count, np.inf), np.zeros(count)
         tame, raw = self._tame(vectors, grade)
         model, weight = self.rungs[rung(grade)], self.weight_at(grade)
-        for cluster in range(self.transform.layout.clusters):
-            rows = np.arange(count) if owners is None else np.flatnonzero(owners == cluster)
-            y = self.transform.forward(tame[rows], cluster)
-            y /= np.float32(self.transform.step(grade))
-            head = rans.PRECISION - np.log2(model.clusters[cluster]) if owners is None else 0.0
+        if owners is not None:
+            for cluster in range(self.transform.layout.clusters):
+                rows = np.flatnonzero(owners == cluster)
+                y = self.transform.forward(tame[rows], cluster) / step
+                tables, found = (
+                    (model.chosen[cluster], model.bits, model.bank.centroid),
+                    symbols[rows],
+                )
+                bits[rows] = choose(y, *tables, weight, np.full(len(rows), np.inf), found)[1]
+                symbols[rows] = found
+            symbols[raw] = 0
+            return owners, symbols, bits, raw, references
+        trial = np.empty_like(symbols)
+
+        @lru_cache(maxsize=1)
+        def forward(cluster: int) -> np.ndarray:
+            return self.transform.forward(tame, cluster) / step
+
+        def attempt(cluster: int, prediction=None, more=0.0) -> tuple[np.ndarray, np.ndarray]:
+            """Costs and bits of all vectors, whose references take ``more`` bits."""
+            y = forward(cluster)
+            if prediction is not None:
+                y = np.clip(y - prediction / step, -2 * MAX_VALUE, 2 * MAX_VALUE)
+            head = rans.PRECISION - np.log2(model.clusters[cluster]) + more
             tables = model.chosen[cluster], model.bits, model.bank.centroid
-            trial = np.empty(y.shape, np.int32)
-            cost, rate = choose(y, *tables, weight, cheapest[rows] - weight * head, trial)
-            cost += weight * head
-            better = cost < cheapest[rows]
-            rows = rows[better]
-            cheapest[rows], clusters[rows] = cost[better], cluster
-            symbols[rows], bits[rows] = trial[better], rate[better] + head
-        symbols[raw], clusters[raw] = 0, 0 if owners is None else owners[raw]
-        return clusters, symbols, bits, raw
+            cost, rate = choose(y, *tables, weight, cheapest - weight * head, trial)
+            return cost + weight * head, rate + head
+
+        def keep(better: np.ndarray, cluster: int, cost, rate, reference=0) -> None:
+            cheapest[better], clusters[better] = cost[better], cluster
+            symbols[better], bits[better] = trial[better], rate[better]
+            references[better] = np.broadcast_to(reference, count)[better]
+
+        for cluster in range(self.plain):
+            cost, rate = attempt(cluster)
+            keep(cost < cheapest, cluster, cost, rate)
+        if self.memory is not None:
+            for cluster, entry, known in self.memory.from_dictionary(self.transform, tame):
+                cost, rate = attempt(cluster, known, self.memory.bits)
+                keep(cost < cheapest, cluster, cost, rate, entry)
+            if length:
+                symbols[raw], clusters[raw], references[raw], cheapest[raw] = 0, 0, 0, -np.inf
+                decoded = self.restore(clusters, symbols, grade, references=references)
+                trials = [
+                    (cluster, rows, known, attempt(cluster, known)[0])
+                    for cluster, rows, known in self.memory.from_earlier(
+                        self.transform, tame, decoded, length
+                    )
+                ]
+                taken, own = settle(cheapest, trials, length, weight)
+                cheapest[:] = np.where(taken >= 0, np.inf, -np.inf)  # others are given up at once
+                for number, (cluster, rows, known, _) in enumerate(trials):
+                    cost, rate = attempt(cluster, known, own)
+                    keep(taken == number, cluster, cost, rate, rows)
+                    cheapest[taken == number] = -np.inf
+        symbols[raw], clusters[raw], references[raw] = 0, 0, 0
+        return clusters, symbols, bits, raw, references
 
     def search(self, vectors: np.ndarray, grade: int) -> tuple[coder.Quantised, np.ndarray]:
         """Modes and symbols of vectors (R, C, S), format 2, and which (R,) bool no symbols can tell."""
@@ -302,12 +361,18 @@ class KltModel:
         return out
 
     def restore(
-        self, clusters: np.ndarray, symbols: np.ndarray, grade: int, length: int | None = None
+        self,
+        clusters: np.ndarray,
+        symbols: np.ndarray,
+        grade: int,
+        length: int | None = None,
+        references: np.ndarray | None = None,
     ) -> np.ndarray:
         """Clusters (R,) and symbols (R, C * S) -> vectors (R, C, S) float32.
 
         Args:
             length: rows of a sequence, over which the post-filter runs; None leaves it out.
+            references: (R,) of a model with a memory.
         """
         at = rung(grade)
         if self.format == 2:
@@ -316,13 +381,15 @@ class KltModel:
         post = self.post if length else None
         out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
         step = np.float32(self.transform.step(grade))
-        for cluster in np.unique(clusters):
+        for cluster in np.unique(clusters):  # ascending: what refers to other rows comes last
             own = clusters == cluster
             y = np.empty((int(own.sum()), symbols.shape[1]), np.float32)
             reconstruct(
                 symbols[own], self.rungs[at].chosen[cluster], self.rungs[at].bank.centroid, y
             )
             y *= step
+            if self.memory is not None and references is not None:
+                y += self.memory.prediction(self.transform, cluster, references[own], out)
             if post and post.basis is None:  # one basis: all rows are here, in its components
                 y += post.change(y, length, at)
             out[own] = self.transform.inverse(y, cluster)
@@ -336,6 +403,7 @@ class KltModel:
         out |= ladder.arrays(self.rungs) if self.format == 2 else _rung_arrays(self.rungs)
         if self.transform.basis is not None:
             out["basis"] = self.transform.basis.astype(np.float16)
+        out |= self.memory.arrays() if self.memory else {}
         return out | (self.post.arrays() if self.post else {})
 
     @cached_property
@@ -405,7 +473,8 @@ class KltModel:
             transform = Transform(layout, arrays["mean"], basis, numbers["unit"])
             post = PostFilter.of_arrays(arrays, own_basis=layout.clusters > 1)
             rungs = ladder.rungs(arrays) if version == 2 else _rungs(arrays)
-            model = cls(facts, transform, rungs, numbers["weight"], post)
+            memory = Memory.of_arrays(arrays)
+            model = cls(facts, transform, rungs, numbers["weight"], post, memory)
             return model, numbers["quality"]
         except _ArrayError as error:
             raise UserError(f"{path}: not a sound klt codec ({error})") from error
@@ -485,6 +554,22 @@ def _check_state(
     expect("chosen", bool((chosen.max(axis=(-2, -1)) < banks).all()))
     indexes = shaped("clusters", "int32", RUNGS, clusters + 1)
     expect("clusters", bool(indexes.min() >= 1 and (indexes.sum(1) == 1 << precision).all()))
+    if any(name.startswith("memory_") for name in arrays):
+        modes = shaped("memory_modes", "int32", 2)
+        first, fixed = modes.tolist()
+        expect("memory_modes", 1 <= first <= first + fixed <= clusters and not facts.views.is_map)
+        expect("memory_modes", first < clusters and layout.rotate and fixed >= 0)
+        expect("memory_modes", version == 1 and layout.layers == "joint")
+        known = shaped(
+            "memory_dictionary", "int8", *arrays["memory_dictionary"].shape[:1], channels
+        )
+        expect("memory_dictionary", 1 <= len(known) <= MAX_ENTRIES)
+        scale = shaped("memory_scale", "float32", channels)
+        expect("memory_scale", bool(scale.min() >= 0 and scale.max() <= MAX_UNIT / 128))
+        middle = shaped("memory_middle", "float32", channels)
+        expect("memory_middle", bool(np.abs(middle).max() <= MAX_UNIT))
+        gain = shaped("memory_gain", "float16", clusters - first, channels)
+        expect("memory_gain", bool(np.abs(gain).max() <= MAX_LENGTH))
     if not any(name.startswith("post_") for name in arrays):
         return
     taps = shaped("post_taps", "float16", RUNGS, channels, 2).astype(np.float64)

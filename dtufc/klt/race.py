@@ -1,0 +1,229 @@
+"""Which layout: candidates race on held-out vectors, by successive halving.
+
+    round 1    every block, without mixtures          a small sample      the best blocks go on
+    round 2    and mixtures, one shrinkage each       a small sample      the best layouts go on
+    round 3    and other shrinkages of these          a middle sample     the best go on
+    round 4                                           the whole sample    the best wins
+
+All candidates of a round see the same vectors, so that small differences between them are sound; what is
+close to the best goes on (K. Jamieson and A. Talwalkar, *Non-stochastic best arm identification and
+hyperparameter optimization*, 2016, where half goes on). The exhaustive search takes all candidates to
+the last round.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dtufc.devices import limit_threads
+from dtufc.feature import FeatureFacts
+from dtufc.klt.bases import Bases, Candidate
+from dtufc.klt.fit_klt import FitConfig
+from dtufc.klt.fit_tables import WEIGHT, Coded, fit_chain
+from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Transform
+from dtufc.klt.statistics import Folds, Statistics
+
+FEW = 3_000_000  # values at most that tables are made of
+MAX_BASES = 32_000_000  # bytes of all bases as float16 in a mixture
+SHRINKAGE = 0.5  # of the channels, in a mixture's first rounds
+OTHERS = (0.25, 1.0)
+PLENTY = 8  # rows per channel, from which on one basis needs no shrinkage
+
+
+@dataclass(frozen=True)
+class Round:
+    """How candidates are compared."""
+
+    told: int
+    """Values at most that tables are made of."""
+    unseen: int
+    """Values at most that are coded."""
+    margin: float
+    """log2 of the rate that one may lie behind the best to go on."""
+    most: int
+    """Candidates at most that go on."""
+
+
+SINGLES = Round(600_000, 300_000, 0.10, 4)
+SMALL = Round(1_000_000, 300_000, 0.03, 2)
+MIDDLE = Round(1_500_000, 600_000, 0.008, 2)
+LAST = Round(FEW, FEW // 2, 0.0, 1)
+
+
+def candidates(
+    channels: int, rows: int, sample: int, block: int, cfg: FitConfig
+) -> list[Candidate]:
+    """What is worth trying for features of this kind at one size of block.
+
+    Args:
+        rows: vectors that moments are of. sample: vectors at hand.
+    """
+    straight = Layout(rotate=False, block=block, clusters=1, centre=True)
+    rotated = replace(straight, rotate=True)
+    out = [Candidate(straight, 0.0), Candidate(replace(straight, centre=False), 0.0)]
+    shares = (0.0,) if rows >= PLENTY * channels and cfg.search == "race" else (0.0, 0.3)
+    out += [Candidate(rotated, share * channels) for share in shares]
+    for clusters in cfg.clusters or (4, 8, 16):
+        affordable = 2 * clusters * channels**2 <= MAX_BASES
+        if clusters > 1 and sample >= 16 * clusters and affordable:
+            mixture = replace(rotated, clusters=clusters)
+            out += [Candidate(mixture, share * channels) for share in (SHRINKAGE, *OTHERS)]
+    return out
+
+
+def layered(known: Statistics, cfg: FitConfig) -> list[Candidate]:
+    """What is worth trying beside where vectors are of one layer each: all of :func:`candidates` that
+    turns channels, and a basis per layer.
+
+    Args:
+        known: of vectors of one layer each.
+    """
+    found = candidates(len(known.covariance), known.rows, len(known.sample), 1, cfg)
+    turned = [each for each in found if each.layout.rotate]
+    shared = [replace(each, layout=replace(each.layout, layers="shared")) for each in turned]
+    if cfg.format == 2:
+        return shared
+    own = [
+        replace(each, layout=replace(each.layout, clusters=len(known.layers), layers="own"))
+        for each in turned
+        if each.layout.clusters == 1
+    ]
+    return own + shared
+
+
+@dataclass(frozen=True)
+class Part:
+    """The two parts of the files as a layout sees them."""
+
+    told: Statistics
+    """What candidates are fitted on."""
+    unseen: Statistics
+    """What they are compared on; the sample alone counts."""
+    bases: Bases
+    """Of what is told."""
+
+
+class Race:
+    """The comparison of candidates on the two parts of the files.
+
+    Args:
+        device: torch device of matrix products and eigenvectors.
+    """
+
+    def __init__(self, folds: dict[int, Folds], facts: FeatureFacts, cfg: FitConfig, device: str):
+        self.folds, self.facts, self.cfg, self.device = folds, facts, cfg, device
+        self.parts: dict[tuple[int, bool], Part] = {}
+        self.transforms: dict[Candidate, Transform] = {}
+        self.tried: dict[Candidate, dict[str, Any]] = {}
+
+    def part(self, layout: Layout) -> "Part":
+        """What a layout is fitted on and compared on."""
+        key = layout.block, layout.layers == "joint"
+        if key not in self.parts:
+            fold = self.folds[layout.block]
+            told, unseen = fold.told, Statistics.of_sample(fold.unseen)
+            if layout.layers != "joint":
+                told, unseen = (each.apart(self.facts.shape[1]) for each in (told, unseen))
+            self.parts[key] = Part(told, unseen, Bases(told, self.cfg.seed, self.device))
+        return self.parts[key]
+
+    def run(self) -> Candidate:
+        """The best candidate."""
+        best = self._joint()
+        if self.facts.views.is_map or self.facts.shape[1] == 1:
+            return best
+        told = self.part(replace(best.layout, layers="shared")).told
+        return self.compare([best, *layered(told, self.cfg)], LAST)[0]
+
+    def _joint(self) -> Candidate:
+        """The best candidate of those that see all layers together."""
+        every = [each for block in self.folds for each in self._candidates(block)]
+        if self.cfg.search == "exhaustive":
+            return self.compare(every, LAST)[0]
+        kept = self.compare([each for each in every if each.layout.clusters == 1], SINGLES)
+        blocks = {each.layout.block for each in kept}
+        mixtures = [each for each in every if each.layout.clusters > 1]
+        mixtures = [each for each in mixtures if each.layout.block in blocks]
+        if mixtures:
+            usual = [each for each in mixtures if self._is_usual(each)]
+            kept = self.compare([*kept, *usual], SMALL)
+            alike = {each.layout for each in kept if each.layout.clusters > 1}
+            others = [each for each in mixtures if each.layout in alike and each not in kept]
+            kept = self.compare([*kept, *others], MIDDLE) if others else kept
+        return self.compare(kept, LAST)[0] if len(kept) > 1 else kept[0]
+
+    def _is_usual(self, candidate: Candidate) -> bool:
+        """Whether a mixture has the shrinkage of the first rounds."""
+        channels = len(self.folds[candidate.layout.block].told.covariance)
+        return candidate.shrinkage == SHRINKAGE * channels
+
+    def _candidates(self, block: int) -> list[Candidate]:
+        told = self.folds[block].told
+        return candidates(len(told.covariance), told.rows, len(told.sample), block, self.cfg)
+
+    def compare(self, entrants: Sequence[Candidate], round_: Round) -> list[Candidate]:
+        """Those that go on, the best first."""
+        curves = [
+            self.validate(each, round_)
+            for each in tqdm(entrants, desc=f"layouts, {round_.told / 1e6:g} M values")
+        ]
+        scores = compare(curves)
+        best = min(scores)
+        for each, score, curve in zip(entrants, scores, curves, strict=True):
+            told = {"layout": str(each), "values": round_.told}
+            self.tried.pop(each, None)  # the later round stands for it, in its order
+            self.tried[each] = told | {"log2_rate": score - best, "bpfp_mse": curve}
+        order = np.argsort(scores, kind="stable")
+        kept = [entrants[i] for i in order if scores[i] <= best + round_.margin][: round_.most]
+        for each in entrants:
+            if each not in kept:
+                self.transforms.pop(each)  # tens of megabytes each
+        return kept
+
+    def transform(self, candidate: Candidate) -> Transform:
+        """Means and bases, of the files that are not held out."""
+        if candidate not in self.transforms:
+            found = self.part(candidate.layout).bases.fit(candidate)
+            self.transforms[candidate] = found
+        return self.transforms[candidate]
+
+    def validate(self, candidate: Candidate, round_: Round) -> list[tuple[float, float]]:
+        """Bits per point and MSE on held-out vectors at some qualities."""
+        part, layout = self.part(candidate.layout), candidate.layout
+        transform = self.transform(candidate)
+        sample, own = part.told.thinned(layout, round_.told)
+        coded = Coded.plain(transform, sample, own, self.cfg.tables)
+        unseen, owners = part.unseen.thinned(layout, round_.unseen)
+
+        def at(grade: int) -> tuple[float, float]:
+            rung = fit_chain(transform, coded, [grade])[0]
+            model = KltModel(self.facts, transform, (rung,) * RUNGS, WEIGHT)
+            clusters, symbols, bits, _, _ = model.quantise(unseen, grade, owners=owners)
+            error = model.restore(clusters, symbols, grade) - unseen
+            return bits.sum() / unseen.size, float(np.mean(np.square(error)))
+
+        grades = [round(quality * PER_OCTAVE) for quality in sorted(self.cfg.compared_at)]
+        return in_threads(at, grades)
+
+
+def in_threads(call, items: Iterable) -> list:
+    """``call`` of all items, on as many threads as torch has, each of one thread."""
+    with ThreadPoolExecutor(
+        torch.get_num_threads(), initializer=limit_threads, initargs=(1,)
+    ) as pool:
+        return list(pool.map(call, items))
+
+
+def compare(curves: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
+    """Mean log2 of each curve's rate over the range of MSE that all of them reach (Bjontegaard's
+    measure, piecewise linear)."""
+    logs = [np.log2(np.maximum(np.array(curve), 1e-30)) for curve in curves]  # (points, 2)
+    low = max(log[:, 1].min() for log in logs)
+    high = min(log[:, 1].max() for log in logs)
+    at = np.linspace(low, high, 33)
+    return [float(np.interp(at, log[::-1, 1], log[::-1, 0]).mean()) for log in logs]
