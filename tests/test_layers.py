@@ -19,8 +19,8 @@ from dtufc.errors import UserError
 from dtufc.experiments.driver import BatchConfig
 from dtufc.feature import write_feature
 from dtufc.klt import fit_klt
-from dtufc.klt.fit import Statistics, evenly
 from dtufc.klt.model import WEIGHTS, Layout
+from dtufc.klt.statistics import Statistics, spaced
 from dtufc.transform import generate_data
 from dtufc.transform.mapping import Mapping
 
@@ -158,7 +158,7 @@ def test_statistics_of_layers_are_those_of_their_vectors():
     layout = Layout(True, 1, LAYERS, True, "own")
     sample, owners = apart.thinned(layout, 60 * WIDTH)
     assert len(sample) == len(owners) == 60 and set(owners) == {0, 1, 2}
-    where = evenly(len(every), 60)
+    where = spaced(len(every), 60)
     told = [x[row % len(x), row // len(x)] for row in where]
     assert np.array_equal(sample[:, :, 0], told) and (owners == where // len(x)).all()
     shape = (2, LAYERS, 4, WIDTH)

@@ -119,7 +119,8 @@ class KltCodec(OneKindCodec):
         layout = self.model.transform.layout
         count = self.facts.views.count_vectors(layout.seen(shape), layout.block)
         raw = parts[1 + strings :]
-        check = check_of(parts[0], raw, shape) if mode > 0 else 0
+        beside = raw if mode == 2 else parts[2:]  # references of a memory are covered too
+        check = check_of(parts[0], beside, shape) if mode > 0 else 0
         length = self.facts.views.sequence(shape)
         if mode == 2:
             clusters, y, _ = self.read_lanes(parts[1], parts[2], grade, count, check)
