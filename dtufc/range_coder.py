@@ -9,10 +9,9 @@ whole feature rANS is faster. There is no checksum: who frames the string brings
 The interval [low, low + width) is kept in 64 bits, width at least 2^48, so that its rounding costs 2^-32
 of a bit per symbol. What lies behind a string counts as zeros.
 
-Guarantees: ``decode(encode(s, i), i) == s``; only integers decide. A damaged string never reads
-    outside its
-bytes: :class:`dtufc.rans.RansError` is raised, or other symbols come out. Cost: the entropy of the
-tables, one bit and what fills the last byte.
+Guarantees: ``decode(encode(s, i), i) == s``, and only integers decide. A decoder never reads outside a
+damaged string. It raises :class:`dtufc.rans.RansError`, or gives other symbols. A string costs the
+entropy of the tables, one bit, and what fills its last byte.
 """
 
 import numpy as np

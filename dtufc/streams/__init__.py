@@ -1,4 +1,4 @@
-"""Streams: a session is opened once, and then frames carry the next rows of named tensors.
+"""Streams: a session is opened once, and then frames carry the next rows of named tensors::
 
     encoder = open_session({"k": codec_k, "v": codec_v}, model="...", split="...") data =
     encoder.append({"k": k, "v": v})       # bytes of a frame; the first ones begin with the header

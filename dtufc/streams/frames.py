@@ -1,4 +1,4 @@
-"""Frames: rows of tensors, restart points, the end and a file's index; to bytes and back.
+"""Frames: rows of tensors, restart points, the end and a file's index; to bytes and back::
 
     frame    segment ... segment  check
     segment  head v [change 1] [tensor v] [rows v] [setting: length v, bytes]  payload

@@ -1,4 +1,4 @@
-"""Where what lies in a file of a stream: its restart points and its samples.
+"""Where what lies in a file of a stream: its restart points and its samples::
 
     file    header  frame ... frame  index frame  tail
     tail    offset of the index frame 8, bytes of the index frame 4, "UFCX"
