@@ -31,11 +31,15 @@ from dtufc.live.client import LiveClient
 from dtufc.live.limits import LiveLimits
 from dtufc.live.refusals import KINDS, Refusal
 from dtufc.live.server import SLACK, LiveServer
-from dtufc.live.talk import Words
+from dtufc.live.talk import Talk, Words
 from dtufc.machines.llama3.generate import BackHalf, FrontHalf, end_tokens, generate, greedy
 from dtufc.machines.opening import open_machine
 from dtufc.paths import REPOSITORY
 from dtufc.streams import Tensor, open_session
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
+
+import load_live
 
 CODEC = "klt_llama3_tiny"
 OPTIONS = ["layer=1", "device=cpu"]  # two layers with a cache behind the cut
@@ -271,12 +275,13 @@ def test_a_cache_has_an_end(backend, machine, codec):
     assert Backend(machine, codec, long).most_tokens == (1 << 20) // per_token
 
 
-def test_fast_clients_are_refused(honest, machine, codec, rows):
+def test_fast_clients_are_refused(backend, machine, codec, rows, expected):
     encoder = encoder_of(machine, codec)
-    header = encoder.start()
-    frames = [encoder.append({"hidden": rows[1]}) for _ in range(60)]
-    with honest(frames_per_second=8) as (server, _):
-        refused(server, "rate", "more than 8 frames per second", header, *frames)
+    messages = [encoder.start(), *(encoder.append({"hidden": rows[1]}) for _ in range(2))]
+    with serving(backend, frames_per_second=0.01) as (server, client):  # one at once
+        with client.open(encoder_of(machine, codec)) as session:
+            refused(server, "rate", "more than 0.01 frames per second", *messages)
+            assert session.send(rows[0])["id"] == expected[0]
 
 
 def test_late_clients_are_refused(backend, machine, codec, rows):
@@ -296,6 +301,22 @@ def test_late_clients_are_refused(backend, machine, codec, rows):
         refused(server, "late", "the session lasted 1 seconds", *messages)
 
 
+def test_a_fault_is_one_clients_alone(honest, machine, codec, rows, monkeypatch):
+    with honest() as (server, client):
+        stranger = client.open(encoder_of(machine, codec))
+
+        def fail(self, feature):
+            raise RuntimeError("as if")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Talk, "step", fail)
+            with pytest.raises(Refusal, match="fault: a fault of the server"):
+                stranger.send(rows[0])
+            with pytest.raises(Refusal, match="fault: a fault of the server"):
+                client.predict(codec.encode(rows[0][None, None]), identify(machine))
+        assert 'refusals_total{code="fault"} 2.0' in server.metrics.text().decode()
+
+
 def test_too_many_are_refused(backend, machine, codec):
     with serving(backend, sessions=2) as (_, client):
         with client.open(encoder_of(machine, codec)), client.open(encoder_of(machine, codec)):
@@ -305,10 +326,11 @@ def test_too_many_are_refused(backend, machine, codec):
                 client.predict(b"", {})
         wait_for(lambda: client.health()["inside"] == 0)
         client.open(encoder_of(machine, codec)).close()
-    with serving(backend, requests_per_second=2) as (_, client):
+    with serving(backend, requests_per_second=0.01) as (_, client):
         client.open(encoder_of(machine, codec)).close()
-        client.open(encoder_of(machine, codec)).close()
-        with pytest.raises(Refusal, match="rate: more than 2 sessions and requests per second"):
+        with pytest.raises(
+            Refusal, match=r"rate: more than 0\.01 sessions and requests per second"
+        ):
             client.open(encoder_of(machine, codec))
 
 
@@ -369,7 +391,7 @@ def test_pace():
 
 
 def test_a_stop_lets_sessions_end_or_tells_them(backend, machine, codec, rows, expected):
-    with serving(backend, stop_seconds=1.5) as (server, client):
+    with serving(backend, stop_seconds=5) as (server, client):
         ends = client.open(encoder_of(machine, codec))
         stays = client.open(encoder_of(machine, codec))
         server.handle_exit(signal.SIGTERM, None)
@@ -378,7 +400,7 @@ def test_a_stop_lets_sessions_end_or_tells_them(backend, machine, codec, rows, e
         assert client.health()["status"] == "stopping"
         assert ends.send(rows[0])["id"] == expected[0]
         ends.close()
-        time.sleep(2)
+        wait_for(lambda: not server.gate.inside)
         with pytest.raises(
             Refusal, match="stopping: the server stops, and the session did not end"
         ):
@@ -546,6 +568,13 @@ def test_errors_are_one_line(machine, capsys, tmp_path):
         with pytest.raises(SystemExit):
             serve.main([*argv, *flags])
         assert "expected" in (text := capsys.readouterr().err) or "go together" in text
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(SystemExit, match=r"port: 127\.0\.0\.1:\d+ cannot be listened at \(Address"),
+    ):
+        serve.main([*argv, "--port", str(taken.getsockname()[1])])
+    with pytest.raises(FileNotFoundError, match=r"none\.pem: no such file of certificates"):
+        LiveClient("https://127.0.0.1:1", authority=tmp_path / "none.pem")
     with pytest.raises(SystemExit, match=r"codec: knows .* the machine's features are"):
         serve.main(["--machine", "llama3_tiny", "--codec", "klt_sd3_tiny"])
     with pytest.raises(UserError, match=r"options: expected key=value, got '--layer'"):
@@ -587,3 +616,12 @@ def test_two_processes_with_tls_and_a_stop(machine, codec, rows, expected, tmp_p
         killer.cancel()
         server.kill()
         server.wait()
+
+
+@pytest.mark.slow
+def test_load_with_clients_that_die(capsys):
+    load_live.main(["--sessions", "6", "--seconds", "8", "--deaths", "0.05", "--tokens", "20"])
+    names, _, values = (line.split() for line in capsys.readouterr().out.splitlines())
+    row = dict(zip(names, map(float, values), strict=True))
+    assert row["died"] > 2 and row["ended"] > 2
+    assert row["wrong"] == row["lost"] == row["left"] == 0

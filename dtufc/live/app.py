@@ -37,8 +37,7 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
 
     @contextmanager
     def admit(client: Request | WebSocket) -> Iterator[None]:
-        address = client.client.host if client.client else ""
-        with gate.admit(client.headers.get("authorization"), address):
+        with gate.admit(*credentials(client)):
             metrics.inside.set(gate.inside)
             try:
                 yield
@@ -49,6 +48,12 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
     async def refuse(request: Request, refusal: Refusal) -> JSONResponse:
         metrics.refusals.labels(refusal.code).inc()
         return JSONResponse(refusal.message(), refusal.kind.status)
+
+    @app.exception_handler(Exception)
+    async def confess(
+        request: Request, error: Exception
+    ) -> JSONResponse:  # its traceback is logged
+        return await refuse(request, Refusal("fault", "a fault of the server; its log says more"))
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -62,7 +67,7 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
 
     @app.get("/metrics")
     async def told(request: Request) -> Response:
-        gate.check_token(request.headers.get("authorization"))
+        gate.check(*credentials(request))
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.post("/predict")
@@ -90,6 +95,11 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
             await socket.send_denial_response(JSONResponse(refusal.message(), refusal.kind.status))
 
     return app
+
+
+def credentials(client: Request | WebSocket) -> tuple[str | None, str]:
+    """What the gate asks for: the header with the token, and the address."""
+    return client.headers.get("authorization"), client.client.host if client.client else ""
 
 
 async def read_body(request: Request, gate: Gate) -> bytes:

@@ -62,7 +62,7 @@ class Backend:
 
     def warm_up(self) -> None:
         """Load the weights and compile the kernels before the first client comes."""
-        _ = self.machine.back
+        _ = self.machine.back, self.language and self.machine.tokenizer
         for codec in self.codecs:
             codec.warm_up()
 

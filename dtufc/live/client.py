@@ -39,7 +39,7 @@ class LiveClient:
         authority: PEM file of the certificates that are trusted; the system's by default.
 
     Raises:
-        UserError: the URL is none.
+        FileNotFoundError, UserError: the URL is none, or the file holds no certificates.
     """
 
     def __init__(self, url: str, token: str | None = None, authority: Path | None = None):
@@ -52,6 +52,8 @@ class LiveClient:
         self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._tls = None
         if self.secure:
+            if authority is not None and not authority.is_file():
+                raise FileNotFoundError(f"{authority}: no such file of certificates")
             try:
                 self._tls = ssl.create_default_context(cafile=authority)
             except ssl.SSLError as error:

@@ -89,15 +89,19 @@ class Gate:
             task.cancel()
         self._sent_away = True
 
-    def check_token(self, authorization: str | None) -> None:
-        """Refuse who does not know the token; the comparison takes the same time for all.
+    def check(self, authorization: str | None, address: str) -> None:
+        """Refuse who asks too fast, or does not know the token; the comparison takes the same time for
+        all.
 
         Args:
             authorization: the header of that name, ``Bearer TOKEN``.
 
         Raises:
-            Refusal: token.
+            Refusal: rate or token.
         """
+        if not self._pace(address).keeps():
+            most = self.limits.requests_per_second
+            raise Refusal("rate", f"more than {most:g} sessions and requests per second")
         if self._token is None:
             return
         scheme, _, told = (authorization or "").partition(" ")
@@ -109,12 +113,9 @@ class Gate:
         """Around all that is done for a client, within its task.
 
         Raises:
-            Refusal: token, rate, stopping, full.
+            Refusal: as :meth:`check`; stopping or full.
         """
-        self.check_token(authorization)
-        if not self._pace(address).keeps():
-            most = self.limits.requests_per_second
-            raise Refusal("rate", f"more than {most:g} sessions and requests per second")
+        self.check(authorization, address)
         if self.stopping:
             raise Refusal("stopping", "the server is about to stop")
         if self.inside >= self.limits.sessions:

@@ -83,7 +83,12 @@ class LiveServer(uvicorn.Server):
         self._patience = backend.limits.idle_seconds
         self._seen: WeakKeyDictionary[object, float] = WeakKeyDictionary()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.socket = socket.create_server((host, port), family=family)
+        try:
+            self.socket = socket.create_server((host, port), family=family)
+        except OSError as error:
+            raise OSError(
+                f"port: {host}:{port} cannot be listened at ({error.strerror})"
+            ) from error
         scheme, name = ("https" if certificate else "http"), f"[{host}]" if ":" in host else host
         self.url = f"{scheme}://{name}:{self.socket.getsockname()[1]}"
 
@@ -113,6 +118,7 @@ class LiveServer(uvicorn.Server):
     def listen(self) -> None:
         """Serve until it is told to stop, in this thread."""
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn.error").addFilter(_no_false_alarm)
         self.run(sockets=[self.socket])
 
     def start(self) -> threading.Thread:
@@ -120,3 +126,8 @@ class LiveServer(uvicorn.Server):
         thread = threading.Thread(target=self.listen, daemon=True)
         thread.start()
         return thread
+
+
+def _no_false_alarm(record: logging.LogRecord) -> bool:
+    """uvicorn takes a refused handshake, which was answered, for one that was not."""
+    return "without completing handshake" not in record.getMessage()
