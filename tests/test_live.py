@@ -278,10 +278,12 @@ def test_a_cache_has_an_end(backend, machine, codec):
 def test_fast_clients_are_refused(backend, machine, codec, rows, expected):
     encoder = encoder_of(machine, codec)
     messages = [encoder.start(), *(encoder.append({"hidden": rows[1]}) for _ in range(2))]
-    with serving(backend, frames_per_second=0.01) as (server, client):  # one at once
-        with client.open(encoder_of(machine, codec)) as session:
-            refused(server, "rate", "more than 0.01 frames per second", *messages)
-            assert session.send(rows[0])["id"] == expected[0]
+    with (
+        serving(backend, frames_per_second=0.01) as (server, client),  # one at once
+        client.open(encoder_of(machine, codec)) as session,
+    ):
+        refused(server, "rate", "more than 0.01 frames per second", *messages)
+        assert session.send(rows[0])["id"] == expected[0]
 
 
 def test_late_clients_are_refused(backend, machine, codec, rows):
@@ -483,8 +485,8 @@ class FakeCodec:
 def test_the_link_picks_the_quality(monkeypatch):
     def trial(codec, rows):
         if isinstance(codec, FakeCodec):  # 25 .. 800 bytes
-            return link.Trial(100 * 2.0**codec.quality, 0.001)
-        return link.Trial(1000, 0)
+            return link.Trial(100 * 2.0**codec.quality - link.BESIDE, 0.001)
+        return link.Trial(1000 - link.BESIDE, 0)
 
     monkeypatch.setattr(link, "try_codec", trial)
     raw, codec, rows = object(), FakeCodec(), [None]
@@ -513,8 +515,8 @@ def test_bandwidths():
 
 
 def test_ask_says_how_it_codes(backend, machine, capsys):
-    with serving(backend) as (server, client):
-        assert client.bandwidth() > 1e6
+    with serving(backend, frame_bytes=1 << 17) as (server, client):  # the last probes are too large
+        assert 1e6 < client.bandwidth() < 1e12
         argv = [
             "--server",
             server.url,

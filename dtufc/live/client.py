@@ -28,6 +28,8 @@ PROBES = (1 << 10, 1 << 16, 1 << 18, 1 << 20)
 """Bytes sent to measure the link, a few times each, until they take long enough to tell."""
 PROBE_SECONDS = 0.05
 PROBE_REPEATS = 3
+TELLABLE = 0.2
+"""Of the time of an empty request: what two measured times must differ by to tell anything."""
 
 
 class LiveClient:
@@ -87,14 +89,22 @@ class LiveClient:
     def bandwidth(self) -> float:
         """Bits per second from here to there, measured.
 
-        The time of an empty request is taken off that of a large one; each is the best of a few.
+        The time of an empty request is taken off that of a large one; each is the best of a few. Of a
+        link that carries the largest in next to no time, a bound from below.
         """
-        least, size = self._probe(0), 0
+        empty = self._probe(0)
+        sent, took = 0, empty
         for size in PROBES:
-            took = self._probe(size) - least
+            try:
+                seconds = self._probe(size) - empty
+            except Refusal as refusal:
+                if refusal.code != "size" or not sent:
+                    raise
+                break  # the server takes no more at once
+            sent, took = size, seconds
             if took > PROBE_SECONDS:
                 break
-        return 8 * size / max(took, 1e-6)
+        return 8 * sent / max(took, TELLABLE * empty)
 
     def _probe(self, size: int) -> float:
         """Seconds of a request with so many bytes that do not compress."""

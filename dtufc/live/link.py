@@ -19,6 +19,8 @@ from dtufc.errors import UserError
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 FRAMES = 6
 """Rows that a trial codes, one after the other."""
+BESIDE = 50
+"""Bytes on the wire beside a payload: frame 4, WebSocket 6, TCP and IP 40."""
 
 
 def parse_bandwidth(text: str) -> float | None:
@@ -47,7 +49,7 @@ class Trial:
 
     def seconds(self, bandwidth: float) -> float:
         """With the wire, at so many bits per second."""
-        return self.coding + 8 * self.bytes / bandwidth
+        return self.coding + 8 * (self.bytes + BESIDE) / bandwidth
 
 
 @dataclass(frozen=True)
