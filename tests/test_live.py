@@ -22,12 +22,13 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+from websockets.sync.server import serve as serve_websocket
 
 from dtufc.codec import load_codec
 from dtufc.errors import UserError
 from dtufc.live import ask, gate, link, serve, single
 from dtufc.live.backend import Backend, identify, raw_codec
-from dtufc.live.client import LiveClient
+from dtufc.live.client import LiveClient, plain
 from dtufc.live.limits import LiveLimits
 from dtufc.live.refusals import KINDS, Refusal
 from dtufc.live.server import SLACK, LiveServer
@@ -146,6 +147,10 @@ def test_sessions_at_once_do_not_mix(backend, machine, codec, rows, expected):
         assert answers == [[token] * 3 for token in expected]
         for session in sessions:
             session.close()
+
+
+def test_a_terminal_is_not_told_what_to_do():
+    assert plain("a\x1b[2Jü\n\tb\r\x07") == "a[2Jü\n\tb"
 
 
 def test_words_wait_for_whole_characters():
@@ -382,6 +387,36 @@ def test_a_token_is_asked_for(backend, machine, codec, tmp_path):
         LiveServer(backend, host="0.0.0.0")
 
 
+SOUND = {"type": "token", "id": 5, "text": "", "bytes": 1, "wait_ms": 0, "decode_ms": 0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("no JSON", "a message that is no JSON"),
+        ("[]", r"expected a message token, got \[\]"),
+        (json.dumps(SOUND), "expected a token, got"),
+        (json.dumps(SOUND | {"compute_ms": 0, "id": "5"}), "expected a token, got"),
+        (json.dumps({"type": "refusal", "code": [], "reason": "\x1b[2J"}), "fault: "),
+    ],
+)
+def test_a_server_is_not_trusted_either(machine, codec, rows, answer, message):
+    def play(wire):
+        wire.recv()
+        wire.send('{"type": "agreed"}')
+        wire.recv()
+        wire.send(answer)
+
+    with serve_websocket(play, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.socket.getsockname()[1]
+        with (
+            LiveClient(f"http://127.0.0.1:{port}").open(encoder_of(machine, codec)) as session,
+            pytest.raises(UserError, match=message),
+        ):
+            session.send(rows[0])
+
+
 def test_pace():
     now = [0.0]
     pace = gate.Pace(2, lambda: now[0])
@@ -483,7 +518,7 @@ class FakeCodec:
 
 
 def test_the_link_picks_the_quality(monkeypatch):
-    def trial(codec, rows):
+    def trial(codec, rows, facts):
         if isinstance(codec, FakeCodec):  # 25 .. 800 bytes
             return link.Trial(100 * 2.0**codec.quality - link.BESIDE, 0.001)
         return link.Trial(1000 - link.BESIDE, 0)
@@ -492,7 +527,7 @@ def test_the_link_picks_the_quality(monkeypatch):
     raw, codec, rows = object(), FakeCodec(), [None]
 
     def chosen(bandwidth, budget, least=None):
-        choice = link.choose(codec, raw, rows, bandwidth, budget, least)
+        choice = link.choose(codec, raw, rows, None, bandwidth, budget, least)
         return "raw" if choice.raw else choice.codec.quality
 
     assert chosen(1e9, 1) == "raw"  # 0.008 ms against 1 ms

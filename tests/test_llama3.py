@@ -122,8 +122,9 @@ def test_generation_ends_where_the_model_ends(checkpoints, tmp_path):
     answers = iter([7, 1, 9])
     tokens = generate(FrontHalf(machine), [0, 5], lambda rows: next(answers), 20, {1})
     assert list(tokens) == [7, 1]
-    with pytest.raises(ValueError, match="expected at least 1 token"):
-        FrontHalf(machine).step([])
+    for wrong in ([], [-1], [5, 10**6]):
+        with pytest.raises(ValueError, match=r"expected at least 1 token of 0 \.\. \d+, got"):
+            FrontHalf(machine).step(wrong)
     with pytest.raises(ValueError, match=r"expected rows of 32 channels, got \(3, 31\)"):
         BackHalf(machine).step(np.zeros((3, 31), np.float32))
 

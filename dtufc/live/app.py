@@ -10,9 +10,7 @@ All but ``/health`` ask for the token, where the server has one.
 """
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, WebSocket
@@ -31,18 +29,10 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
     frames come, so that the loop goes on to listen."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     thread = ThreadPoolExecutor(1, "compute")
+    metrics.inside.set_function(lambda: gate.inside)
 
     async def run(function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
-
-    @contextmanager
-    def admit(client: Request | WebSocket) -> Iterator[None]:
-        with gate.admit(*credentials(client)):
-            metrics.inside.set(gate.inside)
-            try:
-                yield
-            finally:
-                metrics.inside.set(gate.inside - 1)
 
     @app.exception_handler(Refusal)
     async def refuse(request: Request, refusal: Refusal) -> JSONResponse:
@@ -50,9 +40,8 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
         return JSONResponse(refusal.message(), refusal.kind.status)
 
     @app.exception_handler(Exception)
-    async def confess(
-        request: Request, error: Exception
-    ) -> JSONResponse:  # its traceback is logged
+    async def confess(request: Request, error: Exception) -> JSONResponse:
+        # uvicorn logs the traceback
         return await refuse(request, Refusal("fault", "a fault of the server; its log says more"))
 
     @app.get("/health")
@@ -72,7 +61,7 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
 
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, Any]:
-        with admit(request):
+        with gate.admit(*credentials(request)):
             data = await read_body(request, gate)
             metrics.bytes.labels("in").inc(len(data))
             answer = await run(backend.predict, data, dict(request.query_params))
@@ -82,13 +71,13 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
 
     @app.post("/probe")
     async def probe(request: Request) -> dict[str, int]:
-        with admit(request):
+        with gate.admit(*credentials(request)):
             return {"bytes": len(await read_body(request, gate))}
 
     @app.websocket("/session")
     async def session(socket: WebSocket) -> None:
         try:
-            with admit(socket):
+            with gate.admit(*credentials(socket)):
                 await serve_session(socket, backend, gate, metrics, run)
         except Refusal as refusal:  # before it was accepted
             metrics.refusals.labels(refusal.code).inc()

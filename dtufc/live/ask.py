@@ -133,6 +133,7 @@ def ask(cfg: AskConfig) -> Text | dict[str, Any]:
 def talk(cfg: AskConfig, machine: Any, client: "LiveClient") -> Text:
     """Continue the prompt, and print the text as it comes."""
     from dtufc.live.backend import identify
+    from dtufc.live.client import plain
     from dtufc.live.link import Choice
     from dtufc.machines.llama3.generate import FrontHalf, end_tokens, generate
     from dtufc.streams import Tensor, open_session
@@ -156,7 +157,7 @@ def talk(cfg: AskConfig, machine: Any, client: "LiveClient") -> Text:
             encoder = open_session({"hidden": tensor}, **identify(machine))
             session = stack.enter_context(client.open(encoder))
         frames.append(session.send(rows) | {"front_ms": 1000 * took})
-        print(frames[-1]["text"], end="", flush=True)
+        print(plain(frames[-1]["text"]), end="", flush=True)
         asked = time.perf_counter()
         return frames[-1]["id"]
 
@@ -169,10 +170,12 @@ def talk(cfg: AskConfig, machine: Any, client: "LiveClient") -> Text:
 def ask_once(cfg: AskConfig, machine: Any, client: "LiveClient") -> dict[str, Any]:
     """A picture or a caption -> the answer; an answer that is a picture goes to the output."""
     import base64
+    import binascii
 
     from dtufc import files
     from dtufc.live import single
     from dtufc.live.backend import identify
+    from dtufc.live.client import plain
 
     sample, told = single.sample_for_front(machine, cfg.picture, cfg.caption)
     _ = machine.front  # loaded before times are taken
@@ -187,10 +190,13 @@ def ask_once(cfg: AskConfig, machine: Any, client: "LiveClient") -> dict[str, An
     end = time.perf_counter()
     if "png" in answer:
         path = cfg.output or Path("answer.png")
-        files.write_bytes(path, base64.b64decode(answer["png"]))
-        print(f"{answer['shape']} -> {path}")
+        try:
+            files.write_bytes(path, base64.b64decode(answer["png"], validate=True))
+        except (TypeError, binascii.Error) as error:
+            raise UserError("server: expected a PNG in base64") from error
+        print(path)
     else:
-        print(answer["prediction"])
+        print(plain(str(answer.get("prediction"))))
     if choice.why:
         print(choice.why)
     print(
@@ -222,7 +228,8 @@ def chooser(
     def by_link(rows: Sequence[np.ndarray], seconds: float) -> Choice:
         bandwidth = parse_bandwidth(cfg.bandwidth) or client.bandwidth()
         budget = seconds if cfg.row_ms is None else cfg.row_ms / 1000
-        return choose(codec, raw, rows, bandwidth, budget, cfg.min_quality)
+        facts = machine.options.facts
+        return choose(codec, raw, rows, facts, bandwidth, budget, cfg.min_quality)
 
     return by_link
 

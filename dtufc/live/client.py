@@ -158,11 +158,17 @@ def read_answer(status: int, body: bytes) -> dict[str, Any]:
     return answer
 
 
+def plain(text: str) -> str:
+    """What a terminal may be shown of a text from elsewhere: no control characters but line breaks."""
+    return "".join(each for each in text if each.isprintable() or each in "\n\t")
+
+
 def raise_refusal(answer: Any) -> None:
     """Raise the refusal that an answer is, if it is one."""
     if isinstance(answer, dict) and answer.get("type") == "refusal":
-        code = answer.get("code") if answer.get("code") in KINDS else "fault"
-        raise Refusal(code, str(answer.get("reason"))[:500])
+        code = answer.get("code")
+        known = isinstance(code, str) and code in KINDS
+        raise Refusal(code if known else "fault", plain(str(answer.get("reason")))[:500])
 
 
 class LiveSession:
@@ -214,7 +220,13 @@ class LiveSession:
         frame = self._encoder.append({self._name: rows})
         middle = time.perf_counter()
         answer = self._exchange(frame, "token")
-        there = sum(answer[f"{part}_ms"] for part in ("wait", "decode", "compute"))
+        spent = [answer.get(f"{part}_ms") for part in ("wait", "decode", "compute")]
+        told = type(answer.get("id")) is int and isinstance(answer.get("text"), str)
+        if not told or not all(
+            isinstance(each, int | float) for each in (*spent, answer.get("bytes"))
+        ):
+            raise UserError(f"server: expected a token, got {str(answer)[:200]}")
+        there = sum(spent)
         away = 1000 * (time.perf_counter() - middle)
         return answer | {"encode_ms": 1000 * (middle - start), "wire_ms": max(0.0, away - there)}
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from dtufc.codec import Codec
 from dtufc.errors import UserError
+from dtufc.feature import FeatureFacts
 
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 FRAMES = 6
@@ -66,6 +67,7 @@ def choose(
     codec: Codec,
     raw: Codec,
     rows: Sequence[np.ndarray],
+    facts: FeatureFacts,
     bandwidth: float,
     budget: float,
     least: float | None = None,
@@ -76,6 +78,7 @@ def choose(
         codec: at its own quality.
         raw: what is taken instead where it is faster.
         rows: features (N, C, H, W) that stand for those to come; a few are tried.
+        facts: of their kind.
         bandwidth: bits per second.
         budget: seconds that encoding, wire and decoding of a row may take.
         least: quality below which the codec is not used; its own by default.
@@ -84,12 +87,13 @@ def choose(
 
     @cache
     def tried(quality: float | None) -> Trial:
-        return try_codec(codec if quality is None else codec.at_quality(quality), trials)
+        tuned = codec if quality is None else codec.at_quality(quality)
+        return try_codec(tuned, trials, facts)
 
     low = codec.quality if least is None else least
     ladder = [each for each in codec.qualities if low is None or each >= low]
     start = ladder[0] if ladder else None
-    plain = try_codec(raw, trials)
+    plain = try_codec(raw, trials, facts)
     link = f"{bandwidth / 1e6:.4g} Mbit/s"
     if plain.seconds(bandwidth) <= tried(start).seconds(bandwidth):
         return Choice(
@@ -109,14 +113,12 @@ def choose(
     return Choice(chosen, False, _tell(link, name, tried(best), plain, bandwidth))
 
 
-def try_codec(codec: Codec, rows: Sequence[np.ndarray]) -> Trial:
-    """Code rows as frames, one after the other; the time is the median's."""
-    kind = codec.known[0].kind if len(codec.known) == 1 else None
-    facts = codec.known[0]
+def try_codec(codec: Codec, rows: Sequence[np.ndarray], facts: FeatureFacts) -> Trial:
+    """Code rows of a kind as frames, one after the other; the time is the median's."""
     sizes, seconds = [], []
     for number, x in enumerate([rows[0], *rows]):  # the first one compiles, and does not count
         start = time.perf_counter()
-        setting, payload = codec.encode_rows(x, kind)
+        setting, payload = codec.encode_rows(x, facts.kind)
         codec.decode_rows(setting, payload, facts, x.shape)
         if number:
             seconds.append(time.perf_counter() - start)

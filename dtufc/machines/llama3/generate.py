@@ -53,10 +53,11 @@ class FrontHalf(_Half):
         """The next token ids, one or more -> their hidden states, (T, width) float32.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or one that the model does not know.
         """
-        if not ids:
-            raise UserError("front half: expected at least 1 token")
+        most = self.machine.config.vocab_size
+        if not ids or min(ids) < 0 or max(ids) >= most:
+            raise UserError(f"front half: expected at least 1 token of 0 .. {most - 1}, got {ids}")
         inputs = torch.tensor([ids], device=self.machine.options.torch_device)
         states = self._step(self.machine.front, len(ids), input_ids=inputs).last_hidden_state
         return states[0].float().cpu().numpy()
