@@ -278,6 +278,9 @@ def test_a_cache_has_an_end(backend, machine, codec):
     machine = open_machine("llama3_tiny", OPTIONS)
     machine.config.max_position_embeddings = 1 << 20
     assert Backend(machine, codec, long).most_tokens == (1 << 20) // per_token
+    machine.config.head_dim = 1 << 20
+    with pytest.raises(UserError, match="session_mib: 1 MiB hold no token"):
+        Backend(machine, codec, long)
 
 
 def test_fast_clients_are_refused(backend, machine, codec, rows, expected):

@@ -48,7 +48,7 @@ class Backend:
     """The back half, its codecs and what it takes of a client.
 
     Raises:
-        UserError: the codec knows no such kind of feature.
+        UserError: the codec knows no such kind of feature, or a session could hold no token.
     """
 
     def __init__(self, machine: Any, codec: Codec, limits: LiveLimits):
@@ -59,6 +59,10 @@ class Backend:
         self.codecs = [codec, raw_codec(self.facts)]
         self.identity = identify(machine)
         self.language = single.is_language(machine)
+        if self.language and self.most_tokens < 1:
+            raise UserError(
+                f"session_mib: {limits.session_mib} MiB hold no token of this model's cache"
+            )
 
     def warm_up(self) -> None:
         """Load the weights and compile the kernels before the first client comes."""
@@ -89,7 +93,7 @@ class Backend:
             tensors=1,
             frame_bytes=self.limits.frame_bytes,
             frame_rows=rows,
-            frame_points=rows * self.facts.shape[3],
+            frame_points=rows * self.machine.config.hidden_size,
             session_rows=self.most_tokens,
         )
         return StreamDecoder(self.codecs, limits=limits)

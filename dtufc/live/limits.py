@@ -26,7 +26,7 @@ class LiveLimits:
     requests_per_second: float = 100
     """Sessions and requests that an address opens; as many may come at once."""
     idle_seconds: float = 60
-    """How long a session may wait for its next frame, and a request for its next byte."""
+    """How long a session may wait for its next frame, and a request until it is whole."""
     session_seconds: float = 3600
     """How long a session may last."""
     session_mib: int = 256
