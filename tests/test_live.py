@@ -541,6 +541,8 @@ def test_the_link_picks_the_quality(monkeypatch):
     assert chosen(1e5, 0.0001) == 0  # too slow for its budget; its own quality all the same
     assert chosen(1e5, 0.0051, least=-2) == -1
     assert chosen(1e5, 0.0001, least=-2) == -2
+    with pytest.raises(UserError, match="min_quality: 4 is above the codec's highest, 3"):
+        chosen(1e5, 1, least=4)
 
 
 def test_bandwidths():

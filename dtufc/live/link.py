@@ -82,6 +82,9 @@ def choose(
         bandwidth: bits per second.
         budget: seconds that encoding, wire and decoding of a row may take.
         least: quality below which the codec is not used; its own by default.
+
+    Raises:
+        UserError: the codec has no quality of at least that.
     """
     trials = [*rows[-FRAMES:]]
 
@@ -92,6 +95,9 @@ def choose(
 
     low = codec.quality if least is None else least
     ladder = [each for each in codec.qualities if low is None or each >= low]
+    if least is not None and not ladder:
+        most = max(codec.qualities, default="none: it has one rate")
+        raise UserError(f"min_quality: {least:g} is above the codec's highest, {most}")
     start = ladder[0] if ladder else None
     plain = try_codec(raw, trials, facts)
     link = f"{bandwidth / 1e6:.4g} Mbit/s"
