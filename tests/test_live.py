@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -623,6 +624,7 @@ def test_errors_are_one_line(machine, capsys, tmp_path):
         open_machine("llama3_tiny", ["--layer"])
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, for a certificate")
 def test_two_processes_with_tls_and_a_stop(machine, codec, rows, expected, tmp_path):
     """serve.py as a process: TLS, a token, and SIGTERM while a session is under way."""
     pem, key, token = (tmp_path / name for name in ("cert.pem", "key.pem", "token"))
