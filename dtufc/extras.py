@@ -17,13 +17,19 @@ EXTRAS = {
         "accelerate", "cv2", "diffusers", "huggingface_hub", "mmcv", "mmengine", "pyarrow",
         "tokenizers", "torch_fidelity", "torchmetrics", "transformers",
     ),
+    "live": ("fastapi", "prometheus_client", "starlette", "uvicorn", "websockets"),
     "report": ("bjontegaard", "matplotlib", "plotly"),
     "dev": ("threadpoolctl",),
 }  # fmt: skip
 """Name of each extra -> the modules that it brings, for those that this project imports."""
 
 
-ROOMS = {"dtufc.machines": "machines", "dtufc.report": "report", "dtufc.CompressAI": "train"}
+ROOMS = {
+    "dtufc.machines": "machines",
+    "dtufc.live": "live",
+    "dtufc.report": "report",
+    "dtufc.CompressAI": "train",
+}
 """Of the extras that bring a module, the one that belongs to the package that asked for it."""
 
 

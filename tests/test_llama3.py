@@ -20,6 +20,14 @@ from dtufc import files
 from dtufc.feature import find_machine_config
 from dtufc.machines.command import parse_options
 from dtufc.machines.llama3 import halves, llama3
+from dtufc.machines.llama3.generate import (
+    BackHalf,
+    FrontHalf,
+    bytes_per_token,
+    end_tokens,
+    generate,
+    greedy,
+)
 from dtufc.machines.llama3.halves import LlamaMachine
 from dtufc.machines.llama3.llama3 import LlamaOptions
 from dtufc.machines.llama3.tasks import prompt
@@ -83,6 +91,42 @@ def test_the_cut_changes_nothing(checkpoints, kind, dtype, tmp_path):
                 x = torch.from_numpy(feature[0]).to(machine.back.dtype)
                 cut = machine.back(inputs_embeds=x, use_cache=False).logits
                 assert torch.equal(cut, whole(**inputs).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_halves_generate_what_the_uncut_model_does(checkpoints, kind, tmp_path):
+    """Token for token, with a cache on both sides, at every layer; several texts share the weights."""
+    whole = AutoModelForCausalLM.from_pretrained(checkpoints[kind]).eval()
+    for layer in range(LAYERS):
+        machine = machine_of(checkpoints[kind], tmp_path, "--layer", str(layer))
+        pairs, asked = [], []
+        for sample in machine.samples("test")[:2]:
+            ids = machine.tokenizer(prompt(sample.source)).input_ids[-30:]
+            made = whole.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
+            asked.append(made[0, len(ids) :].tolist())
+            front, back = FrontHalf(machine), BackHalf(machine)
+            pairs.append((generate(front, ids, greedy(back), 12, end_tokens(machine)), back))
+        texts = [[], []]
+        for _ in range(12):  # turn by turn: neither text sees the other's cache
+            for text, (tokens, _) in zip(texts, pairs, strict=True):
+                text += [token] if (token := next(tokens, None)) is not None else []
+        assert texts == asked
+        for _, back in pairs:
+            assert back.cache_bytes == back.tokens * bytes_per_token(machine)
+            assert (back.cache_bytes == 0) == (layer == LAYERS - 1)
+
+
+def test_generation_ends_where_the_model_ends(checkpoints, tmp_path):
+    machine = machine_of(checkpoints["llama"], tmp_path, "--layer", "0")
+    assert end_tokens(machine) == {1}
+    answers = iter([7, 1, 9])
+    tokens = generate(FrontHalf(machine), [0, 5], lambda rows: next(answers), 20, {1})
+    assert list(tokens) == [7, 1]
+    for wrong in ([], [-1], [5, 10**6]):
+        with pytest.raises(ValueError, match=r"expected at least 1 token of 0 \.\. \d+, got"):
+            FrontHalf(machine).step(wrong)
+    with pytest.raises(ValueError, match=r"expected rows of 32 channels, got \(3, 31\)"):
+        BackHalf(machine).step(np.zeros((3, 31), np.float32))
 
 
 def test_the_back_half_reads_only_its_weights(checkpoints, tmp_path):

@@ -357,4 +357,6 @@ def _job(title: str, module: str, cfg: Product, log: Path) -> list[Job]:
     if why is None:
         return []
     command = [sys.executable, "-m", module, *config.to_argv(cfg)]
-    return [Job(title, command, log, why, module if module in SHORT else None)]
+    # a forked process cannot use CUDA
+    forked = module in SHORT and getattr(cfg, "device", "cpu") in (None, "cpu")
+    return [Job(title, command, log, why, module if forked else None)]

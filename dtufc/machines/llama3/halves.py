@@ -163,6 +163,8 @@ def load_back(folder: Path, first: int, dtype: torch.dtype) -> nn.Module:
         known = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_config(known, dtype=dtype)
     model.model.layers = model.model.layers[first:]
+    for place, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = place  # its place in a cache of this half
     model.model.embed_tokens = None  # the feature comes in its place
     wanted = {}  # name in the checkpoint -> name here
     for name, _ in model.named_parameters():

@@ -1,0 +1,75 @@
+"""The back half of a machine behind a socket: ``python serve.py --machine llama3_tiny --codec DIR``.
+
+Answers sessions of language models and single requests of the others, see ``docs/guide/live.md``.
+SIGTERM and Ctrl+C let what is under way end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dtufc import config
+from dtufc.errors import UserError
+from dtufc.live.limits import LiveLimits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(LiveLimits):
+    """What is served, to whom, and how much of it."""
+
+    machine: str
+    """Machine preset or YAML."""
+    codec: Path
+    """Codec folder, or name of a shipped codec. Raw bfloat16 is taken too."""
+    options: list[str] = field(default_factory=list)
+    """Flags of the machine's own script, key=value each: layer=1 device=cuda."""
+    host: str = "127.0.0.1"
+    """Address to listen at; any but this machine's own needs --token_file."""
+    port: int = 8700
+    """Port; 0 takes a free one."""
+    token_file: Path | None = None
+    """File with the token that clients must have."""
+    certificate: Path | None = None
+    """PEM file of the TLS certificate; needs --key."""
+    key: Path | None = None
+    """PEM file of its private key."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.port < 1 << 16:
+            raise UserError(f"port: expected 0 .. 65535, got {self.port}")
+        if (self.certificate is None) != (self.key is None):
+            raise UserError("certificate: --certificate and --key go together")
+
+
+def serve(cfg: ServeConfig) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        FileNotFoundError, OSError, UserError: machine, codec, token, certificate or port are missing or
+            do not fit together.
+    """
+    from dtufc.codec import load_codec
+    from dtufc.live.backend import Backend
+    from dtufc.live.gate import read_token
+    from dtufc.live.server import LiveServer, check_exposure
+    from dtufc.machines.opening import open_machine
+
+    token = read_token(cfg.token_file)
+    check_exposure(cfg.host, token)
+    backend = Backend(open_machine(cfg.machine, cfg.options), load_codec(cfg.codec), cfg)
+    backend.warm_up()
+    server = LiveServer(backend, cfg.host, cfg.port, token, cfg.certificate, cfg.key)
+    what = f"{backend.facts.kind}, codec {backend.codecs[0].id.hex()[:8]} or raw"
+    print(f"{what}, at {server.url}", flush=True)
+    server.listen()
+    print("stopped", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with config.report_errors():
+        serve(config.parse(ServeConfig, argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()
