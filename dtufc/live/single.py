@@ -45,6 +45,10 @@ def sample_for_front(
         FileNotFoundError, UserError: the machine takes something else, or the picture is none.
     """
     room = _room(machine)
+    if room == "dinov2" and machine.options.facts.task != "seg":
+        raise UserError(
+            f"machine: of dinov2's tasks only seg is served, not {machine.options.machine}"
+        )
     if (picture is None) == (room != "sd3") or (caption is None) == (room == "sd3"):
         raise UserError(f"{room}: takes " + ("--caption" if room == "sd3" else "--picture"))
     if room == "sd3":
