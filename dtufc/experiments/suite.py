@@ -8,6 +8,7 @@ codecs that are there, such as those that ship with the package. ``published`` h
 ``tiny`` those of the tiny machines, ``quickstart`` the shipped codecs.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,6 +88,8 @@ class FittedRow:
     """Task of one of the suite's machines, or its kind, <model>_<task>; null for each of them."""
     flags: dict[str, Any] = field(default_factory=dict)
     """Of the script that fits, beyond --machine, --features and --output."""
+    name: str = ""
+    """Stands behind the names of its folders, where several rows are about one codec and machine."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Of the fit, one each, for codecs whose fit has a seed."""
 
@@ -100,6 +103,8 @@ class FittedRow:
             raise UserError(f"flags: {self.codec} takes no {sorted(unknown)}, but {sorted(known)}")
         if "seed" in self.flags:
             raise UserError("flags: seed is given by seeds")
+        if not re.fullmatch(r"[A-Za-z0-9.-]*", self.name):
+            raise UserError(f"name: expected letters, digits, '.' and '-', got {self.name!r}")
         if self.seeds != [0] and "seed" not in known:
             raise UserError(f"seeds: fitting {self.codec} has no seed")
 
@@ -256,6 +261,8 @@ class Fitting:
     quality: list[float]
     flags: dict[str, Any]
     seed: int
+    name: str = ""
+    """Of the row."""
 
     @property
     def entry(self) -> CodecEntry:
@@ -264,8 +271,8 @@ class Fitting:
 
     @property
     def suffix(self) -> str:
-        """What tells the folders of this seed from those of seed 0."""
-        return f"_seed{self.seed}" if self.seed else ""
+        """What tells its folders from those of other rows, and of seed 0."""
+        return f"_{self.name}" * bool(self.name) + f"_seed{self.seed}" * bool(self.seed)
 
 
 def load_suite(name: str | Path) -> Suite:
@@ -402,9 +409,9 @@ def select_fitted(
     """The fits that the driver's flags ask for, one per codec, machine and seed.
 
     Raises:
-        UserError: two rows are about one codec and machine, or a row about no machine.
+        UserError: two rows of one name are about one codec and machine, or a row about no machine.
     """
-    chosen: dict[tuple[str, str], list[Fitting]] = {}
+    chosen: dict[tuple[str, str, str], list[Fitting]] = {}
     for row in _fitted(suite, arch, train_task):
         wanted = {row.train_task, train_task} - {None}
         about = [name for name, facts in machines.items() if wanted <= names_of(facts)]
@@ -412,14 +419,14 @@ def select_fitted(
         if row.train_task is not None and row.train_task not in known:
             raise UserError(f"train_task: no machine of the suite has {row.train_task!r}")
         for machine in about:
-            if (row.codec, machine) in chosen:
-                raise UserError(f"fitted: two rows for {row.codec} on {machine}")
+            if (row.codec, machine, row.name) in chosen:
+                raise UserError(f"fitted: two rows for {row.codec} on {machine}; name one of them")
             has_seed = "seed" in find_codec(row.codec).load_config().__dataclass_fields__
             facts = machines[machine]
             shared = [each.task for each in machines.values()].count(facts.task) > 1
             name = facts.kind if shared or row.train_task == facts.kind else facts.task
-            chosen[row.codec, machine] = [
-                Fitting(row.codec, machine, name, row.quality, row.flags, seed)
+            chosen[row.codec, machine, row.name] = [
+                Fitting(row.codec, machine, name, row.quality, row.flags, seed, row.name)
                 for seed in (seeds if seeds and has_seed else row.seeds)
             ]
     return [fit for fits in chosen.values() for fit in fits]
