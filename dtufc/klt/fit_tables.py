@@ -203,7 +203,7 @@ BINS = int(BIN[-1]) + 1
 
 @kernel
 def measure(y, step):
-    """About the bits of each row (R,) float64: the sum of log2(1 + |value / step|) over (R, D)."""
+    """About the bits of each row (R,) float64: the sum of log2(1 + abs(value) / step) over (R, D)."""
     out = np.zeros(y.shape[0])
     for r in range(y.shape[0]):
         total, product = 0.0, 1.0
