@@ -8,7 +8,12 @@ import pytest
 import torch
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
-from test_klt import fit_maps, fit_tokens, picture_like
+from test_klt import (
+    fit_maps,
+    fit_tokens,
+    picture_like,
+    test_any_rate_from_one_model,  # noqa: F401  it runs here too, on this file's codecs
+)
 
 from dtufc.bitstream import Bitstream, BitstreamError, pack, unpack
 from dtufc.codec import load_codec
@@ -28,28 +33,6 @@ def token_codec(toy, tmp_path_factory):
 def map_codec(tmp_path_factory):
     """A codec of spatial maps, and the folder of its training features."""
     return fit_maps(tmp_path_factory.mktemp("maps"), "--format", "2")
-
-
-def test_any_rate_from_one_model(token_codec):
-    """More quality: more bytes, less error; and the bytes are what the tables promise."""
-    folder, features = token_codec
-    codec = load_codec(folder)
-    x = read_feature(next(features.iterdir()))
-    sizes, errors = [], []
-    for quality in (-2, -0.7, 0.3, 1, 2.1, 4, 6.5, 7):
-        one = codec.at_quality(quality)
-        data = one.encode(x)
-        decoded = one.decode(data)
-        assert decoded.shape == x.shape
-        assert decoded.dtype == x.dtype
-        assert np.array_equal(codec.decode(data), decoded)  # the bytes say which quality
-        sizes.append(len(data))
-        errors.append(float(np.mean((decoded - x) ** 2)))
-        bits = one.model.quantise(one.facts.views.to_vectors(x, 1), one.grade)[2].sum()
-        assert abs(8 * len(data) - bits) < 0.01 * bits + 8 * 60
-    assert sizes == sorted(sizes)
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 1e-5 * x.var()
 
 
 def test_symbols_do_not_depend_on_threads_or_device(token_codec):
