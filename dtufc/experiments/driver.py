@@ -76,7 +76,7 @@ class BatchConfig:
     data_root: Path = field(default_factory=default_data_root)
     """Data root."""
     jobs: int = 1
-    """Commands side by side; the cores are shared out."""
+    """Commands side by side, evaluations by machines too; the cores are shared out."""
     accuracy: bool = True
     """Have each machine evaluate the decoded features, where its YAML names a script."""
     dry_run: bool = False
@@ -122,22 +122,25 @@ def run_batch(cfg: BatchConfig) -> list[TableRow]:
         UserError: the flags fit nothing in the suite.
     """
     batch = cfg.batch()
-    stages = [(batch.mappings, cfg.jobs)]
-    if "train" in cfg.pipeline_config:
-        stages += [(batch.patches, cfg.jobs), (batch.codecs, cfg.jobs)]
-    if "test" in cfg.pipeline_config:
-        stages.append((batch.coded, cfg.jobs))
-        if cfg.accuracy:
-            stages.append((batch.judged, 1))
+    train, test = (part in cfg.pipeline_config for part in ("train", "test"))
+    making = [batch.codecs] if train else []
+    coding = [batch.coded_by_ready] if test else []
+    stages = [
+        [batch.mappings],
+        [batch.patches] if train else [],
+        making + coding,  # ready codecs code while others are trained
+        [batch.coded_by_made] if test else [],
+        [batch.judged] if test and cfg.accuracy else [],
+    ]
     if not cfg.dry_run:
         for machine in batch.machines:
             ensure_features(machine, cfg.data_root)
-    for stage, parallel in stages:
-        jobs = stage()
+    for stage in stages:
+        jobs = [job for part in stage for job in part()]
         for job in jobs:
             print(f"{job.title}: {job.why}\n  {job.line}", flush=True)
         if not cfg.dry_run:
-            run_jobs(jobs, parallel)
+            run_jobs(jobs, cfg.jobs)
     rows = [] if cfg.dry_run else tables.table(batch)
     if rows:
         path = cfg.data_root / "coded" / f"{cfg.table_name(batch)}.csv"

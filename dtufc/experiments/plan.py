@@ -7,7 +7,7 @@ Each stage is planned when the one before has run, since the stamps of its produ
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -316,10 +316,17 @@ class Batch:
             jobs += _job(title, fit.entry.script, cfg, Path(cfg.output) / "fit.log")
         return jobs
 
-    def coded(self) -> list[Job]:
-        """Features that must be coded."""
+    def coded_by_ready(self) -> list[Job]:
+        """Features that ready codecs must code; needs none of the batch's own codecs."""
+        return self._coded(self._ready_codings())
+
+    def coded_by_made(self) -> list[Job]:
+        """Features that the batch's own codecs must code."""
+        return self._coded([*self._trained_codings(), *self._fitted_codings()])
+
+    def _coded(self, codings: Iterable[Coding]) -> list[Job]:
         jobs = []
-        for coding in self.codings():
+        for coding in codings:
             cfg = coding.cfg
             title = f"code {self.machines[coding.machine].kind} with {coding.title}"
             jobs += _job(title, EVALUATE, cfg, cfg.output / "evaluate.log")
