@@ -39,6 +39,8 @@ IDLE = ("codec", "features", "output", "mapping", "machine", "device", "labels")
 LATER = ("per_file", "max_bytes")
 """Fields that earlier versions lacked: in a stamp only where they are set, so that the results of
 earlier versions stay current."""
+ROWS_PERIOD = 1
+"""Seconds between writes of the rows so far: what a kill loses at most, beside one feature."""
 FEATURES = "features/"
 """In front of the names of features in a stamp."""
 
@@ -104,7 +106,7 @@ def _evaluate(cfg: EvaluateConfig, codec: Codec, paths: Sequence[Path]) -> dict[
     done = _finished_rows(cfg, stamp)
     _clear_stale(cfg.output, done)
     run = provenance.Run(cfg.output, cfg, stamp, labels=describe(cfg))
-    rows = []
+    rows, written = [], time.perf_counter()
     moments = Moments()
     tokens = TokenErrors() if _is_of_tokens(codec, cfg.kind) else None
 
@@ -122,7 +124,9 @@ def _evaluate(cfg: EvaluateConfig, codec: Codec, paths: Sequence[Path]) -> dict[
         rows.append(row)
         if decoded is not None:
             write_feature(cfg.output / DECODED / f"{path.stem}.npy", decoded)
-            records.write_rows(table, rows)
+            if time.perf_counter() - written > ROWS_PERIOD:
+                records.write_rows(table, rows)
+                written = time.perf_counter()
             run.update()
     if tokens:
         rows = [

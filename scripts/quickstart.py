@@ -7,7 +7,6 @@ trained anew and held against the shipped ones.
 """
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from dtufc import config, files, records
-from dtufc.paths import ACCURACY_JSON, REPOSITORY, SUMMARY_JSON, default_data_root
+from dtufc.paths import ACCURACY_JSON, PACKAGE, SUMMARY_JSON, default_data_root
 
 MACHINES = (
-    ("llama3", "llama3.py"), ("dinov2", "seg.py"), ("dinov2", "cls.py"), ("dinov2", "dpt.py"),
-    ("sd3", "sd3.py"), ("resnet50", "cls.py"),
+    ("sd3", "sd3.py"), ("dinov2", "dpt.py"), ("llama3", "llama3.py"), ("dinov2", "seg.py"),
+    ("dinov2", "cls.py"), ("resnet50", "cls.py"),
 )  # fmt: skip
-"""Rooms below machines/ and their scripts."""
+"""Rooms below machines/ and their scripts, the longest first."""
 DRIVER = "coding/CompressAI"
 JOBS = min(2, os.cpu_count() or 1)
 BATCH = ["run_batch.py", "--jobs", str(JOBS)]
@@ -82,15 +81,19 @@ def extract(root: Path) -> None:
     Raises:
         JobError: a machine failed.
     """
+    from dtufc.experiments import forked
     from dtufc.experiments.jobs import Job, run_jobs
 
     print("== features of the machines, and their accuracy")
+    scripts = {(room, name): PACKAGE / "machines" / room / name for room, name in MACHINES}
+    forked.preload_machines(scripts.values())
     jobs = []
-    for room, script in MACHINES:
-        print(f"  cd machines/{room}; python {script}")
-        command = [sys.executable, str(REPOSITORY / "machines" / room / script)]
-        log = root / "logs" / f"{room}_{Path(script).stem}.log"
-        jobs.append(Job(f"features of {room}/{script}", command, log))
+    for (room, name), script in scripts.items():
+        print(f"  cd machines/{room}; python {name}")
+        log = root / "logs" / f"{room}_{script.stem}.log"
+        command = [sys.executable, str(script)]
+        module = forked.machine_module(script)
+        jobs.append(Job(f"features of {room}/{name}", command, log, module=module))
     run_jobs(jobs, JOBS)
     for job in jobs:
         print(job.log.read_text().splitlines()[-1])
@@ -139,13 +142,13 @@ def quickstart(cfg: QuickstartConfig) -> None:
     Raises:
         SystemExit: a step failed.
     """
+    from dtufc.experiments import driver
+
     start, root = time.time(), default_data_root()
     extract(root)
     for title, folder, command in steps(cfg.train):
         print(f"\n== {title}: cd {folder}; python {' '.join(command)}", flush=True)
-        status = subprocess.run([sys.executable, *command], cwd=REPOSITORY / folder).returncode
-        if status != 0:
-            raise SystemExit(f"quickstart: {' '.join(command)} ended with status {status}")
+        driver.main(command[1:])  # here, so that all steps fork from one process
     from cross_table import CrossConfig, print_cross
     from plot_rate_accuracy import PlotConfig, plot
 

@@ -9,15 +9,51 @@ import importlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dtufc import locks
+from dtufc.paths import PACKAGE
 
 PRELOADED = ["torch", "scipy.stats", "dtufc.evaluate", "dtufc.rans", "dtufc.klt.codec",
              "dtufc.CompressAI.codec"]  # fmt: skip
 """Imported before the first command; none of it starts threads."""
+SHORT = ("dtufc.transform.nonlinear_transform", "dtufc.transform.generate_data", "dtufc.evaluate")
+"""Commands that take little longer than their imports."""
 THREADS = "OMP_NUM_THREADS"
+_machines: set[str] = set()
+
+
+def preload_machines(scripts: Iterable[Path]) -> None:
+    """Have the server import the models' libraries too, for the machines' own scripts.
+
+    It pays where one process runs many of them. To be called before the first command. A forked process
+    cannot use an accelerator that torch has started, so that where there is one nothing is done.
+
+    Args:
+        scripts: of machines; those outside this package run as ever.
+    """
+    import torch
+
+    if torch.accelerator.is_available():
+        return
+    for script in scripts:
+        module = _machine_module(script)
+        if module and (script.parent / "halves.py").is_file():
+            _machines.add(module)
+            PRELOADED.append(f"{module.rpartition('.')[0]}.halves")
+
+
+def machine_module(script: Path) -> str | None:
+    """The module of a machine's script where the server has it; ``None`` where it runs by itself."""
+    module = _machine_module(script)
+    return module if module in _machines else None
+
+
+def _machine_module(script: Path) -> str | None:
+    if not script.is_relative_to(PACKAGE):
+        return None
+    return ".".join([PACKAGE.name, *script.relative_to(PACKAGE).with_suffix("").parts])
 
 
 class Forked:

@@ -41,7 +41,8 @@ class Job:
     why: str = ""
     """Why it is run, in words."""
     module: str | None = None
-    """Of a command ``python -m module`` that is short: it runs in a process that has imported it."""
+    """Of a command ``python -m module`` or ``python script`` that is forked from a process which has
+    imported it, see :mod:`dtufc.experiments.forked`."""
 
     @property
     def line(self) -> str:
@@ -99,7 +100,7 @@ def _start(job: Job, threads: int | None) -> subprocess.Popen | Forked:
         log.write(job.line + "\n")
         log.flush()
         if job.module is not None:
-            first = job.command.index(job.module) + 1
+            first = 3 if job.command[1] == "-m" else 2
             return Forked(job.module, job.command[first:], job.log, environment)
         return locks.start(
             job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,

@@ -15,6 +15,7 @@ from typing import Any
 from dtufc import accuracy, config
 from dtufc.errors import UserError
 from dtufc.evaluate import EvaluateConfig
+from dtufc.experiments.forked import SHORT, machine_module
 from dtufc.experiments.jobs import Job
 from dtufc.experiments.products import Product, why_not_made
 from dtufc.experiments.suite import (
@@ -47,8 +48,6 @@ from dtufc.transform.options import TransformOptions
 FIT = "dtufc.transform.nonlinear_transform"
 GENERATE = "dtufc.transform.generate_data"
 EVALUATE = "dtufc.evaluate"
-SHORT = (FIT, GENERATE, EVALUATE)
-"""What takes little longer than its imports; see :mod:`dtufc.experiments.forked`."""
 
 
 @dataclass(frozen=True)
@@ -350,11 +349,13 @@ class Batch:
                 if why := accuracy.why_not_judged(record, preset, folder):
                     folders.append((str(folder), why))
             if folders:
-                command = [sys.executable, str(script_path(machine)), "--mode", "evaluate"]
+                script = script_path(machine)
+                command = [sys.executable, str(script), "--mode", "evaluate"]
                 command += ["--machine", str(preset), "--data_root", str(self.root.folder)]
                 command += ["--features", *(folder for folder, _ in folders)]
                 log = root.folder / "accuracy.log"
-                jobs.append(Job(f"accuracy {facts.kind}", command, log, why=folders[0][1]))
+                title, why = f"accuracy {facts.kind}", folders[0][1]
+                jobs.append(Job(title, command, log, why, machine_module(script)))
         return jobs
 
 
