@@ -23,6 +23,7 @@ _TAIL_LINES = 20
 _TAIL_BYTES = 4096
 _BAR = re.compile(r"([^\r\n|%]*?):?\s+\d+%\|[^|]*\|\s*(\d+)/(\d+)")
 """A bar of tqdm: what it is about, steps done, steps in all."""
+_LINE = re.compile(r"[\r\n]")
 _LOG_PERIOD = 10
 """Seconds between lines where the output is no terminal."""
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -127,8 +128,11 @@ def read_progress(log: Path) -> tuple[str, int, int] | None:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         text = file.read().decode(errors="replace")
-    bars = [bar for bar in _BAR.findall(text) if int(bar[2])]
-    return (bars[-1][0].strip(), int(bars[-1][1]), int(bars[-1][2])) if bars else None
+    for line in reversed(_LINE.split(text)):
+        bars = [bar for bar in _BAR.findall(line) if int(bar[2])]
+        if bars:
+            return bars[-1][0].strip(), int(bars[-1][1]), int(bars[-1][2])
+    return None
 
 
 def _failure(job: Job, status: int) -> str:
