@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ARCHS, toy_feature
 
 from dtufc import files
 from dtufc.codec import load_codec
-from dtufc.experiments import driver
+from dtufc.experiments import driver, forked
 from dtufc.experiments.jobs import Job, JobError, read_progress, run_jobs
 from dtufc.experiments.suite import Row, load_suite, select, trainings
 from dtufc.feature import write_feature
-from dtufc.paths import CONFIGS, REPOSITORY
+from dtufc.paths import CONFIGS, PACKAGE, REPOSITORY
 
 SCRIPT = REPOSITORY / "coding" / "CompressAI" / "run_batch.py"
 
@@ -460,3 +461,24 @@ def test_short_commands_run_in_forked_processes(tmp_path, golden_folder):
         assert "bpfp_pooled" in log
     with pytest.raises(JobError, match=r"(?s)bad: ended with status 1; .*no_such: "):
         run_jobs([job("bad", "no_such", "dtufc.evaluate")])
+
+
+def test_machines_fork_where_their_libraries_are_preloaded(tmp_path, monkeypatch):
+    """The package's own scripts that have halves, without an accelerator; with the flags behind the
+    script's path."""
+    monkeypatch.setattr(forked, "_machines", set())
+    monkeypatch.setattr(forked, "PRELOADED", [])
+    scripts = [PACKAGE / "machines" / name for name in ("resnet50/cls.py", "linear/linear.py")]
+    script, _ = scripts
+    assert forked.machine_module(script) is None
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    forked.preload_machines(scripts)
+    assert forked.machine_module(script) is None
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    forked.preload_machines([*scripts, tmp_path / "own.py"])
+    assert forked.PRELOADED == ["dtufc.machines.resnet50.halves"]
+    names = [forked.machine_module(path) for path in (*scripts, tmp_path / "own.py")]
+    assert names == ["dtufc.machines.resnet50.cls", None, None]
+    command, log = [sys.executable, str(script), "--mode", "no_such"], tmp_path / "x.log"
+    with pytest.raises(JobError, match=r"(?s)ended with status 2; .*mode.*no_such"):
+        run_jobs([Job("x", command, log, module=names[0])])
