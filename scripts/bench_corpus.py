@@ -33,11 +33,13 @@ class BenchConfig:
     """Numbers of a loader's workers."""
     batch_size: int = 8
     """Windows per batch."""
+    repeat: int = 1
+    """Times that each feature is stored, under different names: a small folder says little of speed."""
 
     def __post_init__(self):
-        if min(self.rows, self.batch_size) < 1 or min(self.workers, default=-1) < 0:
+        if min(self.rows, self.batch_size, self.repeat) < 1 or min(self.workers, default=-1) < 0:
             raise UserError(
-                "rows, batch_size: expected at least 1; workers: some numbers from 0 on"
+                "rows, batch_size, repeat: expected at least 1; workers: some numbers from 0 on"
             )
 
 

@@ -23,7 +23,7 @@ def features(tmp_path_factory):
     return folder
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_best_is_fitted_to_all_files(features, tmp_path):
     """A memory, where tokens come again; the command prints and keeps what it compared."""
     output = tmp_path / "codec"
@@ -96,7 +96,7 @@ def test_one_error_decides_where_it_is_given(tmp_path, monkeypatch):
     assert loaded.decode(loaded.encode(picture_like(99))).shape == (1, 4, 12, 12)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_native_is_trained_as_long_as_there_is_time(features, tmp_path, monkeypatch):
     for name, value in (("MOST", 4), ("FEWEST", 3), ("PATCHES", 32)):
         monkeypatch.setattr(automatic_native, name, value)

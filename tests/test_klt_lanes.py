@@ -251,7 +251,7 @@ def compare_with_device(device: str, count: int, **values) -> None:
     "values",
     [
         {"clusters": 2, "width": 4},
-        pytest.param({"lead": 100.0, "width": 4}, marks=pytest.mark.long),
+        pytest.param({"lead": 100.0, "width": 4}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -662,7 +662,7 @@ def test_two_processes_with_tls_and_a_stop(machine, codec, rows, expected, tmp_p
         server.wait()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_load_with_clients_that_die(capsys):
     load_live.main(["--sessions", "6", "--seconds", "8", "--deaths", "0.05", "--tokens", "20"])
     names, _, values = (line.split() for line in capsys.readouterr().out.splitlines())

@@ -223,7 +223,6 @@ def run(python: Path, *argv: str, folder: Path) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.slow
 def test_an_installation_codes(installed, tmp_path):
     """In another folder, with no extra: a fitted codec and a learned one, the latter with the very
     bytes and values that this environment gives."""
@@ -248,7 +247,6 @@ def test_an_installation_codes(installed, tmp_path):
             assert np.array_equal(decoded, codec.decode(data))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "flags", "extra"),
     [

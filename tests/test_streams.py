@@ -132,7 +132,7 @@ def random_counts(rng: np.random.Generator, rows: int) -> list[int]:
     [
         ("small", 1000),
         ("klt_llama3_tiny", 20),
-        pytest.param("klt_llama3_tiny", 1000, marks=pytest.mark.long),
+        pytest.param("klt_llama3_tiny", 1000, marks=pytest.mark.slow),
     ],
 )
 def test_random_splits_decode_to_the_same_symbols(name, splits, golden_codec, monkeypatch):
