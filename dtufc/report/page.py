@@ -28,22 +28,25 @@ TABLES = ("headline", "nmse", "kl", "winners", "samples_*", "bd_rate", "cross_*"
           "distribution", "points", "provenance")  # fmt: skip
 STYLE, SCRIPT = (Path(__file__).with_name(name).read_text() for name in ("page.css", "page.js"))
 
-KEY = """<b>BPFP</b> is bits per feature point: eight times the bytes of the whole bitstream (of the
-coded strings alone in curves of “published counting”) over the number of values in the feature, pooled
-over the test features. <b>NMSE</b> is the mean squared error over the features' variance. <b>Token
-error</b>, of features that are tokens, is the mean over tokens of the squared error relative to the
-token's own squared distance from the centre, so that a few giant values cannot hide it. <b>KL</b> is how
-far a language model's distribution of the next token is from the uncut model's, in nats. The <b>task
-metric</b> is what the large model's back half reaches on the decoded features; the dashed line is what
-it reaches on the uncompressed ones. A curve is one codec configuration (codec · trained on ·
-transform); <i>hybrid</i> is one universal codec for all machines. Left and up is better for the metric
-(down for a perplexity), left and down for the errors. Point at a marker for its figures, click a name to
-hide its curve."""
-BARS = f"""<b>Error bars</b>, [low, high] in tables, are {LEVEL:.0%} intervals over the test samples: how
-far the metric may move with other samples of the same kind. They are Wilson's where each answer is right
-or wrong, else a bootstrap. They say nothing of other seeds of the training. Codecs are judged on the
-same samples, so a difference may be certain though their bars overlap. “Within noise” is tested sample
-by sample for that reason: McNemar's test, or a paired bootstrap."""
+LEAD = """Each point of a curve is one codec at one rate on one kind of feature. Left is fewer bits. Up is
+a better task metric (down for a perplexity), down is a smaller error. The dashed line is the metric
+without coding. Point at a marker for its figures, click a name to hide its curve."""
+KEY = {
+    "BPFP": """bits per feature point: eight times the bytes of the whole bitstream (of the coded strings
+alone in curves of “published counting”) over the number of values, pooled over the test features.""",
+    "NMSE": "the mean squared error over the features' variance.",
+    "Token error": """of features that are tokens: the mean over tokens of the squared error relative to
+the token's own squared distance from the centre, so that a few giant values cannot hide it.""",
+    "KL": "how far a language model's distribution of the next token is from the uncut model's: nats.",
+    "Task metric": "what the large model's back half reaches on the decoded features.",
+    "Curve": """one codec configuration: codec · trained on · transform. <i>hybrid</i> is one universal
+codec for all machines.""",
+}
+BARS = f"""[low, high] in tables: {LEVEL:.0%} intervals over the test samples, how far the metric may move
+with other samples of the same kind. They are Wilson's where each answer is right or wrong, else a
+bootstrap. They say nothing of other seeds of the training. Codecs are judged on the same samples, so a
+difference may be certain though their bars overlap. “Within noise” is tested sample by sample for that
+reason: McNemar's test, or a paired bootstrap."""
 HEADLINE = """The rate at which each codec reaches 99 % of the uncompressed metric (of a perplexity, of
 which less is better, 101 % and 100.1 %), and at which it is within one percentage point of it,
 interpolated on log BPFP between measured points (the rising envelope of the curve). ≤: the lowest rate
@@ -213,9 +216,10 @@ def _add_head(
         text += f" No task accuracy is recorded for {_names(without)}."
     if foreign := [machine.kind for machine in machines if not machine.curves]:
         text += f" Only codecs trained for other machines coded {_names(foreign)}."
-    page.head += [f'<p class="dim">{text}</p>', f"<p>{KEY}</p>"]
-    if any(run.low is not None for run in runs):
-        page.head.append(f"<p>{BARS}</p>")
+    words = KEY | ({"Error bars": BARS} if any(run.low is not None for run in runs) else {})
+    told = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in words.items())
+    page.head += [f'<p class="dim">{text}</p>', f"<p>{LEAD}</p>"]
+    page.head.append(f"<details><summary>What the words mean</summary><dl>{told}</dl></details>")
 
 
 def _add_machine(page: Page, machine: Machine, looks: dict[tuple, Look]) -> None:
