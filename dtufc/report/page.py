@@ -28,8 +28,8 @@ TABLES = ("headline", "nmse", "kl", "winners", "samples_*", "bd_rate", "cross_*"
           "distribution", "points", "provenance")  # fmt: skip
 STYLE, SCRIPT = (Path(__file__).with_name(name).read_text() for name in ("page.css", "page.js"))
 
-LEAD = """Each point of a curve is one codec at one rate on one kind of feature. Left is fewer bits. Up is
-a better task metric (down for a perplexity), down is a smaller error. The dashed line is the metric
+LEAD = """Each point of a curve is one codec at one rate on one kind of feature. Left is fewer bits. Up
+is a better task metric (down for a perplexity), down is a smaller error. The dashed line is the metric
 without coding. Point at a marker for its figures, click a name to hide its curve."""
 KEY = {
     "BPFP": """bits per feature point: eight times the bytes of the whole bitstream (of the coded strings
@@ -42,8 +42,8 @@ the token's own squared distance from the centre, so that a few giant values can
     "Curve": """one codec configuration: codec · trained on · transform. <i>hybrid</i> is one universal
 codec for all machines.""",
 }
-BARS = f"""[low, high] in tables: {LEVEL:.0%} intervals over the test samples, how far the metric may move
-with other samples of the same kind. They are Wilson's where each answer is right or wrong, else a
+BARS = f"""[low, high] in tables: {LEVEL:.0%} intervals over the test samples, how far the metric may
+move with other samples of the same kind. They are Wilson's where each answer is right or wrong, else a
 bootstrap. They say nothing of other seeds of the training. Codecs are judged on the same samples, so a
 difference may be certain though their bars overlap. “Within noise” is tested sample by sample for that
 reason: McNemar's test, or a paired bootstrap."""
