@@ -140,7 +140,7 @@ def test_a_posted_sample_is_the_sample(desk):
     elif "text" in shown:
         body = shown["text"].encode()
     else:
-        body = "".join(shown["tokens"]).encode()
+        body = "".join(shown["tokens"][1:]).encode()  # the first one begins every text
     names = [desk.take(0, b"")["input"], desk.take(None, body)["input"]]
     sample, posted = (desk.code(name, MIDDLE) for name in names)
     assert sample["bytes"] == posted["bytes"] and sample["distance"] == posted["distance"]

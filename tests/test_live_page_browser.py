@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
     not BROWSER or sync_playwright is None, reason="needs Chromium and Playwright"
 )
 WIDTHS = (1366, 390)
+LANGUAGE = pytest.param("llama3_tiny", marks=pytest.mark.slow)
 CONTRAST = """() => {
   // the lowest contrast (WCAG 2.2, 1.4.3) of any visible text, and that text
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -88,7 +89,7 @@ def bytes_told(page):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["resnet50_tiny", "dinov2_tiny", "llama3_tiny"])
+@pytest.mark.parametrize("name", ["resnet50_tiny", "dinov2_tiny", LANGUAGE])
 def test_the_page_is_whole_and_fits(browser, name, width):
     """Every rate is drawn, every picture is there, and nothing sticks out."""
     with opened(browser, name, width) as page:
@@ -121,6 +122,7 @@ def test_the_keyboard_moves_the_rate(browser):
             pictures.append(page.get_by_alt_text("the decoded answer").get_attribute("src"))
             assert pictures[-1] == told["answer"]["picture"]
         assert len(set(pictures)) > 1
+        # one region speaks, once the slider rests
         expect(page.get_by_role("status")).to_contain_text(f"{told['bytes']} bytes")
         assert page.locator("#figures tr[aria-current]").count() == 1
 
@@ -160,7 +162,7 @@ def test_focus_is_seen(browser):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["resnet50_tiny", "llama3_tiny"])
+@pytest.mark.parametrize("name", ["resnet50_tiny", LANGUAGE])
 def test_text_has_contrast(browser, name, scheme):
     with opened(browser, name, color_scheme=scheme) as page:
         ratio, text = page.evaluate(CONTRAST)
@@ -169,6 +171,7 @@ def test_text_has_contrast(browser, name, scheme):
         assert (min(map(int, re.findall(r"\d+", back))) > 128) == (scheme == "light")
 
 
+@pytest.mark.slow
 def test_motion_can_be_less(browser):
     moving = "getComputedStyle(document.querySelector('.plot .now')).transitionDuration"
     with opened(browser) as page:
@@ -177,6 +180,7 @@ def test_motion_can_be_less(browser):
         assert page.evaluate(moving) == "0s"
 
 
+@pytest.mark.slow
 def test_inputs_of_ones_own(browser, tmp_path):
     """A sample by keyboard, a picture of too many bytes, a file that is none, and a sound one again."""
     noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
@@ -206,6 +210,7 @@ def test_inputs_of_ones_own(browser, tmp_path):
         assert page.get_by_alt_text("the input").get_attribute("src") == before
 
 
+@pytest.mark.slow
 def test_a_text_of_ones_own(browser):
     with opened(browser, "llama3_tiny") as page:
         page.get_by_label("Your own text").fill("A picture shows <b>one</b>\na red disk")
@@ -239,18 +244,16 @@ def test_a_server_that_goes_is_told_of(browser):
         expect(page.get_by_role("alert")).to_contain_text("the server does not answer")
 
 
+@pytest.mark.slow
 def test_a_forgotten_input_is_sent_again(browser):
     with opened(browser) as page:
         asked = []
         page.on("request", lambda request: asked.append(request.url))
 
-        def forget(route):
-            page.unroute("**/page/code*")
-            route.fulfill(status=410, json={"type": "refusal", "code": "gone", "reason": "gone"})
-
-        page.route("**/page/code*", forget)
+        refusal = {"type": "refusal", "code": "gone", "reason": "as if"}
+        page.route("**/page/code*", lambda route: route.fulfill(status=410, json=refusal), times=1)
         page.get_by_role("radio").nth(2).check()
-        page.wait_for_function("document.documentElement.dataset.coded === '41'")
+        page.wait_for_selector("html[data-state=ready][data-coded='41']")
         assert sum("/page/input?sample=2" in url for url in asked) == 2
         assert page.get_by_role("alert").is_hidden()
 
@@ -261,6 +264,7 @@ def io_png(pixels):
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_picture_is_dropped(browser):
     """Dragged from elsewhere anywhere onto the page."""
     picture = io_png(np.random.default_rng(1).integers(0, 256, (112, 112, 3), np.uint8))

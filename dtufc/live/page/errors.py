@@ -29,7 +29,7 @@ def error_by_place(is_map: bool, x: np.ndarray, x_hat: np.ndarray) -> np.ndarray
 def show_errors(work: Work, given: Given, x: np.ndarray, x_hat: np.ndarray) -> dict[str, Any]:
     """The error by place as JSON: a list for a text, grids else. The first token, which is no patch,
     stands beside its grid."""
-    is_map = work.machine.options.facts.views.is_map
+    is_map = work.facts.views.is_map
     errors = error_by_place(is_map, x, x_hat)
     found: dict[str, Any] = {"mean": _short(errors.mean()), "worst": _short(errors.max())}
     grid = None if is_map else work.grid(given)

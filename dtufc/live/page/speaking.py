@@ -85,7 +85,7 @@ class Speaking(Work):
         """One pass over the text and its uncoded continuation, which is coded likewise."""
         options, later = self.machine.options, given.facts["later"]
         if codec is not None:
-            later = codec.decode(codec.encode(later, options.facts.kind))
+            later = codec.decode(codec.encode(later, self.facts.kind))
         rows = torch.from_numpy(np.concatenate([feature, later], axis=2)[0])
         states = rows.to(options.torch_device, self.machine.back.dtype)
         logits = self.machine.back(inputs_embeds=states, use_cache=False).logits[0].float().cpu()
