@@ -101,6 +101,7 @@ def test_the_page_is_whole_and_fits(browser, name, width):
         assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
         beyond = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(beyond) == 0
+        assert page.get_by_role("slider", name="Rate").count() == 1
         assert page.locator("#places rect, #places .strip span").count() > 40
 
 
