@@ -454,6 +454,26 @@ def test_a_stop_lets_sessions_end_or_tells_them(backend, machine, codec, rows, e
 ASKED = {"resnet50_tiny": "--picture", "dinov2_tiny": "--picture", "sd3_tiny": "--caption"}
 
 
+@pytest.mark.parametrize("preset", ["dinov2_tiny_cls", "dinov2_tiny_dpt"])
+def test_other_tasks_of_dinov2_are_served(preset, tmp_path, capsys):
+    machine, codec = open_machine(preset, ["device=cpu"]), load_codec(f"klt_{preset}")
+    picture, output = tmp_path / "picture.png", tmp_path / "answer.png"
+    source = machine.samples("test")[3].source
+    Image.fromarray(source.rgb(120, 120) if preset == "dinov2_tiny_cls" else source.rgb()).save(
+        picture
+    )
+    sample, _ = single.sample_for_front(machine, picture, None)
+    data = codec.encode(machine.extract(sample))
+    offline = machine.predict(sample, codec.decode(data))
+    with serving(Backend(machine, codec, LiveLimits())) as (server, _):
+        argv = ["--server", server.url, "--machine", preset, "--options", "device=cpu"]
+        ask.main([*argv, "--picture", str(picture), "--output", str(output)])
+    if preset == "dinov2_tiny_cls":
+        assert capsys.readouterr().out.startswith(f"{offline}\n{len(data)} bytes; front")
+    else:
+        assert np.array_equal(np.asarray(Image.open(output)), machine.picture_of(offline))
+
+
 @pytest.mark.parametrize("preset", ASKED)
 def test_single_requests_give_what_the_codec_gives_offline(preset, tmp_path, capsys):
     options = ["device=cpu", *(["steps=2"] if preset == "sd3_tiny" else [])]

@@ -11,5 +11,6 @@ picture's mask or class, is one bitstream (version 1) in an HTTP POST.
     backend, talk             the back half, and one text of a language model
     session, app, server      the wire
     client, link, single      the other side: the wire, the rate for it, one picture or caption
+    page                      a page for browsers
     serve, ask                the two commands
 """

@@ -5,13 +5,14 @@
     POST /predict    a bitstream (version 1) -> the answer, JSON
     POST /probe      anything -> how many bytes it was, for a client that measures its link
     WS   /session    a session of a language model, see session.py
+    GET  /           the page, where the server has one, see page/routes.py
 
-All but ``/health`` ask for the token, where the server has one.
+All but ``/health`` and the page's own files ask for the token, where the server has one.
 """
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import JSONResponse
@@ -23,10 +24,17 @@ from dtufc.live.metrics import Metrics
 from dtufc.live.refusals import Refusal
 from dtufc.live.session import serve_session
 
+if TYPE_CHECKING:
+    from dtufc.live.page.desk import Desk
 
-def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
+
+def make_app(backend: Backend, gate: Gate, metrics: Metrics, desk: "Desk | None" = None) -> FastAPI:
     """The application. One thread decodes and computes for all clients, in the order in which their
-    frames come, so that the loop goes on to listen."""
+    frames come, so that the loop goes on to listen.
+
+    Args:
+        desk: of the page; None serves none.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     thread = ThreadPoolExecutor(1, "compute")
     metrics.inside.set_function(lambda: gate.inside)
@@ -83,6 +91,10 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics) -> FastAPI:
             metrics.refusals.labels(refusal.code).inc()
             await socket.send_denial_response(JSONResponse(refusal.message(), refusal.kind.status))
 
+    if desk is not None:
+        from dtufc.live.page.routes import add_page
+
+        add_page(app, desk, gate, metrics, run)
     return app
 
 

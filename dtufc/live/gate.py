@@ -89,6 +89,16 @@ class Gate:
             task.cancel()
         self._sent_away = True
 
+    def keep_pace(self, address: str) -> None:
+        """Refuse who asks too fast.
+
+        Raises:
+            Refusal: rate.
+        """
+        if not self._pace(address).keeps():
+            most = self.limits.requests_per_second
+            raise Refusal("rate", f"more than {most:g} sessions and requests per second")
+
     def check(self, authorization: str | None, address: str) -> None:
         """Refuse who asks too fast, or does not know the token; the comparison takes the same time for
         all.
@@ -99,9 +109,7 @@ class Gate:
         Raises:
             Refusal: rate or token.
         """
-        if not self._pace(address).keeps():
-            most = self.limits.requests_per_second
-            raise Refusal("rate", f"more than {most:g} sessions and requests per second")
+        self.keep_pace(address)
         if self._token is None:
             return
         scheme, _, told = (authorization or "").partition(" ")

@@ -21,6 +21,7 @@ KINDS = {
     "header": Kind(400, 1008),  # no header, of another codec, model or cut
     "frame": Kind(400, 1008),  # damaged, forged, or nothing that is asked for here
     "size": Kind(413, 1009),  # beyond a limit of bytes, rows or memory
+    "gone": Kind(410, 1008),  # an input of the page that is not kept any more
     "rate": Kind(429, 1008),  # too many too fast
     "late": Kind(408, 1008),  # nothing came for too long
     "fault": Kind(500, 1011),  # a fault of the server

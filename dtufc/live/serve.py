@@ -33,6 +33,9 @@ class ServeConfig(LiveLimits):
     """PEM file of the TLS certificate; needs --key."""
     key: Path | None = None
     """PEM file of its private key."""
+    page: bool = False
+    """Show a page at / where inputs are tried in a browser; it needs the front half here too, its memory
+    and its time."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,7 +62,13 @@ def serve(cfg: ServeConfig) -> None:
     check_exposure(cfg.host, token)
     backend = Backend(open_machine(cfg.machine, cfg.options), load_codec(cfg.codec), cfg)
     backend.warm_up()
-    server = LiveServer(backend, cfg.host, cfg.port, token, cfg.certificate, cfg.key)
+    desk = None
+    if cfg.page:
+        from dtufc.live.page.desk import Desk
+
+        desk = Desk(backend)
+        desk.warm_up()
+    server = LiveServer(backend, cfg.host, cfg.port, token, cfg.certificate, cfg.key, desk)
     what = f"{backend.facts.kind}, codec {backend.codecs[0].id.hex()[:8]} or raw"
     print(f"{what}, at {server.url}", flush=True)
     server.listen()

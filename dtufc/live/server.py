@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import uvicorn
@@ -15,6 +16,9 @@ from dtufc.live.app import make_app
 from dtufc.live.backend import Backend
 from dtufc.live.gate import Gate
 from dtufc.live.metrics import Metrics
+
+if TYPE_CHECKING:
+    from dtufc.live.page.desk import Desk
 
 SLACK = 1 << 16
 """Bytes by which a message may exceed a frame's limit and still be told so in words; what is larger is
@@ -39,6 +43,7 @@ class LiveServer(uvicorn.Server):
     Args:
         port: 0 takes a free one.
         certificate, key: PEM files of TLS; without them the wire is not encrypted.
+        desk: of the page; None serves none.
 
     Raises:
         OSError: the port is taken.
@@ -53,11 +58,12 @@ class LiveServer(uvicorn.Server):
         token: str | None = None,
         certificate: Path | None = None,
         key: Path | None = None,
+        desk: "Desk | None" = None,
     ):
         check_exposure(host, token)
         self.gate, self.metrics = Gate(backend.limits, token), Metrics()
         config = uvicorn.Config(
-            make_app(backend, self.gate, self.metrics),
+            make_app(backend, self.gate, self.metrics, desk),
             http="h11",
             ws="websockets-sansio",
             ws_max_size=backend.limits.frame_bytes + SLACK,

@@ -1,7 +1,7 @@
 """What is computed at once: a picture or a caption in, one answer out; the halves of each machine.
 
 The back half gets the feature, and beside it what its answer must fit: the size of the picture that is
-segmented.
+segmented, or whose depth is asked for.
 """
 
 import base64
@@ -45,15 +45,11 @@ def sample_for_front(
         FileNotFoundError, UserError: the machine takes something else, or the picture is none.
     """
     room = _room(machine)
-    if room == "dinov2" and machine.options.facts.task != "seg":
-        raise UserError(
-            f"machine: of dinov2's tasks only seg is served, not {machine.options.machine}"
-        )
     if (picture is None) == (room != "sd3") or (caption is None) == (room == "sd3"):
         raise UserError(f"{room}: takes " + ("--caption" if room == "sd3" else "--picture"))
     if room == "sd3":
         return Sample(NAME, (caption, place), caption), {}
-    if room == "resnet50":
+    if tells_class(machine):
         from dtufc.machines.sources.imagenet import read_rgb as read_square
         from dtufc.machines.sources.source import LabelledPicture
 
@@ -62,7 +58,8 @@ def sample_for_front(
 
     rgb = read_rgb(picture)
     height, width = rgb.shape[:2]
-    return _masked(rgb, height, width), {"height": str(height), "width": str(width)}
+    told = {"height": str(height), "width": str(width)}
+    return of_size(machine, rgb, height, width), told
 
 
 def sample_for_back(machine: Any, told: Mapping[str, str], pixels: int) -> Sample:
@@ -74,8 +71,7 @@ def sample_for_back(machine: Any, told: Mapping[str, str], pixels: int) -> Sampl
     Raises:
         Refusal: frame or size, where the picture's size is not told, or is too large.
     """
-    room = _room(machine)
-    if room != "dinov2":
+    if _room(machine) != "dinov2" or tells_class(machine):
         return Sample(NAME, None, 0)
     sides = [told.get(key, "") for key in ("height", "width")]
     if not all(side.isascii() and side.isdigit() and 0 < len(side) < 7 for side in sides):
@@ -83,31 +79,38 @@ def sample_for_back(machine: Any, told: Mapping[str, str], pixels: int) -> Sampl
     height, width = map(int, sides)
     if not 0 < height * width <= pixels:
         raise Refusal("size", f"a picture of {height} x {width} pixels, {pixels} at most")
-    return _masked(None, height, width)
+    return of_size(machine, None, height, width)
 
 
-def _masked(rgb: np.ndarray | None, height: int, width: int) -> Sample:
-    """A picture to be segmented; of its mask, which nobody has, the size is known."""
-    from dtufc.machines.sources.source import MaskedPicture
+def tells_class(machine: Any) -> bool:
+    """Whether the answer is the class of a picture."""
+    return type(machine).__name__ in ("ResNetMachine", "ClsMachine")
 
-    mask = np.broadcast_to(np.uint8(0), (height, width))
-    return Sample(NAME, MaskedPicture(NAME, lambda: rgb, lambda: mask), None)
+
+def of_size(machine: Any, rgb: np.ndarray | None, height: int, width: int) -> Sample:
+    """A picture whose mask or depth is asked for; of these, which nobody has, the size is known."""
+    from dtufc.machines.sources.source import DepthPicture, MaskedPicture
+
+    is_depth = type(machine).__name__ == "DptMachine"
+    unknown = np.broadcast_to(np.float32(0) if is_depth else np.uint8(0), (height, width))
+    kind = DepthPicture if is_depth else MaskedPicture
+    return Sample(NAME, kind(NAME, lambda: rgb, lambda: unknown), None)
 
 
 def answer(machine: Any, sample: Sample, feature: np.ndarray) -> dict[str, Any]:
-    """The back half's answer, as JSON: a token, a class's number, or a picture as a PNG in base64."""
+    """The back half's answer, as JSON: a token, a class's number, or a PNG in base64: a mask, a depth as
+    grey, where near is bright, or what was painted."""
     if is_language(machine):
         from dtufc.live.talk import Talk
 
         token = Talk(machine).step(feature)
         return {"id": token.id, "text": token.text}
     prediction = machine.predict(sample, feature)
-    if not isinstance(prediction, np.ndarray):
+    picture = machine.picture_of(prediction)
+    if picture is None:
         return {"prediction": prediction}
-    return {
-        "shape": list(prediction.shape),
-        "png": base64.b64encode(write_png(prediction)).decode(),
-    }
+    png = base64.b64encode(write_png(picture)).decode()
+    return {"shape": list(picture.shape), "png": png}
 
 
 def write_png(picture: np.ndarray) -> bytes:

@@ -6,7 +6,8 @@
     <!-- /quote -->
 
 The first two words are the CSV, from the repository's root, and a table: ``rows`` as the CSV has them,
-or one of the report's, ``headline``, ``nmse``, ``kl``, ``winners`` or ``bd_rate``. Any others shape it:
+or one of the report's, ``headline``, ``nmse``, ``kl``, ``winners`` or ``bd_rate``. ``cells`` are rows of
+any CSV, such as a benchmark's. Any others shape it:
 
 - ``<column of the CSV>=<value>,<value>...`` keeps those rows, and the uncompressed ones, for any table;
 - ``columns=<column>,...`` keeps those columns of the table, in that order, and equal rows once;
@@ -16,6 +17,7 @@ A quote on one line, ``<!-- quote ... -->0.0637<!-- /quote -->``, is the one cel
 code fences nothing is a quote.
 """
 
+import csv
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -37,6 +39,8 @@ from dtufc.report.winners import winner_table
 FENCED = r"^(?P<fence>```+|~~~+).*?^(?P=fence)"
 QUOTED = r"<!-- quote (?P<query>[^\n]*?) -->(?P<before>.*?)<!-- /quote -->"
 PARTS = re.compile(rf"{FENCED}|{QUOTED}|<!-- quote[^\n]*|<!-- /quote -->", re.DOTALL | re.MULTILINE)
+CELLS = "cells"
+"""Table of a CSV that holds no results."""
 COLUMNS = [field.name for field in fields(ResultRow)]
 MADE_OF: dict[str, Callable[[Sequence[ResultRow]], Table]] = {
     "rows": lambda rows: Table("rows", COLUMNS, [[getattr(r, c) for c in COLUMNS] for r in rows]),
@@ -89,18 +93,11 @@ def ask(query: str, root: Path) -> Table:
     """
     source, name, *words = shlex.split(query) + [""] * 2
     options = dict(word.partition("=")[::2] for word in words if word)
-    if name not in MADE_OF:
-        raise UserError(f"no table is called {name!r}, there are {', '.join(MADE_OF)}")
+    if name not in (*MADE_OF, CELLS):
+        raise UserError(f"no table is called {name!r}, there are {', '.join((*MADE_OF, CELLS))}")
     columns, pivot = (options.pop(key, None) for key in ("columns", "pivot"))
-    rows = read_results(root / source)
-    for column, wanted in options.items():
-        if column not in COLUMNS:
-            raise UserError(f"no column is called {column!r}, there are {', '.join(COLUMNS)}")
-        kept = wanted.split(",")
-        # what is uncompressed is of no codec, but of a machine
-        also = (UNCOMPRESSED,) if column != "evaluated_on" and name != "rows" else ()
-        rows = [row for row in rows if show(getattr(row, column)) in kept or row.codec in also]
-    table = MADE_OF[name](rows)
+    path = root / source
+    table = _cells(path, options) if name == CELLS else _results(name, path, options)
     if not table.rows:
         raise UserError("no row is left")
     if pivot is not None:
@@ -110,6 +107,38 @@ def ask(query: str, root: Path) -> Table:
     places = _places(table, columns)
     chosen = dict.fromkeys(tuple(row[k] for k in places) for row in table.rows)
     return Table(name, [table.columns[k] for k in places], [list(row) for row in chosen])
+
+
+def _cells(path: Path, options: dict[str, str]) -> Table:
+    """Rows of any CSV, those that the options keep; what reads as a number is one."""
+    with path.open(newline="") as file:
+        columns, *rows = csv.reader(file)
+    for column, wanted in options.items():
+        if column not in columns:
+            raise UserError(f"no column is called {column!r}, there are {', '.join(columns)}")
+        place, kept = columns.index(column), wanted.split(",")
+        rows = [row for row in rows if row[place] in kept]
+    return Table(CELLS, columns, [[_value(cell) for cell in row] for row in rows])
+
+
+def _value(cell: str) -> float | str | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
+
+
+def _results(name: str, path: Path, options: dict[str, str]) -> Table:
+    """A table of the report, of the rows that the options keep."""
+    rows = read_results(path)
+    for column, wanted in options.items():
+        if column not in COLUMNS:
+            raise UserError(f"no column is called {column!r}, there are {', '.join(COLUMNS)}")
+        kept = wanted.split(",")
+        # what is uncompressed is of no codec, but of a machine
+        also = (UNCOMPRESSED,) if column != "evaluated_on" and name != "rows" else ()
+        rows = [row for row in rows if show(getattr(row, column)) in kept or row.codec in also]
+    return MADE_OF[name](rows)
 
 
 def _places(table: Table, names: str, count: int | None = None) -> list[int]:
