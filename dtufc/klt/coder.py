@@ -32,6 +32,8 @@ class Quantised:
     symbols: np.ndarray
     """(D, R) int32."""
     escapes: int
+    references: np.ndarray | None = None
+    """(R,) int64, of a model with a memory."""
 
 
 def forward(transform, vectors: np.ndarray, mode: int) -> np.ndarray:
@@ -70,11 +72,21 @@ def quantise(transform, tables: Tables, vectors, fine: float, weight: float) -> 
         units, modes[part] = pick(transform, tables, vectors[part], fine, weight, parameters)
         for mode, each in units.items():
             columns = first + np.flatnonzero(modes[part] == mode)
-            escapes += trellis.search(
-                each, tables.chosen[:, mode], tables.shift, parameters, tables.low, tables.size,
-                columns, code, symbols, np.empty(len(columns)),
-            )  # fmt: skip
+            escapes += search(tables, each, mode, parameters, columns, code, symbols)
     return Quantised(modes, code, symbols, escapes)
+
+
+def search(tables: Tables, units, mode: int, parameters, columns, code, symbols) -> int:
+    """Find the symbols of vectors of one mode -> how many are escaped.
+
+    Args:
+        units: (D, >= n) int32, as :func:`dtufc.klt.tables.in_units` gives it.
+        columns: (n,) where each vector lies in ``code`` and ``symbols`` (D, R), which are written.
+    """
+    return trellis.search(
+        units, tables.chosen[:, mode], tables.shift, parameters, tables.low, tables.size, columns,
+        code, symbols, np.empty(len(columns)),
+    )  # fmt: skip
 
 
 def pick(transform, tables: Tables, vectors, fine: float, weight: float, parameters):
@@ -89,13 +101,15 @@ def pick(transform, tables: Tables, vectors, fine: float, weight: float, paramet
         trellis.estimate(units[mode], tables.chosen[0, mode], tables.shift, parameters, costs[mode])
         costs[mode] += tables.mode_cost(mode, weight)
     modes = costs.argmin(0)[: len(vectors)]
-    found = {}
-    for mode in np.unique(modes).tolist():
-        mine = units[mode][:, : len(vectors)][:, modes == mode]
-        padded = np.zeros((len(mine), -(-mine.shape[1] // trellis.BLOCK) * trellis.BLOCK), np.int32)
-        padded[:, : mine.shape[1]] = mine
-        found[mode] = padded
-    return found, modes
+    return {mode: of_mode(units[mode], modes, mode) for mode in np.unique(modes).tolist()}, modes
+
+
+def of_mode(units: np.ndarray, modes: np.ndarray, mode: int) -> np.ndarray:
+    """The columns of units (D, >= R) whose vectors (R,) have a mode, padded for the search."""
+    mine = units[:, : len(modes)][:, modes == mode]
+    padded = np.zeros((len(mine), -(-mine.shape[1] // trellis.BLOCK) * trellis.BLOCK), np.int32)
+    padded[:, : mine.shape[1]] = mine
+    return padded
 
 
 def encode(tables: Tables, found: Quantised, check: int) -> tuple[bytes, bytes]:
@@ -177,7 +191,7 @@ def decode(
     hashes, escapes = reader.components(
         modes, tables.pairs, tables.slots, tables.values, tables.wide, low_bits, tables.low, y, kept
     )
-    reader.finish((hashes ^ zlib.crc32(beside, check)) & 0xFFFFFFFF)
+    reader.finish((int(hashes) ^ zlib.crc32(beside, check)) & 0xFFFFFFFF)
     rest = beside[side.low_bytes(wide, count) :]
     if escapes:
         at = np.empty(escapes, np.int64)
