@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FILE = "kl_curve.json"
 QUALITIES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 """Where a codec of many rates is measured, where nothing else is asked for."""
+FEW = 16  # qualities, all of which are measured
 LEAST = 1e-12  # nats: what float32 makes of equal distributions may lie below 0
 
 
@@ -169,7 +170,7 @@ def measure_kl_curve(cfg: KlCurveConfig) -> KlCurve:
 
 def _usual(codec: Codec) -> Sequence[float]:
     inside = [q for q in QUALITIES if codec.qualities[0] <= q <= codec.qualities[-1]]
-    return codec.qualities if len(codec.qualities) <= len(inside) else inside
+    return codec.qualities if len(codec.qualities) <= FEW else inside
 
 
 def _measure(

@@ -36,8 +36,8 @@ def folders(request, tmp_path_factory):
     for i in range(20):
         write_feature(root / "train" / f"{i:02d}.npy", sentence(i))
     for wanted in ("true", "false"):
-        fit_klt.main(["--features", str(root / "train"), "--output", str(root / wanted),
-                      "--clusters", "[1]", "--memory", wanted, "--format", str(request.param)])  # fmt: skip
+        fit_klt.main(["--features", str(root / "train"), "--output", str(root / wanted), "--clusters",
+                      "[1]", "--memory", wanted, "--format", str(request.param)])  # fmt: skip
     return root / "true", root / "false"
 
 

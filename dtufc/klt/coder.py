@@ -15,8 +15,10 @@ import torch
 from dtufc.kernels import kernel
 from dtufc.klt import lanes, side, trellis
 from dtufc.klt.tables import Tables, in_units
+from dtufc.simd import WIDTH, load, splat, to_bits
 
 MOST = 1 << 30  # magnitude of a symbol
+INFINITE = 0x7F800000  # as a float's bits
 ROWS = 1024
 """Vectors that are transformed at a time where there are several modes."""
 
@@ -115,9 +117,8 @@ def of_mode(units: np.ndarray, modes: np.ndarray, mode: int) -> np.ndarray:
 def encode(tables: Tables, found: Quantised, check: int) -> tuple[bytes, bytes]:
     """The strings of the lanes and of what stands beside them."""
     beside = b""
-    if tables.shift.any():
-        wide = tables.shift > 0
-        beside = side.pack_low(found.symbols[wide], tables.shift[wide])
+    if len(tables.wide_shift):
+        beside = side.pack_low(found.symbols[tables.shift > 0], tables.wide_shift)
     if found.escapes:
         at, column = _find(found.code, found.escapes)
         beside += write_escapes(tables, at, found.code[at, column], found.symbols[at, column])
@@ -149,23 +150,30 @@ def _find(code: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 @kernel
 def _find_escaped(code, at, column):
     """Where the escapes of code (D, R) are."""
-    count = 0
-    for i in range(code.shape[0]):
-        for r in range(code.shape[1]):
-            if (code[i, r] & 255) == trellis.ESCAPE:
-                at[count], column[count] = i, r
-                count += 1
+    flat, wide, count = code.ravel(), code.shape[1], 0
+    escape = splat(trellis.ESCAPE)
+    for first in range(0, len(flat), WIDTH):
+        some = min(WIDTH, len(flat) - first)
+        if some < WIDTH or to_bits((load(flat, np.uint64(first)) & splat(255)) == escape) > 0:
+            for place in range(first, first + some):
+                if (flat[place] & 255) == trellis.ESCAPE:
+                    at[count], column[count] = place // wide, place % wide
+                    count += 1
 
 
 @kernel
 def _find_infinite(y, at, column):
     """Where y (D, R) is infinite."""
-    count = 0
-    for i in range(y.shape[0]):
-        for r in range(y.shape[1]):
-            if abs(y[i, r]) == np.inf:
-                at[count], column[count] = i, r
-                count += 1
+    flat, wide, count = y.ravel(), y.shape[1], 0
+    infinite = splat(INFINITE)
+    for first in range(0, len(flat), WIDTH):
+        some = min(WIDTH, len(flat) - first)
+        bits = load(flat, np.uint64(first)) if some == WIDTH else infinite
+        if to_bits((bits & splat(0x7FFFFFFF)) == infinite) > 0:
+            for place in range(first, first + some):
+                if abs(flat[place]) == np.inf:
+                    at[count], column[count] = place // wide, place % wide
+                    count += 1
 
 
 def decode(
@@ -184,15 +192,14 @@ def decode(
         modes = reader.modes(tables.slots, tables.mode_table)
         if modes.max() >= tables.chosen.shape[1]:
             raise lanes.LaneError("a vector's mode is none")
-    wide = tables.shift[tables.shift > 0]
-    low_bits = side.unpack_low(beside, wide, count)
+    low_bits = side.unpack_low(beside, tables.wide_shift, count)
     y = np.empty((len(tables.shift), count), np.float32)
     kept = np.empty(y.shape if symbols else (0, 0), np.int32)
     hashes, escapes = reader.components(
         modes, tables.pairs, tables.slots, tables.values, tables.wide, low_bits, tables.low, y, kept
     )
     reader.finish((int(hashes) ^ zlib.crc32(beside, check)) & 0xFFFFFFFF)
-    rest = beside[side.low_bytes(wide, count) :]
+    rest = beside[side.low_bytes(tables.wide_shift, count) :]
     if escapes:
         at = np.empty(escapes, np.int64)
         column = np.empty_like(at)

@@ -148,7 +148,7 @@ class Transform:
     @property
     def components(self) -> int:
         """C * S."""
-        return int(np.prod(self.mean.shape[1:]))
+        return self.mean.shape[1] * self.mean.shape[2]
 
     def forward(self, vectors: np.ndarray, cluster: int) -> np.ndarray:
         """(R, C, S) -> (R, C * S) float32."""

@@ -63,6 +63,11 @@ class Tables:
         return np.stack([self.shift, np.cumsum(self.shift > 0) - 1]).astype(np.int32)
 
     @cached_property
+    def wide_shift(self) -> np.ndarray:
+        """Low bits of the components that have any."""
+        return self.shift[self.shift > 0]
+
+    @cached_property
     def least(self) -> float:
         """The fewest bits that a vector takes."""
         bits = self.slots.least[self.chosen].min((0, 1)).sum() + self.shift.sum()
