@@ -206,12 +206,17 @@ def gather(typingctx, array, places):
     return VECTOR(array, VECTOR), build
 
 
+def _has_avx2(context: Any) -> bool:
+    """Whether the code is for a processor that has AVX2, as far as numba tells."""
+    return "+avx2" in str(getattr(context.codegen(), "_tm_features", ""))
+
+
 @intrinsic
 def permute(typingctx, a, places):
     """The elements of a at eight places 0 .. 7."""
 
     def build(context, builder, sig, args):
-        if "+avx2" in str(getattr(context.codegen(), "_tm_features", "")):
+        if _has_avx2(context):
             kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR])
             name = "llvm.x86.avx2.permd"
             function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
