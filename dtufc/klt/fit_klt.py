@@ -34,7 +34,7 @@ class FitConfig(FitOptions):
     """Entropy tables of a step at most; fewer make a smaller codec."""
     format: Literal[1, 2] = 1
     """Of the codec. 1: plain quantisation, one string. 2: dependent quantisation by a trellis, and lanes
-    that a GPU decodes; it knows no transform per layer."""
+    that a GPU decodes, where there is no memory; it knows no transform per layer."""
     post_filter: bool = True
     """Look for a filter over neighbouring tokens behind the decoder; it is kept at the steps where it
     lowers the error on files that it was not fitted on."""

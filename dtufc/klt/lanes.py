@@ -382,6 +382,41 @@ def _pull(
 
 
 @kernel
+def _look(x, table, symbol, interval):
+    """States (8) before they are refilled, their symbols, places in tables of values, and intervals."""
+    slot = x & splat(SLOTS - 1)
+    found = gather(symbol, (table << splat(PRECISION)) | slot)
+    place = (table << splat(8)) | found
+    described = gather(interval, place)
+    x = (described & splat(0x1FFF)) * shift_right(x, splat(PRECISION)) + slot
+    return x - shift_right(described, splat(16)), found, place, described
+
+
+@kernel
+def _settle(lane, to, x, machine, found, described, words, word):
+    """Refill states from the words, and write what the lanes of ``to`` on have come to.
+
+    Returns:
+        where the next words are.
+    """
+    zero, one = splat(0), splat(1)
+    there = load(lane, to + np.uint64(5 * GROUP))
+    need = (shift_right(x, splat(16)) == zero) & (there == one)
+    taking = to_bits(need)
+    taken = permute(load(words, word), load(TAKEN, taking << np.uint64(3)))
+    store(lane, to, select(need, (x << splat(16)) | taken, x))
+    is_odd = (shift_right(described, splat(15)) & one) == one
+    even, odd = load(NEXT_EVEN, np.uint64(0)), load(NEXT_ODD, np.uint64(0))
+    machine = select(is_odd, permute(odd, machine), permute(even, machine))
+    store(lane, to + np.uint64(GROUP), machine)
+    hashed = load(lane, to + np.uint64(3 * GROUP)) * splat(HASH) + found
+    store(lane, to + np.uint64(3 * GROUP), hashed)
+    escaped = select(found == splat(ESCAPE), one, zero)
+    store(lane, to + np.uint64(4 * GROUP), load(lane, to + np.uint64(4 * GROUP)) + escaped)
+    return word + np.uint64(COUNT[taking])
+
+
+@kernel
 def _read(lane, width, words, at, pairs, symbol, interval, values, y, start, begin, end):
     """The symbols of some components, eight lanes at a time.
 
@@ -395,48 +430,42 @@ def _read(lane, width, words, at, pairs, symbol, interval, values, y, start, beg
     flat, apart = y.ravel(), len(pairs) // components
     last = np.uint64(len(words) - GROUP)
     few = np.empty(WIDTH, np.float32)
-    zero, one = splat(0), splat(1)
-    even, odd = load(NEXT_EVEN, np.uint64(0)), load(NEXT_ODD, np.uint64(0))
+    one, eight = splat(1), np.uint64(WIDTH)
     for i in range(begin, end):
-        word = min(
-            at, last
-        )  # a component takes GROUP words at most, and so many lie behind the last
+        word = min(at, last)  # a component takes GROUP words at most, and so many lie behind the last
         before, base, row = word, i * apart, i * count + start
-        for j in range(0, width, WIDTH):
+        first, second = splat(pairs[base]), splat(pairs[base + 1])
+        for j in range(0, width, 2 * WIDTH):  # two at a time: each look-up waits for the one before
             to = np.uint64(j)
             x, machine = load(lane, to), load(lane, to + np.uint64(GROUP))
+            x2 = load(lane, to + eight)
+            machine2 = load(lane, to + eight + np.uint64(GROUP))
             if apart == 2:
-                table = select((machine & one) == one, splat(pairs[base + 1]), splat(pairs[base]))
+                table = select((machine & one) == one, second, first)
+                table2 = select((machine2 & one) == one, second, first)
             else:
                 kind = load(lane, to + np.uint64(2 * GROUP))
                 table = gather(pairs, splat(base) + kind + (machine & one))
-            slot = x & splat(SLOTS - 1)
-            found = gather(symbol, (table << splat(PRECISION)) | slot)
-            place = (table << splat(8)) | found
-            described = gather(interval, place)
-            x = (described & splat(0x1FFF)) * shift_right(x, splat(PRECISION)) + slot
-            x = x - shift_right(described, splat(16))
-            there = load(lane, to + np.uint64(5 * GROUP))
-            need = (shift_right(x, splat(16)) == zero) & (there == one)
-            taking = to_bits(need)
-            taken = permute(load(words, word), load(TAKEN, taking << np.uint64(3)))
-            word += np.uint64(COUNT[taking])
-            store(lane, to, select(need, (x << splat(16)) | taken, x))
-            is_odd = (shift_right(described, splat(15)) & one) == one
-            machine = select(is_odd, permute(odd, machine), permute(even, machine))
-            store(lane, to + np.uint64(GROUP), machine)
-            hashed = load(lane, to + np.uint64(3 * GROUP)) * splat(HASH) + found
-            store(lane, to + np.uint64(3 * GROUP), hashed)
-            escaped = load(lane, to + np.uint64(4 * GROUP))
-            escaped = escaped + select(found == splat(ESCAPE), one, zero)
-            store(lane, to + np.uint64(4 * GROUP), escaped)
-            value = gather(values, place)
-            if j + WIDTH <= width:
-                store(flat, np.uint64(row + j), value)
+                kind = load(lane, to + eight + np.uint64(2 * GROUP))
+                table2 = gather(pairs, splat(base) + kind + (machine2 & one))
+            x, found, place, described = _look(x, table, symbol, interval)
+            if j + WIDTH < width:
+                x2, found2, place2, described2 = _look(x2, table2, symbol, interval)
+                word = _settle(lane, to, x, machine, found, described, words, word)
+                store(flat, np.uint64(row + j), gather(values, place))
+                word = _settle(lane, to + eight, x2, machine2, found2, described2, words, word)
+                rest, value = width - j - WIDTH, gather(values, place2)
+                from_ = row + j + WIDTH
+            else:
+                word = _settle(lane, to, x, machine, found, described, words, word)
+                rest, value = width - j, gather(values, place)
+                from_ = row + j
+            if rest >= WIDTH:
+                store(flat, np.uint64(from_), value)
             else:
                 store(few, np.uint64(0), value)
-                for k in range(width - j):
-                    flat[row + j + k] = few[k]
+                for k in range(rest):
+                    flat[from_ + k] = few[k]
         at += word - before
     return at
 
