@@ -10,7 +10,7 @@ import numpy as np
 from dtufc.klt import trellis
 from dtufc.klt.fit_tables import CHAIN, Coded, Decode, measure
 from dtufc.klt.model import Transform
-from dtufc.klt.tables import Tables, choose, fit_tables, in_units
+from dtufc.klt.tables import ROUNDS, Tables, choose, fit_tables, in_units
 
 TURNS = 3
 """Turns of symbols and tables at a step, after the first: each step starts from the one before."""
@@ -45,29 +45,39 @@ def _fit_step(
 ) -> tuple[Tables, np.ndarray]:
     """Tables of one step, and the mode of each vector (R,).
 
-    The modes are found anew, by a guess that knows no tables. Where tables of the step before decide,
-    modes that are rare at a coarse step, at which all vectors cost next to nothing, stay rare.
+    Modes are told in two ways, of which the cheaper one goes on: by the tables of the step before, and
+    by tables made of a guess that knows none. At a coarse step all vectors cost next to nothing in any
+    mode, and modes that are rare there would stay rare by the first way alone.
+
+    Args:
+        start: tables of the step before.
     """
 
-    def mine(own: np.ndarray) -> list[np.ndarray]:
-        return [
+    def fit_to(own: np.ndarray, start: Tables | None) -> Tables:
+        mine = [
             np.ascontiguousarray(each[:, own == k]) / np.float32(fine) for k, each in enumerate(y)
         ]
+        return fit_tables(mine, weight, start, ROUNDS if start is None else TURNS)
 
-    more = {} if start is None else {"start": start, "rounds": TURNS}
-    own = np.zeros(y[0].shape[1], np.int64)
-    if len(y) > 1:
-        step = np.float32(fine / trellis.FINE)
-        guess = [measure(np.ascontiguousarray(each.T), step) for each in y]
-        own = np.argmin([cost + b for cost, b in zip(guess, bits, strict=True)], axis=0)
-        start = fit_tables(mine(own), weight, **more)
-        own = _assign(y, bits, start, fine, weight)
-        more = {"start": start, "rounds": TURNS}
-    return fit_tables(mine(own), weight, **more), own
+    if len(y) == 1:
+        own = np.zeros(y[0].shape[1], np.int64)
+        return fit_to(own, start), own
+    step = np.float32(fine / trellis.FINE)
+    guess = [measure(np.ascontiguousarray(each.T), step) for each in y]
+    own = np.argmin([cost + beside for cost, beside in zip(guess, bits, strict=True)], axis=0)
+    ways = [fit_to(own, start)]
+    if start is not None:
+        ways.append(fit_to(_assign(y, bits, start, fine, weight)[0], start))
+    found = [_assign(y, bits, tables, fine, weight) for tables in ways]
+    best = min(range(len(ways)), key=lambda way: found[way][1])
+    own = found[best][0]
+    return fit_to(own, ways[best]), own
 
 
-def _assign(y: Modes, bits: Modes, tables: Tables, fine: float, weight: float) -> np.ndarray:
-    """The mode of each vector (R,)."""
+def _assign(
+    y: Modes, bits: Modes, tables: Tables, fine: float, weight: float
+) -> tuple[np.ndarray, float]:
+    """The mode of each vector (R,), and about what all of them cost."""
     parameters = tables.parameters(weight)
     costs = []
     for mode, (each, beside) in enumerate(zip(y, bits, strict=True)):
@@ -76,7 +86,7 @@ def _assign(y: Modes, bits: Modes, tables: Tables, fine: float, weight: float) -
         trellis.estimate(units, tables.chosen[0, mode], tables.shift, parameters, cost)
         own = cost[: each.shape[1]] + tables.mode_cost(mode, weight)
         costs.append(own + weight * trellis.UNIT**2 * beside)
-    return np.argmin(costs, axis=0)
+    return np.argmin(costs, axis=0), float(np.min(costs, axis=0).sum())
 
 
 def _decoder(tables: Tables, fine: float, weight: float) -> Decode:

@@ -432,7 +432,9 @@ def _read(lane, width, words, at, pairs, symbol, interval, values, y, start, beg
     few = np.empty(WIDTH, np.float32)
     one, eight = splat(1), np.uint64(WIDTH)
     for i in range(begin, end):
-        word = min(at, last)  # a component takes GROUP words at most, and so many lie behind the last
+        word = min(
+            at, last
+        )  # a component takes GROUP words at most, and so many lie behind the last
         before, base, row = word, i * apart, i * count + start
         first, second = splat(pairs[base]), splat(pairs[base + 1])
         for j in range(0, width, 2 * WIDTH):  # two at a time: each look-up waits for the one before
