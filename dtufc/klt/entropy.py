@@ -84,8 +84,8 @@ def fit_banks(
     """The banks of one step of two quantisers that take turns, and each component's table in both (G,)
     int64.
 
-    A component has tables of the same number in both. So the symbols of both tell which one, which halves
-    the noise of that choice where a component was seen some hundred times.
+    A component has tables of the same number in both, so that the symbols of both tell which one. That
+    makes a sounder choice where a component was seen some hundred times.
 
     Args:
         counts: (2, G, 2 M + 1), sums: (2, G, 2 CENTROIDS - 1), as of :func:`fit_bank`.
