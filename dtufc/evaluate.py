@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dtufc import config, files, locks, provenance, rate, records
+from dtufc import config, files, kl_curve, locks, provenance, rate, records
 from dtufc.bitstream import SUFFIX, unpack
 from dtufc.codec import CONFIG_JSON, Codec, codec_digest
 from dtufc.errors import UserError
@@ -36,7 +36,7 @@ from dtufc.token_error import TokenErrors, count_tokens
 
 IDLE = ("codec", "features", "output", "mapping", "machine", "device", "labels")
 """Fields that do not decide results: places, devices, and what is in the stamp by its content."""
-LATER = ("per_file", "max_bytes")
+LATER = ("per_file", "max_bytes", "target_kl")
 """Fields that earlier versions lacked: in a stamp only where they are set, so that the results of
 earlier versions stay current."""
 ROWS_PERIOD = 1
@@ -71,6 +71,9 @@ class EvaluateConfig(RateOptions):
         values = {k: v for k, v in provenance.config_values(self).items() if k not in IDLE}
         values = {k: v for k, v in values.items() if v or k not in LATER}
         inputs = {"codec": codec_digest(self.codec)}
+        if self.target_kl is not None:
+            curve = codec_folder(self.codec) / kl_curve.FILE
+            inputs["kl_curve"] = digest_file(curve) if curve.is_file() else ""
         if self.mapping is not None and self.machine is not None:
             values["facts"] = load_facts(self.machine).decides()
             inputs["mapping"] = digest_file(self.mapping)

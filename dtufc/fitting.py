@@ -7,8 +7,9 @@ from dtufc import files, provenance
 from dtufc.feature import FeatureFacts, list_features, load_facts
 from dtufc.stamps import Stamp, digest_files
 
-IDLE = ("features", "output", "machine", "device")
-"""Fields that do not decide a codec: places, devices, and facts that a stamp holds by their content."""
+IDLE = ("features", "output", "machine", "device", "kl_curve")
+"""Fields that do not decide a codec: places, devices, facts that a stamp holds by their content, and
+whether something is measured of the codec."""
 
 
 @dataclass(frozen=True, kw_only=True)

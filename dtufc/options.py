@@ -1,5 +1,6 @@
 """The options that evaluate.py, encode.py and decode.py share: which codec, and at which rate."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from tqdm import tqdm
 
 from dtufc.codec import Codec, ExtraKind, load_codec
 from dtufc.errors import UserError
+from dtufc.kl_curve import quality_for_kl
 from dtufc.rate import Target, reach
 
 T = TypeVar("T")
@@ -52,6 +54,9 @@ class RateOptions(CodecOptions):
     target_bpfp: float | None = None
     """Highest quality whose pooled bits per feature point (total bits over total points) are at most
     this, so that single files may take more; with --per_file, none does."""
+    target_kl: float | None = None
+    """Lowest quality whose KL divergence from the uncut language model, in nats per token, is at most
+    this by the codec's own curve; see kl_curve.py."""
     per_file: bool = False
     """target_nmse and target_bpfp hold for every file, each coded at a quality of its own."""
     max_bytes: int | None = None
@@ -63,11 +68,13 @@ class RateOptions(CodecOptions):
     def __post_init__(self):
         super().__post_init__()
         targets = [self.target_nmse, self.target_bpfp]
-        given = [self.quality, self.max_bytes, *targets]
+        given = [self.quality, self.max_bytes, self.target_kl, *targets]
         if sum(value is not None for value in given) > 1:
             raise UserError(
-                "quality, max_bytes, target_nmse, target_bpfp: give one of them at most"
+                "quality, max_bytes, target_nmse, target_bpfp, target_kl: give one of them at most"
             )
+        if self.target_kl is not None and not 0 < self.target_kl < math.inf:
+            raise UserError(f"target_kl: expected a number above 0, got {self.target_kl}")
         Target(self.max_bytes, self.target_bpfp, self.target_nmse)  # raises where it is none
         if self.per_file and targets == [None, None]:
             raise UserError("per_file: give --target_nmse or --target_bpfp with it")
@@ -88,13 +95,16 @@ class RateOptions(CodecOptions):
             paths: the features that a pooled target is about.
 
         Raises:
-            UserError: a quality where the codec has one rate only, or a target out of its reach.
+            UserError: a quality where the codec has one rate only, a target out of its reach, or one of
+                KL where the codec has no curve.
         """
         codec = self.load(published)
         if self.tile is not None:
             codec = codec.at_tile(self.tile)
         if self.quality is not None:
             return codec.at_quality(self.quality)
+        if self.target_kl is not None:
+            return codec.at_quality(quality_for_kl(codec, self.codec, self.target_kl))
         if self.per_file or (self.target_nmse is None and self.target_bpfp is None):
             return codec
         targets = {"target_bpfp": self.target_bpfp, "target_nmse": self.target_nmse}

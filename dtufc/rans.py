@@ -60,6 +60,14 @@ class Tables:
                 raise ValueError("tables: a row must increase from 0 to 2^16")
 
     @cached_property
+    def first(self) -> np.ndarray:
+        """(tables, 256) int32: the interval in which every 256th of the range begins."""
+        begin = np.arange(256, dtype=np.int64) << (PRECISION - 8)
+        rows = zip(self.cdf, self.length, strict=True)
+        found = [np.searchsorted(row[:size], begin, "right") - 1 for row, size in rows]
+        return np.array(found, dtype=np.int32)
+
+    @cached_property
     def least(self) -> np.ndarray:
         """(tables,) float64: bits of each table's cheapest symbol, above 0."""
         widest = [
@@ -126,8 +134,8 @@ class Decoder:
         symbols, indexes = _checked(symbols, indexes, self.tables)
         tables = self.tables
         sound = _decode(
-            symbols, indexes, tables.cdf, tables.length, tables.offset, self._words, self._state,
-            False,
+            symbols, indexes, tables.cdf, tables.first, tables.length, tables.offset, self._words,
+            self._state, False,
         )  # fmt: skip
         if not sound:
             raise RansError("the coded symbols are truncated or damaged")
@@ -168,7 +176,9 @@ def decode_compressai(data: bytes, indexes: np.ndarray, tables: Tables) -> np.nd
     words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
     symbols, indexes = _checked(np.empty(indexes.size, np.int32), indexes, tables)
     state = np.array([(int(words[1]) << 32) | int(words[0]), 2], dtype=np.uint64)
-    sound = _decode(symbols, indexes, tables.cdf, tables.length, tables.offset, words, state, True)
+    sound = _decode(
+        symbols, indexes, tables.cdf, tables.first, tables.length, tables.offset, words, state, True
+    )
     if not sound or int(state[1]) != len(words) or int(state[0]) != _LOW:
         raise RansError("the coded symbols are truncated or damaged")
     return symbols
@@ -276,7 +286,7 @@ def _nibbles(state, words, at):
 
 
 @kernel
-def _decode(symbols, indexes, cdf, length, offset, words, saved, nibbles):
+def _decode(symbols, indexes, cdf, first, length, offset, words, saved, nibbles):
     state = saved[0]
     at = np.int64(saved[1])
     mask = np.uint64((1 << PRECISION) - 1)
@@ -284,13 +294,9 @@ def _decode(symbols, indexes, cdf, length, offset, words, saved, nibbles):
         t = indexes[i]
         size = length[t] - 2
         target = np.int32(state & mask)
-        low, high = 0, size + 1  # the interval with cdf[low] <= target < cdf[low + 1]
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if cdf[t, middle] <= target:
-                low = middle
-            else:
-                high = middle
+        low = np.int64(first[t, target >> (PRECISION - 8)])
+        while cdf[t, low + 1] <= target:  # the interval with cdf[low] <= target < cdf[low + 1]
+            low += 1
         start = np.uint64(cdf[t, low])
         freq = np.uint64(cdf[t, low + 1]) - start
         state = freq * (state >> np.uint64(PRECISION)) + (state & mask) - start

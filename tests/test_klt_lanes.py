@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from dtufc.bitstream import BitstreamError
 from dtufc.feature import FeatureFacts
-from dtufc.klt import ladder, lanes, side, trellis
+from dtufc.klt import fit_ladder, lanes, side, trellis
 from dtufc.klt.codec import KltCodec
+from dtufc.klt.fit_tables import Coded
 from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Transform
 
 WEIGHT = 0.12
@@ -39,7 +40,8 @@ def toy_codec(width=12, clusters=1, quality=1.0, lead=1.0):
 
     transform = Transform(Layout(True, 1, clusters, True), mean, basis, 1.0)
     sample = draw(600)[0, 0, :, :, None]
-    (tables,) = ladder.fit(transform, sample, [round(PER_OCTAVE * quality)], WEIGHT)
+    coded = Coded.plain(transform, sample)
+    (tables,) = fit_ladder.fit(transform, coded, [round(PER_OCTAVE * quality)], WEIGHT)
     axes = ["sample", "layer", "token", "channel"]
     facts = FeatureFacts("toy", "hidden", [1, 1, None, width], axes)
     return KltCodec(KltModel(facts, transform, (tables,) * RUNGS, WEIGHT), quality), draw

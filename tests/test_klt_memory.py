@@ -29,15 +29,15 @@ def sentence(seed: int, samples: int = 1, tokens: int = 40) -> np.ndarray:
     return x.astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, 2], ids=lambda number: f"format{number}")
+def folders(request, tmp_path_factory):
     """A codec with a memory, and one without."""
     root = tmp_path_factory.mktemp("memory")
     for i in range(20):
         write_feature(root / "train" / f"{i:02d}.npy", sentence(i))
     for wanted in ("true", "false"):
-        fit_klt.main(["--features", str(root / "train"), "--output", str(root / wanted),
-                      "--clusters", "[1]", "--memory", wanted])  # fmt: skip
+        fit_klt.main(["--features", str(root / "train"), "--output", str(root / wanted), "--clusters",
+                      "[1]", "--memory", wanted, "--format", str(request.param)])  # fmt: skip
     return root / "true", root / "false"
 
 
@@ -139,6 +139,15 @@ def test_an_outlier_harms_no_one_that_might_refer_to_it(folders):
     assert np.mean(np.square(calm)) < 0.02 * np.var(np.delete(x, 5, 2))
 
 
+def test_a_prediction_that_is_far_off_is_not_taken(folders):
+    """Values that a vector's difference from it would take beyond 32 bits."""
+    codec = load_codec(folders[0]).at_quality(2)
+    codec.model.memory.scale[:] = 1e20
+    x = sentence(99)
+    error = codec.decode(codec.encode(x)) - x
+    assert np.mean(np.square(error)) < 0.02 * x.var()
+
+
 def test_samples_know_nothing_of_each_other(folders):
     codec = load_codec(folders[0]).at_quality(2)
     x = sentence(99, samples=3)
@@ -162,7 +171,8 @@ def test_predictions_may_differ_in_their_last_bits(folders):
 def test_damaged_references_are_refused(folders):
     codec = load_codec(folders[0]).at_quality(2)
     stream = vars(unpack(codec.encode(sentence(99))))
-    grade, symbols, references = stream["parts"]
+    *others, references = stream["parts"]  # no vector is sent as it is
+    assert len(others) == codec.model.format + 1
     assert len(references) > 4
     rng = np.random.default_rng(0)
     damaged = [references[:-1], references + b"\0", b"", b"\xff" * len(references)]
@@ -172,9 +182,9 @@ def test_damaged_references_are_refused(folders):
         damaged.append(bytes(part))
     for part in damaged:
         with pytest.raises(BitstreamError):
-            codec.decode(pack(Bitstream(**{**stream, "parts": (grade, symbols, part)})))
+            codec.decode(pack(Bitstream(**{**stream, "parts": (*others, part)})))
     with pytest.raises(BitstreamError):
-        codec.decode(pack(Bitstream(**{**stream, "parts": (grade, symbols)})))
+        codec.decode(pack(Bitstream(**{**stream, "parts": tuple(others)})))
 
 
 @pytest.mark.parametrize(

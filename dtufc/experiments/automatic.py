@@ -23,6 +23,7 @@ from dtufc.errors import UserError
 from dtufc.experiments.automatic_native import train_native
 from dtufc.feature import FeatureFacts, Moments, list_features, read_feature
 from dtufc.fitting import FitOptions
+from dtufc.kl_curve import KlCurveConfig, measure_kl_curve
 from dtufc.records import format_table
 
 QUALITIES = (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 5.0)
@@ -45,6 +46,9 @@ class AutomaticConfig(FitOptions):
     """Folder of features to compare on; without one every fifth file is held out."""
     nmse: float | None = None
     """The error that matters, MSE over the variance of all values; null: all from 0.3 to 0.01."""
+    kl_curve: bool = False
+    """Measure afterwards what the codec costs the language model of --machine by quality, for
+    --target_kl; see kl_curve.py."""
     seed: int = 0
     """Of fits and training."""
 
@@ -53,6 +57,8 @@ class AutomaticConfig(FitOptions):
             raise UserError(f"minutes: expected more than 0, got {self.minutes}")
         if self.nmse is not None and not 0 < self.nmse < 1:
             raise UserError(f"nmse: expected a number between 0 and 1, got {self.nmse}")
+        if self.kl_curve and self.machine is None:
+            raise UserError("kl_curve: give the language model with --machine")
 
 
 @dataclass(frozen=True)
@@ -279,6 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         errors = ", ".join(f"{e:g}" for e in (NMSES if cfg.nmse is None else (cfg.nmse,)))
         print(f"\n{format_table(rows)}\n\nbpfp at NMSE {errors} of files that were held out")
         print(f"{rows[0].codec} -> {cfg.output}")
+        if cfg.kl_curve and cfg.machine is not None:
+            measure_kl_curve(KlCurveConfig(codec=cfg.output, machine=cfg.machine))
 
 
 if __name__ == "__main__":

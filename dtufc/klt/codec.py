@@ -4,11 +4,11 @@
     decode:  bitstream ─ rANS ─> symbols ─ * step, inverse transform, post-filter ─ vectors ─> x_hat
 
 Parts of the bitstream in payload mode 2: quality (2 bytes, signed, in 128ths); the string of the lanes
-(:mod:`dtufc.klt.lanes`); the string beside it (:mod:`dtufc.klt.side`); and, where there are any, the
-vectors that are sent as they are (count, places, float32 values). The lanes' check covers all of it and
-the shape. Modes 0 and 1, which folders of format 1 write, have one rANS string in place of the two: the
-clusters' indexes, where there are several, and the symbols, vector by vector; of a model with a memory
-the references (:mod:`dtufc.klt.memory`) stand behind it. The string's checksum covers all of it and the
+(:mod:`dtufc.klt.lanes`); the string beside it (:mod:`dtufc.klt.side`); of a model with a memory the
+references (:mod:`dtufc.klt.memory`); and, where there are any, the vectors that are sent as they are
+(count, places, float32 values). The lanes' check covers all of it and the shape. Modes 0 and 1, which
+folders of format 1 write, have one rANS string in place of the two: the clusters' indexes, where there
+are several, and the symbols, vector by vector. The string's checksum covers all of it and the
 shape; in mode 0, which earlier versions wrote, it covers the symbols alone.
 
 Guarantees: the symbols depend on the bytes and on integers of the model alone, so that they are the same
@@ -97,12 +97,14 @@ class KltCodec(OneKindCodec):
         vectors = self.model.to_vectors(feature)
         grade = self.grade.to_bytes(2, "little", signed=True)
         tables = self.model.rungs[rung(self.grade)]
+        length = self.facts.views.sequence(feature.shape)
         if self.model.format == 2:
-            found, raw = self.model.search(vectors, self.grade)
+            found, raw = self.model.search(vectors, self.grade, length)
             more = raw_part(vectors, raw)
+            if self.model.memory is not None:
+                more.insert(0, self.model.memory.write(found.modes, found.references, length))
             check = check_of(grade, more, feature.shape)
             return grade, *coder.encode(tables, found, check), *more
-        length = self.facts.views.sequence(feature.shape)
         quantised = self.model.quantise(vectors, self.grade, length, owners)
         clusters, symbols, _, raw, references = quantised
         more = raw_part(vectors, raw)
@@ -112,31 +114,38 @@ class KltCodec(OneKindCodec):
         return grade, rans.encode(*self._coded(clusters, symbols), tables.tables, check), *more
 
     def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
-        strings = 1 if mode < 2 and self.model.memory is None else 2
-        if len(parts) not in (1 + strings, 2 + strings):
+        strings = 2 if mode == 2 else 1
+        remembers = int(self.model.memory is not None)
+        least = 1 + strings + remembers
+        if len(parts) not in (least, least + 1):
             raise BitstreamError("inconsistent: not the parts of a klt bitstream")
         grade = grade_in(parts[0], self.model.transform)
         layout = self.model.transform.layout
         count = self.facts.views.count_vectors(layout.seen(shape), layout.block)
-        raw = parts[1 + strings :]
-        beside = raw if mode == 2 else parts[2:]  # references of a memory are covered too
+        beside = parts[1 + strings :]  # references of a memory, and vectors sent raw
         check = check_of(parts[0], beside, shape) if mode > 0 else 0
         length = self.facts.views.sequence(shape)
         if mode == 2:
-            clusters, y, _ = self.read_lanes(parts[1], parts[2], grade, count, check)
-            vectors = self.model.finish(clusters, y, grade, length)
+            clusters, found, _ = self.read_lanes(parts[1], parts[2], grade, count, check)
         else:
-            clusters, symbols = self.read_symbols(parts[1], grade, count, check, shape)
-            references = None
-            if self.model.memory is not None:
-                try:
-                    references = self.model.memory.read(parts[2], clusters, length)
-                except ValueError as error:
-                    raise BitstreamError(f"corrupted: {error}") from error
-            vectors = self.model.restore(clusters, symbols, grade, length, references)
-        if raw:
-            put_raw(raw[0], vectors)
+            clusters, found = self.read_symbols(parts[1], grade, count, check, shape)
+        references = self._read_references(beside[0], clusters, length) if remembers else None
+        restore = self.model.finish if mode == 2 else self.model.restore
+        vectors = restore(clusters, found, grade, length, references)
+        if len(parts) > least:
+            put_raw(parts[-1], vectors)
         return self.model.from_vectors(vectors, shape)
+
+    def _read_references(self, part: bytes, clusters: np.ndarray, length: int) -> np.ndarray:
+        """The references of a model with a memory, (R,) int64.
+
+        Raises:
+            BitstreamError: the bytes are none that an encoder wrote for these clusters.
+        """
+        try:
+            return self.model.memory.read(part, clusters, length)
+        except ValueError as error:
+            raise BitstreamError(f"corrupted: {error}") from error
 
     def encode_rows(self, rows: np.ndarray, kind: str | None = None) -> tuple[bytes, bytes]:
         """Setting: form and grade. Payload: vectors sent raw (form 1: length v, content), and one string

@@ -15,8 +15,10 @@ import torch
 from dtufc.kernels import kernel
 from dtufc.klt import lanes, side, trellis
 from dtufc.klt.tables import Tables, in_units
+from dtufc.simd import WIDTH, load, splat, to_bits
 
 MOST = 1 << 30  # magnitude of a symbol
+INFINITE = 0x7F800000  # as a float's bits
 ROWS = 1024
 """Vectors that are transformed at a time where there are several modes."""
 
@@ -32,6 +34,8 @@ class Quantised:
     symbols: np.ndarray
     """(D, R) int32."""
     escapes: int
+    references: np.ndarray | None = None
+    """(R,) int64, of a model with a memory."""
 
 
 def forward(transform, vectors: np.ndarray, mode: int) -> np.ndarray:
@@ -70,11 +74,21 @@ def quantise(transform, tables: Tables, vectors, fine: float, weight: float) -> 
         units, modes[part] = pick(transform, tables, vectors[part], fine, weight, parameters)
         for mode, each in units.items():
             columns = first + np.flatnonzero(modes[part] == mode)
-            escapes += trellis.search(
-                each, tables.chosen[:, mode], tables.shift, parameters, tables.low, tables.size,
-                columns, code, symbols, np.empty(len(columns)),
-            )  # fmt: skip
+            escapes += search(tables, each, mode, parameters, columns, code, symbols)
     return Quantised(modes, code, symbols, escapes)
+
+
+def search(tables: Tables, units, mode: int, parameters, columns, code, symbols) -> int:
+    """Find the symbols of vectors of one mode -> how many are escaped.
+
+    Args:
+        units: (D, >= n) int32, as :func:`dtufc.klt.tables.in_units` gives it.
+        columns: (n,) where each vector lies in ``code`` and ``symbols`` (D, R), which are written.
+    """
+    return trellis.search(
+        units, tables.chosen[:, mode], tables.shift, parameters, tables.low, tables.size, columns,
+        code, symbols, np.empty(len(columns)),
+    )  # fmt: skip
 
 
 def pick(transform, tables: Tables, vectors, fine: float, weight: float, parameters):
@@ -89,21 +103,22 @@ def pick(transform, tables: Tables, vectors, fine: float, weight: float, paramet
         trellis.estimate(units[mode], tables.chosen[0, mode], tables.shift, parameters, costs[mode])
         costs[mode] += tables.mode_cost(mode, weight)
     modes = costs.argmin(0)[: len(vectors)]
-    found = {}
-    for mode in np.unique(modes).tolist():
-        mine = units[mode][:, : len(vectors)][:, modes == mode]
-        padded = np.zeros((len(mine), -(-mine.shape[1] // trellis.BLOCK) * trellis.BLOCK), np.int32)
-        padded[:, : mine.shape[1]] = mine
-        found[mode] = padded
-    return found, modes
+    return {mode: of_mode(units[mode], modes, mode) for mode in np.unique(modes).tolist()}, modes
+
+
+def of_mode(units: np.ndarray, modes: np.ndarray, mode: int) -> np.ndarray:
+    """The columns of units (D, >= R) whose vectors (R,) have a mode, padded for the search."""
+    mine = units[:, : len(modes)][:, modes == mode]
+    padded = np.zeros((len(mine), -(-mine.shape[1] // trellis.BLOCK) * trellis.BLOCK), np.int32)
+    padded[:, : mine.shape[1]] = mine
+    return padded
 
 
 def encode(tables: Tables, found: Quantised, check: int) -> tuple[bytes, bytes]:
     """The strings of the lanes and of what stands beside them."""
     beside = b""
-    if tables.shift.any():
-        wide = tables.shift > 0
-        beside = side.pack_low(found.symbols[wide], tables.shift[wide])
+    if len(tables.wide_shift):
+        beside = side.pack_low(found.symbols[tables.shift > 0], tables.wide_shift)
     if found.escapes:
         at, column = _find(found.code, found.escapes)
         beside += write_escapes(tables, at, found.code[at, column], found.symbols[at, column])
@@ -135,23 +150,30 @@ def _find(code: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 @kernel
 def _find_escaped(code, at, column):
     """Where the escapes of code (D, R) are."""
-    count = 0
-    for i in range(code.shape[0]):
-        for r in range(code.shape[1]):
-            if (code[i, r] & 255) == trellis.ESCAPE:
-                at[count], column[count] = i, r
-                count += 1
+    flat, wide, count = code.ravel(), code.shape[1], 0
+    escape = splat(trellis.ESCAPE)
+    for first in range(0, len(flat), WIDTH):
+        some = min(WIDTH, len(flat) - first)
+        if some < WIDTH or to_bits((load(flat, np.uint64(first)) & splat(255)) == escape) > 0:
+            for place in range(first, first + some):
+                if (flat[place] & 255) == trellis.ESCAPE:
+                    at[count], column[count] = place // wide, place % wide
+                    count += 1
 
 
 @kernel
 def _find_infinite(y, at, column):
     """Where y (D, R) is infinite."""
-    count = 0
-    for i in range(y.shape[0]):
-        for r in range(y.shape[1]):
-            if abs(y[i, r]) == np.inf:
-                at[count], column[count] = i, r
-                count += 1
+    flat, wide, count = y.ravel(), y.shape[1], 0
+    infinite = splat(INFINITE)
+    for first in range(0, len(flat), WIDTH):
+        some = min(WIDTH, len(flat) - first)
+        bits = load(flat, np.uint64(first)) if some == WIDTH else infinite
+        if to_bits((bits & splat(0x7FFFFFFF)) == infinite) > 0:
+            for place in range(first, first + some):
+                if abs(flat[place]) == np.inf:
+                    at[count], column[count] = place // wide, place % wide
+                    count += 1
 
 
 def decode(
@@ -170,15 +192,14 @@ def decode(
         modes = reader.modes(tables.slots, tables.mode_table)
         if modes.max() >= tables.chosen.shape[1]:
             raise lanes.LaneError("a vector's mode is none")
-    wide = tables.shift[tables.shift > 0]
-    low_bits = side.unpack_low(beside, wide, count)
+    low_bits = side.unpack_low(beside, tables.wide_shift, count)
     y = np.empty((len(tables.shift), count), np.float32)
     kept = np.empty(y.shape if symbols else (0, 0), np.int32)
     hashes, escapes = reader.components(
         modes, tables.pairs, tables.slots, tables.values, tables.wide, low_bits, tables.low, y, kept
     )
-    reader.finish((hashes ^ zlib.crc32(beside, check)) & 0xFFFFFFFF)
-    rest = beside[side.low_bytes(wide, count) :]
+    reader.finish((int(hashes) ^ zlib.crc32(beside, check)) & 0xFFFFFFFF)
+    rest = beside[side.low_bytes(tables.wide_shift, count) :]
     if escapes:
         at = np.empty(escapes, np.int64)
         column = np.empty_like(at)

@@ -16,12 +16,12 @@ from dtufc import locks, provenance
 from dtufc.devices import check_device
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, list_features
-from dtufc.klt import ladder
+from dtufc.klt import fit_ladder, fit_tables
 from dtufc.klt.bases import Bases
 from dtufc.klt.fit_filter import fit_filter
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.fit_memory import Remembered, Sequences, affordable, try_memory
-from dtufc.klt.fit_tables import WEIGHT, Coded, fit_ladder
+from dtufc.klt.fit_tables import WEIGHT, Coded
 from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel
 from dtufc.klt.race import FEW, Race
 from dtufc.klt.statistics import read_folds
@@ -80,9 +80,9 @@ def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, device: str
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
     grades = [LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)]
     if cfg.format == 2:
-        rungs = list(ladder.fit(transform, sample, tqdm(grades, desc="tables"), WEIGHT))
+        rungs = list(fit_ladder.fit(transform, coded, tqdm(grades, desc="tables"), WEIGHT))
     else:
-        rungs = fit_ladder(transform, coded, grades)
+        rungs = fit_tables.fit_ladder(transform, coded, grades)
     model = KltModel(facts, transform, tuple(rungs), WEIGHT, memory=memory)
     if cfg.post_filter and not facts.views.is_map:
         basis = bases.common if transform.layout.clusters > 1 else None

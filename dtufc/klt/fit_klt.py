@@ -34,7 +34,7 @@ class FitConfig(FitOptions):
     """Entropy tables of a step at most; fewer make a smaller codec."""
     format: Literal[1, 2] = 1
     """Of the codec. 1: plain quantisation, one string. 2: dependent quantisation by a trellis, and lanes
-    that a GPU decodes; it knows no transform per layer."""
+    that a GPU decodes, where there is no memory; it knows no transform per layer."""
     post_filter: bool = True
     """Look for a filter over neighbouring tokens behind the decoder; it is kept at the steps where it
     lowers the error on files that it was not fitted on."""
@@ -44,6 +44,9 @@ class FitConfig(FitOptions):
     search: Literal["race", "exhaustive"] = "race"
     """race: layouts that fall behind on small samples are dropped. exhaustive: all are compared on the
     whole sample, which takes several times as long."""
+    kl_curve: bool = False
+    """Measure afterwards what the codec costs the language model of --machine by quality, for
+    --target_kl; see kl_curve.py."""
     seed: int = 0
     """Of the sample and the mixtures."""
     device: str | None = None
@@ -54,8 +57,8 @@ class FitConfig(FitOptions):
             raise UserError(f"clusters: expected numbers of at least 1, got {self.clusters}")
         if not 1 <= self.tables <= 256:
             raise UserError(f"tables: expected 1 .. 256, got {self.tables}")
-        if self.memory and self.format == 2:
-            raise UserError("memory: a codec of format 2 has none")
+        if self.kl_curve and self.machine is None:
+            raise UserError("kl_curve: give the language model with --machine")
         if len(set(self.compared_at)) < 2:
             raise UserError(f"compared_at: expected two qualities at least, got {self.compared_at}")
 
@@ -73,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{model.transform.layout}, {size / 1e6:.2f} MB, {time.time() - start:.0f} s "
             f"-> {cfg.output}"
         )
+        if cfg.kl_curve and cfg.machine is not None:
+            from dtufc.kl_curve import KlCurveConfig, measure_kl_curve
+
+            measure_kl_curve(KlCurveConfig(codec=cfg.output, machine=cfg.machine))
 
 
 if __name__ == "__main__":

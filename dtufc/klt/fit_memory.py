@@ -15,11 +15,10 @@ import numpy as np
 
 from dtufc.feature import FeatureFacts
 from dtufc.klt.bases import Bases, outer
-from dtufc.klt.entropy import reconstruct
 from dtufc.klt.fit_klt import FitConfig
-from dtufc.klt.fit_tables import WEIGHT, Coded, Late, fit_chain, scale, spend
+from dtufc.klt.fit_tables import WEIGHT, Coded, Decode, Late, fit_chain
 from dtufc.klt.memory import WINDOW, Memory, nearest, nearest_before
-from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Rung, Transform
+from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Transform
 from dtufc.klt.race import MAX_BASES, compare, in_threads
 from dtufc.klt.statistics import spaced
 
@@ -126,19 +125,17 @@ class Remembered:
         bits = [0.0] * self.first + [self.memory.bits] * self.memory.fixed
         return Coded(self.y, [np.full(len(self.known.x), each) for each in bits], self.late)
 
-    def late(self, own: np.ndarray, rung: Rung, step: np.float32) -> Late:
+    def late(self, own: np.ndarray, decode: Decode) -> Late:
         """What is coded in the modes that refer to earlier vectors, and the bits of their references.
 
         Args:
-            own: (R,) the other mode of each vector, with the tables of which the references are coded.
+            own: (R,) the other mode of each vector, in which the references are coded.
+            decode: what becomes of them.
         """
         decoded = np.empty_like(self.known.x)
         for mode, y in enumerate(self.y):
             mine = own == mode
-            symbols = spend(scale(y[mine], step), rung, mode)[0]
-            out = np.empty(symbols.shape, np.float32)
-            reconstruct(symbols, rung.chosen[mode], rung.bank.centroid, out)
-            out *= step
+            out = decode(y[mine], mode)
             if mode >= self.first:
                 out += self._known[mode - self.first][mine]
             decoded[mine] = self.transform.inverse(out, mode)

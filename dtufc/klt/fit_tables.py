@@ -18,7 +18,15 @@ import torch
 from dtufc import rans
 from dtufc.devices import limit_threads
 from dtufc.kernels import kernel
-from dtufc.klt.entropy import CENTROIDS, REACH, choose, group, to_bank, to_frequencies
+from dtufc.klt.entropy import (
+    CENTROIDS,
+    REACH,
+    choose,
+    group,
+    reconstruct,
+    to_bank,
+    to_frequencies,
+)
 from dtufc.klt.model import MAX_VALUE, Rung, Transform
 
 WEIGHT = 0.12  # of a bit in squared steps: near -dD/dR = ln 2 / 6 of a fine uniform quantiser
@@ -28,6 +36,8 @@ CHAIN = 4  # steps that follow each other; half an octave
 
 Late = tuple[list[np.ndarray], list[np.ndarray]]
 """Vectors in further modes, L times (R, D), and the bits that each of them takes beside, (R,)."""
+Decode = Callable[[np.ndarray, int], np.ndarray]
+"""Vectors (r, D) of a mode -> what they are decoded to."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,18 @@ class Coded:
     """K times (R, D)."""
     bits: Sequence[np.ndarray] | None = None
     """K times (R,): of each vector beside mode and symbols; None: there are none."""
-    late: Callable[[np.ndarray, Rung, np.float32], Late] | None = None
-    """Further modes, which depend on how the vectors are coded in these: modes (R,), tables, step."""
+    late: Callable[[np.ndarray, Decode], Late] | None = None
+    """Further modes, which depend on how the vectors are coded in these: on the mode of each (R,), and
+    on what decodes them."""
     owners: np.ndarray | None = None
     """(R,) the mode of each, where it is known."""
     tables: int = BANK
     """Of a step, at most."""
+
+    @property
+    def beside(self) -> Sequence[np.ndarray]:
+        """K times (R,): of each vector beside mode and symbols."""
+        return self.bits or [np.zeros(len(self.y[0]))] * len(self.y)
 
     @classmethod
     def plain(
@@ -79,10 +95,10 @@ def fit_chain(transform: Transform, coded: Coded, grades: Sequence[int]) -> list
     for grade in reversed(grades):
         step = np.float32(transform.step(grade))
         if rung is None:
-            y, bits = list(coded.y), coded.bits or [np.zeros(len(coded.y[0]))] * len(coded.y)
+            y, bits = list(coded.y), coded.beside
             own, rung = _first_guess(coded, y, bits, step)
             if coded.late is not None:
-                more = coded.late(own, rung, step)
+                more = coded.late(own, _decoder(rung, step))
                 y, bits = [*y, *more[0]], [*bits, *more[1]]
                 own, rung = _first_guess(coded, y, bits, step)
             counts = np.bincount(own, minlength=len(y))
@@ -92,6 +108,18 @@ def fit_chain(transform: Transform, coded: Coded, grades: Sequence[int]) -> list
         rung = fit_tables(scaled, symbols, rung, coded.tables)
         found.insert(0, rung)
     return found
+
+
+def _decoder(rung: Rung, step: np.float32) -> Decode:
+    """What tables and step make of vectors."""
+
+    def decode(y: np.ndarray, mode: int) -> np.ndarray:
+        symbols = spend(scale(y, step), rung, mode)[0]
+        out = np.empty(symbols.shape, np.float32)
+        reconstruct(symbols, rung.chosen[mode], rung.bank.centroid, out)
+        return out * step
+
+    return decode
 
 
 def _first_guess(

@@ -1,49 +1,11 @@
-"""The entropy models of all steps, second generation: their fit, and how they are stored."""
+"""The stored form of the entropy models of all steps, second generation, which
+:mod:`dtufc.klt.fit_ladder` makes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from dtufc.klt import trellis
-from dtufc.klt.coder import forward
-from dtufc.klt.tables import Tables, fit_tables, in_units
-
-TURNS = 3
-"""Turns of symbols and tables at a step, after the first: each step starts from the one before."""
-
-
-def fit(transform, sample: np.ndarray, grades: Iterable[int], weight: float) -> Iterator[Tables]:
-    """Tables of one step after the other.
-
-    Args:
-        sample: (R, C, S) float32. weight: of a bit, in squared steps.
-    """
-    clusters = range(transform.layout.clusters)
-    y = [forward(transform, sample, mode) for mode in clusters]
-    tables = None
-    own = np.argmin([np.log2(1 + np.abs(each) / transform.unit).sum(0) for each in y], axis=0)
-    for grade in grades:
-        fine = trellis.FINE * transform.step(grade)
-        if tables is not None and len(clusters) > 1:
-            own = _assign(y, tables, fine, weight / trellis.FINE**2)
-        mine = [
-            np.ascontiguousarray(y[mode][:, own == mode]) / np.float32(fine) for mode in clusters
-        ]
-        more = {} if tables is None else {"start": tables, "rounds": TURNS}
-        tables = fit_tables(mine, weight / trellis.FINE**2, **more)
-        yield tables
-
-
-def _assign(y: Sequence[np.ndarray], tables: Tables, fine: float, weight: float) -> np.ndarray:
-    """The mode of each vector (R,)."""
-    parameters = tables.parameters(weight)
-    costs = []
-    for mode, each in enumerate(y):
-        units = in_units(each, 1 / fine)
-        cost = np.empty(units.shape[1], np.int64)
-        trellis.estimate(units, tables.chosen[0, mode], tables.shift, parameters, cost)
-        costs.append(cost[: each.shape[1]] + tables.mode_cost(mode, weight))
-    return np.argmin(costs, axis=0)
+from dtufc.klt.tables import Tables
 
 
 def arrays(rungs: Sequence[Tables]) -> dict[str, np.ndarray]:

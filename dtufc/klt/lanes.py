@@ -21,6 +21,17 @@ import numpy as np
 
 from dtufc.kernels import kernel
 from dtufc.klt.trellis import ESCAPE, NEXT
+from dtufc.simd import (
+    WIDTH,
+    gather,
+    load,
+    permute,
+    select,
+    shift_right,
+    splat,
+    store,
+    to_bits,
+)
 
 PRECISION = 12
 SLOTS = 1 << PRECISION
@@ -36,6 +47,16 @@ HASH = 0x9E3779B1  # odd: a symbol that differs changes the sum
 
 # four bits for each state and parity, so that the next state is a shift away
 NEXT_BITS = np.uint64(sum(int(t) << (4 * n) for n, t in enumerate(NEXT.ravel())))
+NEXT_EVEN, NEXT_ODD = (np.ascontiguousarray(column) for column in NEXT.T)
+FEW = 4
+"""Lanes below which one at a time is faster."""
+COUNT = np.array([bits.bit_count() for bits in range(1 << WIDTH)], np.uint8)
+"""How many of eight lanes take a word, by a bit for each that does."""
+TAKEN = np.array(
+    [(bits & (1 << lane) - 1).bit_count() for bits in range(1 << WIDTH) for lane in range(WIDTH)],
+    np.uint8,
+)
+"""Which of the next words each of them takes, eight for each of COUNT."""
 
 
 class LaneError(ValueError):
@@ -91,9 +112,9 @@ def encode(code, modes, mode_table, slots, lanes, check) -> bytes:
         check: 32 bits that the decoder must come to beside the symbols' own.
     """
     components, count = code.shape
-    check = (_hash(code, modes) ^ check) & 0xFFFFFFFF
+    check = (int(_hash(code, modes)) ^ check) & 0xFFFFFFFF
     states = first_states(lanes, check)
-    words = np.empty(count * (components + 1), np.uint16)
+    words = np.empty(count * (components + 1) + 1, np.uint16)
     ends = np.empty(-(-lanes // GROUP) + 1, np.int64)
     _push(code, modes, mode_table, slots.interval, slots.inverse, states, words, ends)
     words = words[ends[0] :].astype("<u2", copy=False)
@@ -134,7 +155,10 @@ class Reader:
             raise LaneError("the coded symbols are truncated")
         self.states = np.frombuffer(data, "<u4", lanes, at).astype(np.uint64)
         words = np.frombuffer(data, "<u2", offset=at + 4 * lanes)
-        self.words = np.append(words, np.uint16(0))  # what a damaged string reads behind its end
+        self.words = np.zeros(
+            len(words) + GROUP, np.uint16
+        )  # a damaged string reads behind its end
+        self.words[: len(words)] = words
         ends = np.cumsum([0, *lengths, body // 2 - sum(lengths)])
         self.at, self._ends = ends[:-1].astype(np.int64), ends[1:]
 
@@ -158,12 +182,10 @@ class Reader:
         Returns:
             the sum of the symbols' hashes, and how many are escaped.
         """
-        hashes = np.empty(self.count, np.uint32)
-        escapes = _pull(
+        return _pull(
             self.words, self.at, self.states, modes, pairs, slots.symbol, slots.interval, values,
-            wide, low_bits, low, y, symbols, hashes,
+            wide, low_bits, low, y, symbols,
         )  # fmt: skip
-        return sum_hashes(hashes), escapes
 
     def finish(self, check: int) -> None:
         """Check that all lanes end here, with the encoder's symbols and ``check``.
@@ -174,7 +196,7 @@ class Reader:
         if (self.at != self._ends).any():
             raise LaneError("the coded symbols do not end where they should")
         high = self._high in (None, check >> 16)
-        if not high or (self.states != first_states(len(self.states), check)).any():
+        if not high or not np.array_equal(self.states, first_states(len(self.states), check)):
             raise LaneError("what was decoded is not what was encoded")
 
 
@@ -206,14 +228,9 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 def first_states(lanes: int, check: int) -> np.ndarray:
     """(lanes,) uint64: the states that encoding begins with."""
-    halves = np.array([check & 0xFFFF, check >> 16], np.uint64)
-    return halves[np.arange(lanes) & 1] | np.uint64(LOW)
-
-
-def _hash(code: np.ndarray, modes: np.ndarray) -> int:
-    hashes = np.empty(code.shape[1], np.uint32)
-    _hash_columns(code, modes, hashes)
-    return sum_hashes(hashes)
+    out = np.full(lanes, LOW | check & 0xFFFF, np.uint64)
+    out[1::2] = LOW | check >> 16
+    return out
 
 
 def sum_hashes(hashes: np.ndarray) -> int:
@@ -223,13 +240,18 @@ def sum_hashes(hashes: np.ndarray) -> int:
 
 
 @kernel
-def _hash_columns(code, modes, hashes):
-    """A polynomial of each column's symbols, mod 2^32."""
+def _hash(code, modes):
+    """As :func:`sum_hashes`, of a polynomial of each column's symbols, mod 2^32."""
+    hashes = np.empty(code.shape[1], np.uint32)
     for r in range(code.shape[1]):
         hashes[r] = np.uint32(modes[r] + 1)
     for i in range(code.shape[0]):
         for r in range(code.shape[1]):
             hashes[r] = hashes[r] * np.uint32(HASH) + np.uint32(code[i, r] & 255)
+    total = np.uint64(0)
+    for r in range(code.shape[1]):
+        total += np.uint64(hashes[r]) * np.uint64(2 * r + 1)
+    return total & np.uint64(0xFFFFFFFF)
 
 
 @kernel
@@ -238,12 +260,13 @@ def _push(code, modes, mode_table, interval, inverse, states, words, ends):
 
     Args:
         states: (L,) uint64, of the beginning; then those of the end.
+        words: one more than there can be: a word is written before it is known to be needed.
         ends: (groups + 1,) int64, written: where each group's words begin, and the end.
     """
     components, count = code.shape
     flat = code.ravel()
     lanes = len(states)
-    at = len(words)
+    at = np.uint64(len(words))
     groups = len(ends) - 1
     ends[groups] = at
     rounds = (count + lanes - 1) // lanes
@@ -256,7 +279,7 @@ def _push(code, modes, mode_table, interval, inverse, states, words, ends):
             for i in range(components - 1, -1, -1):
                 row = np.uint64(i * count + start)
                 for j in range(width - 1, -1, -1):
-                    place = flat[row + np.uint64(j)]
+                    place = np.uint64(flat[row + np.uint64(j)])
                     own[j], at = _put(own[j], interval[place], inverse[place], words, at)
         if mode_table >= 0:
             for k in range(rounds - 1, -1, -1):
@@ -271,10 +294,10 @@ def _push(code, modes, mode_table, interval, inverse, states, words, ends):
 def _put(x, interval, inverse, words, at):
     """A symbol into the state x; the word that it sends goes before ``at``."""
     freq = np.uint64(interval) & np.uint64(0x1FFF)
-    if x >> np.uint64(20) >= freq:
-        at -= 1
-        words[at] = np.uint16(x & np.uint64(0xFFFF))
-        x >>= np.uint64(16)
+    full = np.uint64(1) if x >> np.uint64(20) >= freq else np.uint64(0)
+    words[at - np.uint64(1)] = np.uint16(x)  # no branch, which would be told wrong too often
+    at -= full
+    x >>= full << np.uint64(4)
     whole = (x * inverse) >> np.uint64(44)  # x // freq, exactly: x < 2^20 freq, freq <= 2^12
     start = np.uint64(interval) >> np.uint64(16)
     return x + whole * (np.uint64(SLOTS) - freq) + start, at
@@ -293,7 +316,7 @@ def _take(x, interval, slot, word):
 @kernel
 def _pull_modes(words, places, states, table, symbol, interval, out):
     lanes, count = len(states), len(out)
-    end = np.uint64(len(words) - 1)
+    last = np.uint64(len(words) - GROUP)
     base = np.uint64(table)
     for g in range(len(places)):
         first = g * GROUP
@@ -305,7 +328,7 @@ def _pull_modes(words, places, states, table, symbol, interval, out):
                 slot = x & np.uint64(SLOTS - 1)
                 found = symbol[(base << np.uint64(PRECISION)) | slot]
                 place = (base << np.uint64(8)) | np.uint64(found)
-                own[j], need = _take(x, interval[place], slot, np.uint64(words[min(at, end)]))
+                own[j], need = _take(x, interval[place], slot, np.uint64(words[min(at, last)]))
                 at += need
                 out[start + j] = found
         places[g] = np.int64(at)
@@ -313,81 +336,183 @@ def _pull_modes(words, places, states, table, symbol, interval, out):
 
 @kernel
 def _pull(
-    words, places, states, modes, pairs, symbol, interval, values, wide, low_bits, low, y, symbols,
-    hashes,
-):  # fmt: skip
+    words, places, states, modes, pairs, symbol, interval, values, wide, low_bits, low, y, symbols
+):
     """Decode the components of all vectors; see :meth:`Reader.components`."""
     components, count = y.shape
-    flat = y.ravel()  # rows cut out of an array cost more than what is done with them
     lanes = len(states)
-    end = np.uint64(len(words) - 1)
-    apart = np.uint64(len(pairs) // components)
-    escapes = 0
+    escapes, total = 0, np.uint64(0)
     keep = symbols.size > 0
-    machine = np.empty(GROUP, np.uint64)
-    pair = np.empty(GROUP, np.uint64)
-    taken = np.empty(GROUP, np.uint64)
-    before = np.empty(GROUP, np.uint64)
-    one, eight, low_slots = np.uint64(1), np.uint64(8), np.uint64(SLOTS - 1)
-    for r in range(count):
-        hashes[r] = np.uint32(modes[r] + 1)
+    # of each lane: coder, quantisers, mode times two, hash, escapes, whether there is one
+    lane = np.zeros(6 * GROUP, np.uint32)
     for g in range(len(places)):
         first = g * GROUP
         own = states[first : min(first + GROUP, lanes)]
         at = np.uint64(places[g])
         for start in range(first, count, lanes):
             width = min(len(own), count - start)
-            machine[:] = 0
-            hashed = hashes[start : start + width]
+            lane[GROUP:] = 0
             for j in range(width):
-                pair[j] = np.uint64(modes[start + j]) << one
-            for i in range(components):
-                row = np.uint64(i * count + start)
-                for j in range(width):
-                    x, m = own[j], machine[j]
-                    table = np.uint64(pairs[pair[j] | (m & one)])
-                    slot = x & low_slots
-                    place = (table << eight) | symbol[(table << np.uint64(PRECISION)) | slot]
-                    described = interval[place]
-                    own[j], need = _take(x, described, slot, np.uint64(words[min(at, end)]))
-                    at += need
-                    taken[j], before[j] = place, m
-                    parity = np.uint64(described >> np.uint32(15)) & one
-                    entry = ((m << one) | parity) << np.uint64(2)
-                    machine[j] = (np.uint64(NEXT_BITS) >> entry) & np.uint64(7)
-                    pair[j] += apart
-                for j in range(width):
-                    flat[row + np.uint64(j)] = values[taken[j]]
-                for j in range(width):
-                    found = np.uint32(taken[j] & np.uint64(255))
-                    hashed[j] = hashed[j] * np.uint32(HASH) + found
-                    escapes += found == np.uint32(ESCAPE)
-                if wide[0, i] > 0:
-                    beside = low_bits[wide[1, i], start : start + width]
-                    out = y[i, start : start + width]
-                    _widen(taken, before, beside, wide[0, i], low, machine, out)
-                if keep:
-                    _keep(
-                        taken, low_bits, wide[:, i], start, low, symbols[i, start : start + width]
+                lane[j] = own[j]
+                lane[2 * GROUP + j] = modes[start + j] << 1
+                lane[3 * GROUP + j] = modes[start + j] + 1
+                lane[5 * GROUP + j] = 1
+            i = 0
+            while i < components:
+                special = width < FEW or keep or wide[0, i] > 0
+                end = i + 1
+                while end < components and special == (width < FEW or keep or wide[0, end] > 0):
+                    end += 1
+                if special:
+                    at = _read_one_by_one(
+                        lane, width, words, at, pairs, symbol, interval, values, wide, low_bits, start,
+                        low, y, symbols, i, end,
+                    )  # fmt: skip
+                else:
+                    at = _read(
+                        lane, width, words, at, pairs, symbol, interval, values, y, start, i, end
                     )
+                i = end
+            for j in range(width):
+                own[j] = lane[j]
+                total += np.uint64(lane[3 * GROUP + j]) * np.uint64(2 * (start + j) + 1)
+                escapes += np.int64(lane[4 * GROUP + j])
         places[g] = np.int64(at)
-    return escapes
+    return total & np.uint64(0xFFFFFFFF), escapes
 
 
 @kernel
-def _widen(taken, before, beside, shift, low, machine, out):
-    """Values and next states of symbols that have low bits."""
-    for j in range(len(beside)):
-        k = (np.int64(taken[j] & np.uint64(255)) + low[taken[j] >> np.uint64(8)]) << shift
-        k |= beside[j]
-        if taken[j] & np.uint64(255) != np.uint64(ESCAPE):
-            sign = 1 if k > 0 else -1 if k < 0 else 0
-            out[j] = 2 * k - np.int64(before[j] & np.uint64(1)) * sign
-        machine[j] = NEXT[before[j], beside[j] & 1]
+def _look(x, table, symbol, interval):
+    """States (8) before they are refilled, their symbols, places in tables of values, and intervals."""
+    slot = x & splat(SLOTS - 1)
+    found = gather(symbol, (table << splat(PRECISION)) | slot)
+    place = (table << splat(8)) | found
+    described = gather(interval, place)
+    x = (described & splat(0x1FFF)) * shift_right(x, splat(PRECISION)) + slot
+    return x - shift_right(described, splat(16)), found, place, described
 
 
 @kernel
-def _keep(taken, low_bits, wide, start, low, out):
-    for j in range(len(out)):
-        k = np.int64(taken[j] & np.uint64(255)) + low[taken[j] >> np.uint64(8)]
-        out[j] = (k << wide[0]) | (low_bits[wide[1], start + j] if wide[0] > 0 else 0)
+def _settle(lane, to, x, machine, found, described, words, word):
+    """Refill states from the words, and write what the lanes of ``to`` on have come to.
+
+    Returns:
+        where the next words are.
+    """
+    zero, one = splat(0), splat(1)
+    there = load(lane, to + np.uint64(5 * GROUP))
+    need = (shift_right(x, splat(16)) == zero) & (there == one)
+    taking = to_bits(need)
+    taken = permute(load(words, word), load(TAKEN, taking << np.uint64(3)))
+    store(lane, to, select(need, (x << splat(16)) | taken, x))
+    is_odd = (shift_right(described, splat(15)) & one) == one
+    even, odd = load(NEXT_EVEN, np.uint64(0)), load(NEXT_ODD, np.uint64(0))
+    machine = select(is_odd, permute(odd, machine), permute(even, machine))
+    store(lane, to + np.uint64(GROUP), machine)
+    hashed = load(lane, to + np.uint64(3 * GROUP)) * splat(HASH) + found
+    store(lane, to + np.uint64(3 * GROUP), hashed)
+    escaped = select(found == splat(ESCAPE), one, zero)
+    store(lane, to + np.uint64(4 * GROUP), load(lane, to + np.uint64(4 * GROUP)) + escaped)
+    return word + np.uint64(COUNT[taking])
+
+
+@kernel
+def _read(lane, width, words, at, pairs, symbol, interval, values, y, start, begin, end):
+    """The symbols of some components, eight lanes at a time.
+
+    Args:
+        at: where the words are. start: the first lane's vector. begin, end: the components.
+
+    Returns:
+        where the next words are.
+    """
+    components, count = y.shape
+    flat, apart = y.ravel(), len(pairs) // components
+    last = np.uint64(len(words) - GROUP)
+    few = np.empty(WIDTH, np.float32)
+    one, eight = splat(1), np.uint64(WIDTH)
+    for i in range(begin, end):
+        word = min(
+            at, last
+        )  # a component takes GROUP words at most, and so many lie behind the last
+        before, base, row = word, i * apart, i * count + start
+        first, second = splat(pairs[base]), splat(pairs[base + 1])
+        for j in range(0, width, 2 * WIDTH):  # two at a time: each look-up waits for the one before
+            to = np.uint64(j)
+            x, machine = load(lane, to), load(lane, to + np.uint64(GROUP))
+            x2 = load(lane, to + eight)
+            machine2 = load(lane, to + eight + np.uint64(GROUP))
+            if apart == 2:
+                table = select((machine & one) == one, second, first)
+                table2 = select((machine2 & one) == one, second, first)
+            else:
+                kind = load(lane, to + np.uint64(2 * GROUP))
+                table = gather(pairs, splat(base) + kind + (machine & one))
+                kind = load(lane, to + eight + np.uint64(2 * GROUP))
+                table2 = gather(pairs, splat(base) + kind + (machine2 & one))
+            x, found, place, described = _look(x, table, symbol, interval)
+            if j + WIDTH < width:
+                x2, found2, place2, described2 = _look(x2, table2, symbol, interval)
+                word = _settle(lane, to, x, machine, found, described, words, word)
+                store(flat, np.uint64(row + j), gather(values, place))
+                word = _settle(lane, to + eight, x2, machine2, found2, described2, words, word)
+                rest, value = width - j - WIDTH, gather(values, place2)
+                from_ = row + j + WIDTH
+            else:
+                word = _settle(lane, to, x, machine, found, described, words, word)
+                rest, value = width - j, gather(values, place)
+                from_ = row + j
+            if rest >= WIDTH:
+                store(flat, np.uint64(from_), value)
+            else:
+                store(few, np.uint64(0), value)
+                for k in range(rest):
+                    flat[from_ + k] = few[k]
+        at += word - before
+    return at
+
+
+@kernel
+def _read_one_by_one(
+    lane, width, words, at, pairs, symbol, interval, values, wide, low_bits, start, low, y, symbols,
+    begin, end,
+):  # fmt: skip
+    """As :func:`_read`, where lanes are few, where low bits stand beside the components' symbols, or
+    where symbols are asked for."""
+    components, count = y.shape
+    flat, apart = y.ravel(), len(pairs) // components
+    last = np.uint64(len(words) - GROUP)
+    keep = symbols.size > 0
+    for i in range(begin, end):
+        word = min(at, last)
+        before, base, row = word, np.uint64(i * apart), i * count + start
+        shift, beside_row = wide[0, i], wide[1, i]
+        for j in range(width):
+            x, machine = np.uint64(lane[j]), np.uint64(lane[GROUP + j])
+            second = machine & np.uint64(1)
+            table = np.uint64(pairs[base + np.uint64(lane[2 * GROUP + j]) + second])
+            slot = x & np.uint64(SLOTS - 1)
+            found = symbol[(table << np.uint64(PRECISION)) | slot]
+            place = (table << np.uint64(8)) | np.uint64(found)
+            described = interval[place]
+            x, need = _take(x, described, slot, np.uint64(words[word]))
+            word += need
+            lane[j] = x
+            lane[3 * GROUP + j] = lane[3 * GROUP + j] * np.uint32(HASH) + np.uint32(found)
+            held = found != ESCAPE
+            lane[4 * GROUP + j] += 0 if held else 1
+            parity = np.uint64(described >> np.uint32(15)) & np.uint64(1)
+            flat[row + j] = values[place]
+            if keep or shift > 0:
+                k = np.int64(found) + low[table]
+                if shift > 0:
+                    beside = low_bits[beside_row, start + j]
+                    k, parity = (k << shift) | beside, np.uint64(beside & 1)
+                    if held:
+                        sign = 1 if k > 0 else -1 if k < 0 else 0
+                        flat[row + j] = 2 * k - np.int64(second) * sign
+                if keep:
+                    symbols[i, start + j] = k
+            lane[GROUP + j] = NEXT[machine, parity]
+        at += word - before
+    return at

@@ -127,6 +127,11 @@ class Memory:
         choices = np.where(modes < self.first, 0, len(self.dictionary))
         return np.where(free, choices, window), before
 
+    def bits_of(self, modes: np.ndarray, length: int) -> np.ndarray:
+        """(R,) float64: bits of each vector's reference, if there is one."""
+        choices, _ = self.choices(modes, length)
+        return np.log2(np.maximum(choices, 1)) * (modes >= self.first)
+
     def write(self, modes: np.ndarray, references: np.ndarray, length: int) -> bytes:
         """The part of the bitstream that holds references.
 

@@ -28,10 +28,12 @@ from dtufc import config, files, rans
 from dtufc.codec import CONFIG_JSON, read_number
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
+from dtufc.kernels import kernel
 from dtufc.klt import coder, ladder, lanes, trellis
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, reconstruct
 from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
+from dtufc.klt.recall import Recall, recall
 from dtufc.klt.tables import Tables
 from dtufc.views import Shape
 
@@ -146,7 +148,7 @@ class Transform:
     @property
     def components(self) -> int:
         """C * S."""
-        return int(np.prod(self.mean.shape[1:]))
+        return self.mean.shape[1] * self.mean.shape[2]
 
     def forward(self, vectors: np.ndarray, cluster: int) -> np.ndarray:
         """(R, C, S) -> (R, C * S) float32."""
@@ -255,9 +257,11 @@ class KltModel:
             as :mod:`dtufc.klt.memory` defines them.
         """
         if self.format == 2:
-            found, raw = self.search(vectors, grade)
+            found, raw = self.search(vectors, grade, length)
             bits = self.rungs[rung(grade)].promised(found.code, found.modes)
-            return found.modes, found.symbols.T, bits, raw, np.zeros(len(vectors), np.int64)
+            if self.memory is not None:
+                bits += self.memory.bits_of(found.modes, length or len(vectors))
+            return found.modes, found.symbols.T, bits, raw, found.references
         count, step = len(vectors), np.float32(self.transform.step(grade))
         clusters, references = np.zeros(count, np.int32), np.zeros(count, np.int64)
         symbols = np.zeros((count, self.transform.components), np.int32)
@@ -322,40 +326,64 @@ class KltModel:
         symbols[raw], clusters[raw], references[raw] = 0, 0, 0
         return clusters, symbols, bits, raw, references
 
-    def search(self, vectors: np.ndarray, grade: int) -> tuple[coder.Quantised, np.ndarray]:
-        """Modes and symbols of vectors (R, C, S), format 2, and which (R,) bool no symbols can tell."""
+    def search(
+        self, vectors: np.ndarray, grade: int, length: int | None = None
+    ) -> tuple[coder.Quantised, np.ndarray]:
+        """Modes and symbols of vectors (R, C, S), format 2, and which (R,) bool no symbols can tell.
+
+        Args:
+            length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
+        """
         tame, raw = self._tame(vectors, grade)
         fine = trellis.FINE * self.transform.step(grade)
         weight = self.weight_at(grade) / trellis.FINE**2
-        return coder.quantise(self.transform, self.rungs[rung(grade)], tame, fine, weight), raw
+        tables = self.rungs[rung(grade)]
+        if self.memory is None:
+            return coder.quantise(self.transform, tables, tame, fine, weight), raw
+        recall = Recall(self.transform, tables, self.memory, tame, fine, weight)
+        return recall.quantise(length), raw
 
     def _tame(self, vectors: np.ndarray, grade: int) -> tuple[np.ndarray, np.ndarray]:
         """Vectors, replaced where no symbols can tell them, and where (R,) bool."""
         flat, step = vectors.reshape(len(vectors), -1), self.transform.step(grade)
-        largest = np.maximum(flat.max(1), -flat.min(1))
+        norm = MAX_NORM * step if self.format == 2 else math.inf  # integers of 32 bits
+        each = norm / math.sqrt(
+            flat.shape[1]
+        )  # that no value exceeds where a vector's length may be
+        largest = largest_of(flat.view(np.int32)).view(np.float32)
+        if largest.max() <= min(each, MAX_VALUE * step):
+            return vectors, np.zeros(len(vectors), bool)
         raw = largest > MAX_VALUE * step
-        if self.format == 2:  # components are integers of 32 bits
-            far = np.flatnonzero(largest > MAX_NORM * step / math.sqrt(flat.shape[1]))
-            raw[far] |= np.linalg.norm(flat[far].astype(np.float64), axis=1) > MAX_NORM * step
+        far = np.flatnonzero(largest > each)
+        raw[far] |= np.linalg.norm(flat[far].astype(np.float64), axis=1) > norm
         if not raw.any():
             return vectors, raw
         fill = self.transform.mean[0] if self.format == 2 else np.float32(0)
         return np.where(raw[:, None, None], fill, vectors), raw
 
     def finish(
-        self, clusters: np.ndarray, y: np.ndarray, grade: int, length: int | None = None
+        self,
+        clusters: np.ndarray,
+        y: np.ndarray,
+        grade: int,
+        length: int | None = None,
+        references: np.ndarray | None = None,
     ) -> np.ndarray:
         """Clusters (R,) and components (D, R) in fine steps, which are overwritten, of format 2 ->
         vectors (R, C, S) float32.
 
         Args:
             length: rows of a sequence, over which the post-filter runs; None leaves it out.
+            references: (R,) of a model with a memory.
         """
         post = self.post if length else None
         y *= np.float32(trellis.FINE * self.transform.step(grade))
         if post and post.basis is None:
             post.apply(y, length, rung(grade))
-        out = coder.restore(self.transform, clusters, y)
+        if self.memory is None:
+            out = coder.restore(self.transform, clusters, y)
+        else:
+            out = recall(self.transform, self.memory, clusters, references, y)
         if post and post.basis is not None and post.taps[rung(grade)].any():
             out[:, :, 0] = post.refine(out[:, :, 0], length, rung(grade))
         return out
@@ -377,7 +405,7 @@ class KltModel:
         at = rung(grade)
         if self.format == 2:
             y = self.rungs[at].values_of(symbols.T, clusters)
-            return self.finish(clusters, y, grade, length)
+            return self.finish(clusters, y, grade, length, references)
         post = self.post if length else None
         out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
         step = np.float32(self.transform.step(grade))
@@ -482,6 +510,18 @@ class KltModel:
             raise UserError(f"{folder}: not a sound klt codec ({error!r})") from error
 
 
+@kernel
+def largest_of(rows):
+    """The largest magnitude of each row of finite float32 (R, C), (R,); both by their bits, int32."""
+    out = np.empty(rows.shape[0], np.int32)
+    for r in range(rows.shape[0]):
+        most = np.int32(0)
+        for i in range(rows.shape[1]):
+            most = max(most, np.int32(rows[r, i] & np.int32(0x7FFFFFFF)))
+        out[r] = most
+    return out
+
+
 class _ArrayError(UserError):
     """An array of ``model.safetensors`` is not what a fit gives."""
 
@@ -559,7 +599,7 @@ def _check_state(
         first, fixed = modes.tolist()
         expect("memory_modes", 1 <= first <= first + fixed <= clusters and not facts.views.is_map)
         expect("memory_modes", first < clusters and layout.rotate and fixed >= 0)
-        expect("memory_modes", version == 1 and layout.layers == "joint")
+        expect("memory_modes", layout.layers == "joint")
         known = shaped(
             "memory_dictionary", "int8", *arrays["memory_dictionary"].shape[:1], channels
         )

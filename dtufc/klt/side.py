@@ -32,6 +32,8 @@ def unpack_low(data: bytes, shift: np.ndarray, count: int) -> np.ndarray:
     Raises:
         ValueError: there are not so many bits.
     """
+    if not len(shift):
+        return np.empty((0, count), np.int32)
     width = int(shift.sum())
     if 8 * len(data) < count * width:
         raise ValueError("the low bits are truncated")

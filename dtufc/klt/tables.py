@@ -10,7 +10,7 @@ import numpy as np
 
 from dtufc.kernels import kernel
 from dtufc.klt import lanes, trellis
-from dtufc.klt.entropy import CENTROIDS, fit_bank, to_frequencies
+from dtufc.klt.entropy import CENTROIDS, fit_banks, to_frequencies
 
 REACH = 127
 """Largest magnitude in a table: it has 255 symbols at most, and its escape."""
@@ -61,6 +61,11 @@ class Tables:
     def wide(self) -> np.ndarray:
         """(2, D) int32: low bits of each component, and its row among those that have any."""
         return np.stack([self.shift, np.cumsum(self.shift > 0) - 1]).astype(np.int32)
+
+    @cached_property
+    def wide_shift(self) -> np.ndarray:
+        """Low bits of the components that have any."""
+        return self.shift[self.shift > 0]
 
     @cached_property
     def least(self) -> float:
@@ -252,10 +257,8 @@ def _from_symbols(values, codes, modes, own, shift, first=1) -> Tables:
     sums = np.zeros((2, count * width, 2 * CENTROIDS - 1))
     for y, (code, k), mode in zip(values, codes, modes, strict=True):
         _count(y, code, k, shift, first, mode * width, reach, counts, sums)
-    (first, chosen0), (second, chosen1) = (
-        fit_bank(c, s, BANK, lanes.PRECISION) for c, s in zip(counts, sums, strict=True)
-    )
-    chosen = np.stack([chosen0, chosen1 + len(first.freqs)]).reshape(2, count, width)
+    (first, second), table = fit_banks(counts, sums, BANK, lanes.PRECISION)
+    chosen = np.stack([table, table + len(first.freqs)]).reshape(2, count, width)
     return Tables(
         freqs=(*first.freqs, *second.freqs),
         low=np.append(first.offset, second.offset).astype(np.int32),

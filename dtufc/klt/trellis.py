@@ -19,6 +19,7 @@ each other, so that one instruction works on eight of them.
 import numpy as np
 
 from dtufc.kernels import kernel
+from dtufc.simd import WIDTH, larger, load, select, smaller, splat, store, to_bits
 
 STATES = 8
 NEXT = np.array([[0, 1], [3, 2], [5, 4], [6, 7], [1, 0], [2, 3], [4, 5], [7, 6]], np.int32)
@@ -29,7 +30,7 @@ UNIT = 64
 """What a fine step is in the values that are searched."""
 ESCAPE = 255
 """The table symbol of those that no table holds."""
-BLOCK = 16
+BLOCK = WIDTH
 """Vectors searched at a time."""
 PARAMETERS = 10
 """Integers that tell a table's costs: of magnitudes 0, 1, 2, then a polynomial of degree 2; what is
@@ -38,6 +39,8 @@ symbol is even, so that a decoder knows the next state before it has read the es
 FAR = 128
 """Magnitude above which a symbol's cost is taken for that of this one."""
 ZERO_LIMIT = 4096  # 64ths beyond which a value is never taken for nought
+NEAR = 192
+"""Magnitudes below this become symbols 0, 1 or 2, of which :func:`_step` knows the costs."""
 NEVER = 1 << 29
 MOST = 1 << 16  # of a symbol's rate, in 4096ths of a squared fine step
 OUT = 1 << 20  # cost of what no table tells: more than any symbol of one component may cost
@@ -63,89 +66,114 @@ def to_units(y, scale, out):
 
 
 @kernel
-def _cost(magnitude, p0, p1, p2, pa, pb, pc):
+def _near(v, a, flat, p, q):
+    """Costs of the symbols 0, 1 and 2 of either sign, where no magnitude ``a`` reaches NEAR.
+
+    Args:
+        v, a: values of eight vectors and their magnitudes. flat: the parameters.
+        p, q: where those of the tables of quantiser 0 and 1 begin.
+
+    Returns:
+        even and odd ones of quantiser 0, of quantiser 1, and bits 8 and 9: nought in either.
+    """
+    below, square = v < splat(0), a * a
+    e = a - splat(flat[p + 7] + 256)
+    even0 = select(a < splat(128), splat(OUT), e * e + splat(flat[p + 2]))
+    z = square + splat(flat[p])
+    bits = select(z <= even0, splat(256), splat(0))
+    even0 = smaller(z, even0)
+    e = a - splat(flat[p + 6] + 128)
+    odd0 = e * e + select(below, splat(_first(flat, p, 9)), splat(_first(flat, p, 8)))
+    e = a - splat(flat[q + 7] + 192)
+    even1 = e * e + splat(flat[q + 2])
+    z = square + splat(flat[q])
+    bits = bits | select(z <= even1, splat(512), splat(0))
+    even1 = smaller(z, even1)
+    e = a - splat(flat[q + 6] + 64)
+    odd1 = e * e + select(below, splat(_first(flat, q, 9)), splat(_first(flat, q, 8)))
+    return even0, odd0, even1, odd1, bits
+
+
+@kernel
+def _first(flat, p, end):
+    """The cost of symbol 1 of the sign whose largest odd magnitude is at ``end``."""
+    return flat[p + 1] + (OUT if flat[p + end] <= 0 else 0)
+
+
+@kernel
+def _any(v, a, flat, p, q):
+    """As :func:`_near`, of any magnitudes."""
+    below, one, zero = v < splat(0), splat(1), splat(0)
+    near = smaller(a, splat(ZERO_LIMIT))
+    square = near * near
+    # quantiser 0: even symbols at multiples of 256, odd ones halfway
+    m = (a + splat(128)) >> splat(8)
+    e = a - (m << splat(8)) - select(m == one, splat(flat[p + 7]), zero)
+    even0 = e * e + _cost(m << one, flat, p)
+    z = square + splat(flat[p])
+    bits = select(z <= even0, splat(256), zero)
+    even0 = smaller(z, even0)
+    m = a >> splat(8)
+    e = a - (m << splat(8)) - splat(128) - select(m == zero, splat(flat[p + 6]), zero)
+    m = m << one
+    most = select(below, splat(flat[p + 9]), splat(flat[p + 8]))
+    odd0 = e * e + _cost(m + one, flat, p) + select(m < most, zero, splat(OUT))
+    # quantiser 1: odd symbols at 64, 320, ..., even ones at 192, 448, ...
+    m = larger(a - splat(64), zero) >> splat(8)
+    e = a - (m << splat(8)) - splat(192) - select(m == zero, splat(flat[q + 7]), zero)
+    even1 = e * e + _cost((m << one) + splat(2), flat, q)
+    z = square + splat(flat[q])
+    bits = bits | select(z <= even1, splat(512), zero)
+    even1 = smaller(z, even1)
+    m = (a + splat(64)) >> splat(8)
+    e = a - (m << splat(8)) - splat(64) - select(m == zero, splat(flat[q + 6]), zero)
+    m = m << one
+    most = select(below, splat(flat[q + 9]), splat(flat[q + 8]))
+    odd1 = e * e + _cost(m + one, flat, q) + select(m < most, zero, splat(OUT))
+    return even0, odd0, even1, odd1, bits
+
+
+@kernel
+def _cost(magnitude, flat, p):
     """What a symbol's bits cost, in 4096ths of a squared fine step."""
+    m = smaller(magnitude, splat(FAR))
+    cost = splat(flat[p + 3]) + m * (splat(flat[p + 4]) + splat(flat[p + 5]) * m)
+    cost = smaller(larger(cost, splat(0)), splat(MOST))
+    cost = select(m == splat(2), splat(flat[p + 2]), cost)
+    cost = select(m == splat(1), splat(flat[p + 1]), cost)
+    return select(m == splat(0), splat(flat[p]), cost)
+
+
+@kernel
+def _forward(s, even0, odd0, even1, odd1, bits):
+    """The costs of the eight paths after a symbol, and the bits of those that come from the second path
+    into their state."""
+    ends = (
+        (s[0] + even0, s[4] + odd0), (s[0] + odd0, s[4] + even0),
+        (s[1] + odd1, s[5] + even1), (s[1] + even1, s[5] + odd1),
+        (s[2] + odd0, s[6] + even0), (s[2] + even0, s[6] + odd0),
+        (s[3] + even1, s[7] + odd1), (s[3] + odd1, s[7] + even1),
+    )  # fmt: skip
+    for t in range(STATES):
+        bits = bits | select(ends[t][1] < ends[t][0], splat(1 << t), splat(0))
+    s = (
+        smaller(ends[0][0], ends[0][1]), smaller(ends[1][0], ends[1][1]),
+        smaller(ends[2][0], ends[2][1]), smaller(ends[3][0], ends[3][1]),
+        smaller(ends[4][0], ends[4][1]), smaller(ends[5][0], ends[5][1]),
+        smaller(ends[6][0], ends[6][1]), smaller(ends[7][0], ends[7][1]),
+    )  # fmt: skip
+    return s, bits
+
+
+@kernel
+def _cost_of(magnitude, p0, p1, p2, pa, pb, pc):
+    """:func:`_cost` of one symbol."""
     m = min(magnitude, i32(FAR))
     cost = i32(pa + i32(m * i32(pb + i32(pc * m))))
     cost = min(max(cost, i32(0)), i32(MOST))
     cost = p2 if m == 2 else cost
     cost = p1 if m == 1 else cost
     return p0 if m == 0 else cost
-
-
-@kernel
-def _step(rows, parameters, first, second):
-    """One component of BLOCK vectors: path costs of the eight states forward.
-
-    Args:
-        rows: (10 * BLOCK,) int32: row 0 holds the values, row 1 receives the decisions (bit t: the
-            second path into state t; bits 8 and 9: nought in quantiser 0 and 1), rows 2 .. 9 the paths.
-            It is flat so that the compiler knows how far apart rows lie, which vector instructions need.
-        first, second: the rows of ``parameters`` of the tables of quantiser 0 and 1.
-    """
-    p, q = parameters[first], parameters[second]
-    p0, p1, p2, pa, pb, pc, pm1, pm2 = p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]
-    q0, q1, q2, qa, qb, qc, qm1, qm2 = q[0], q[1], q[2], q[3], q[4], q[5], q[6], q[7]
-    p_above, p_below, q_above, q_below = p[8], p[9], q[8], q[9]
-    zero, one, never = i32(0), i32(1), i32(OUT)
-    for j in range(BLOCK):
-        v = rows[j]
-        a = max(v, i32(-v))
-        near = min(a, i32(ZERO_LIMIT))
-        nought = i32(near * near)
-        # quantiser 0: even symbols at multiples of 256, odd ones halfway
-        m = i32(i32(a + 128) >> 8)
-        e = i32(i32(a - i32(m << 8)) - (pm2 if m == 1 else zero))
-        even0 = i32(i32(e * e) + _cost(i32(m << 1), p0, p1, p2, pa, pb, pc))
-        z = i32(nought + p0)
-        zero0 = z <= even0
-        even0 = min(z, even0)
-        m = i32(a >> 8)
-        e = i32(i32(i32(a - i32(m << 8)) - 128) - (pm1 if m == 0 else zero))
-        m = i32(m << 1)
-        odd0 = i32(i32(e * e) + _cost(i32(m + 1), p0, p1, p2, pa, pb, pc))
-        odd0 = i32(odd0 + (never if m >= (p_below if v < zero else p_above) else zero))
-        # quantiser 1: odd symbols at 64, 320, ..., even ones at 192, 448, ...
-        m = i32(max(i32(a - 64), zero) >> 8)
-        e = i32(i32(i32(a - i32(m << 8)) - 192) - (qm2 if m == 0 else zero))
-        even1 = i32(i32(e * e) + _cost(i32(i32(m << 1) + 2), q0, q1, q2, qa, qb, qc))
-        z = i32(nought + q0)
-        zero1 = z <= even1
-        even1 = min(z, even1)
-        m = i32(i32(a + 64) >> 8)
-        e = i32(i32(i32(a - i32(m << 8)) - 64) - (qm1 if m == 0 else zero))
-        m = i32(m << 1)
-        odd1 = i32(i32(e * e) + _cost(i32(m + 1), q0, q1, q2, qa, qb, qc))
-        odd1 = i32(odd1 + (never if m >= (q_below if v < zero else q_above) else zero))
-        s0, s1 = rows[2 * BLOCK + j], rows[3 * BLOCK + j]
-        s2, s3 = rows[4 * BLOCK + j], rows[5 * BLOCK + j]
-        s4, s5 = rows[6 * BLOCK + j], rows[7 * BLOCK + j]
-        s6, s7 = rows[8 * BLOCK + j], rows[9 * BLOCK + j]
-        bits = i32((i32(256) if zero0 else zero) | (i32(512) if zero1 else zero))
-        first, second = i32(s0 + even0), i32(s4 + odd0)
-        rows[2 * BLOCK + j] = min(first, second)
-        bits = i32(bits | (one if second < first else zero))
-        first, second = i32(s0 + odd0), i32(s4 + even0)
-        rows[3 * BLOCK + j] = min(first, second)
-        bits = i32(bits | (i32(2) if second < first else zero))
-        first, second = i32(s1 + odd1), i32(s5 + even1)
-        rows[4 * BLOCK + j] = min(first, second)
-        bits = i32(bits | (i32(4) if second < first else zero))
-        first, second = i32(s1 + even1), i32(s5 + odd1)
-        rows[5 * BLOCK + j] = min(first, second)
-        bits = i32(bits | (i32(8) if second < first else zero))
-        first, second = i32(s2 + odd0), i32(s6 + even0)
-        rows[6 * BLOCK + j] = min(first, second)
-        bits = i32(bits | (i32(16) if second < first else zero))
-        first, second = i32(s2 + even0), i32(s6 + odd0)
-        rows[7 * BLOCK + j] = min(first, second)
-        bits = i32(bits | (i32(32) if second < first else zero))
-        first, second = i32(s3 + even1), i32(s7 + odd1)
-        rows[8 * BLOCK + j] = min(first, second)
-        bits = i32(bits | (i32(64) if second < first else zero))
-        first, second = i32(s3 + odd1), i32(s7 + even1)
-        rows[9 * BLOCK + j] = min(first, second)
-        rows[BLOCK + j] = i32(bits | (i32(128) if second < first else zero))
 
 
 @kernel
@@ -167,7 +195,7 @@ def estimate(values, tables, shift, parameters, costs):
             near = min(a, i32(ZERO_LIMIT))
             m = i32(i32(a + 64) >> 7)
             e = i32(a - i32(m << 7))
-            cost = i32(i32(e * e) + _cost(m, p0, p1, p2, pa, pb, pc))
+            cost = i32(i32(e * e) + _cost_of(m, p0, p1, p2, pa, pb, pc))
             costs[r] += min(cost, i32(i32(near * near) + p0))
 
 
@@ -193,47 +221,34 @@ def values_of(symbols, tables, modes, shift, low, size, values, y):
 
 
 @kernel
-def _back(rows, low0, size0, table0, low1, size1, table1):
-    """One component of BLOCK vectors backwards, where symbols have no low bits.
+def _back(v, d, t, shift, first, second):
+    """One component backwards.
 
     Args:
-        rows: (5 * BLOCK,) int32: row 0 holds the values, row 1 the decisions, row 2 the states, which
-            are replaced; rows 3 and 4 receive table and table symbol, and the symbols.
+        v, d, t: values, decisions and states behind the symbols, of eight vectors.
+        first, second: low, size and base of the tables of quantiser 0 and 1.
+
+    Returns:
+        states before the symbols, table and table symbol, symbols, and 1 where a symbol is escaped.
     """
-    zero, one = i32(0), i32(1)
-    for j in range(BLOCK):
-        v, d, t = rows[j], rows[BLOCK + j], rows[2 * BLOCK + j]
-        second = i32(i32(d >> t) & 1)
-        odd = i32(i32(i32(ODD_BITS) >> i32(i32(t << 1) + second)) & 1)
-        s = i32(i32(t >> 1) + i32(second << 2))
-        upper = i32(s & 1) == one
-        a = max(v, i32(-v))
-        # magnitudes: 2 * (a + bias) // 256 + more, by quantiser and parity
-        bias = (
-            (i32(64) if odd == one else i32(-64)) if upper else (zero if odd == one else i32(128))
-        )
-        m = i32(max(i32(a + bias), zero) >> 8)
-        k = i32(i32(m << 1) + (i32(i32(2) - odd) if upper else odd))
-        dead = i32(d & i32(512)) if upper else i32(d & i32(256))
-        k = zero if (odd == zero) & (dead != zero) else k
-        k = i32(-k) if v < zero else k
-        place = i32(k - (low1 if upper else low0))
-        place = place if (place >= zero) & (place < (size1 if upper else size0)) else i32(ESCAPE)
-        rows[2 * BLOCK + j] = s
-        rows[3 * BLOCK + j] = i32(place + (table1 if upper else table0))
-        rows[4 * BLOCK + j] = k
-
-
-@kernel
-def _back_wide(rows, shift, low0, size0, table0, low1, size1, table1):
-    """:func:`_back` where ``shift`` low bits of the symbols stand beside the tables."""
-    _back(rows, i32(-(1 << 30)), i32(1 << 30), i32(0), i32(-(1 << 30)), i32(1 << 30), i32(0))
-    for j in range(BLOCK):
-        upper = rows[2 * BLOCK + j] & 1
-        place = (rows[4 * BLOCK + j] >> shift) - (low1 if upper else low0)
-        if place < 0 or place >= (size1 if upper else size0):
-            place = ESCAPE
-        rows[3 * BLOCK + j] = place + (table1 if upper else table0)
+    zero, one = splat(0), splat(1)
+    came = (d >> t) & one
+    odd = (splat(ODD_BITS) >> ((t << one) + came)) & one
+    s = (t >> one) + (came << splat(2))
+    upper, is_odd = (s & one) == one, odd == one
+    a = larger(v, zero - v)
+    # magnitudes: 2 * (a + bias) // 256 + more, by quantiser and parity
+    bias = select(upper, select(is_odd, splat(64), splat(-64)), select(is_odd, zero, splat(128)))
+    m = larger(a + bias, zero) >> splat(8)
+    k = (m << one) + select(upper, splat(2) - odd, odd)
+    dead = d & select(upper, splat(512), splat(256))
+    k = select(is_odd | (dead == zero), k, zero)
+    k = select(v < zero, zero - k, k)
+    place = (k >> splat(shift)) - select(upper, splat(second[0]), splat(first[0]))
+    held = (place > splat(-1)) & (place < select(upper, splat(second[1]), splat(first[1])))
+    place = select(held, place, splat(ESCAPE))
+    code = place + select(upper, splat(second[2]), splat(first[2]))
+    return s, code, k, select(held, zero, one)
 
 
 @kernel
@@ -255,60 +270,67 @@ def search(values, tables, shift, parameters, low, size, columns, code, symbols,
         how many symbols are escaped.
     """
     count, escapes = values.shape[0], 0
-    rows = np.empty(10 * BLOCK, np.int32)
-    decisions = np.empty((count, BLOCK), np.int16)
-    total = np.zeros(BLOCK, np.int64)
+    flat, flat_parameters = values.ravel(), parameters.ravel()
+    flat_code, flat_symbols = code.ravel(), symbols.ravel()
+    decisions = np.empty(count * BLOCK, np.int32)
+    few = np.empty(BLOCK, np.int32)
+    total = np.empty(BLOCK, np.int64)
+    zero, origin = splat(0), np.uint64(0)
     for first in range(0, len(columns), BLOCK):
-        rows[2 * BLOCK :] = NEVER
-        rows[2 * BLOCK : 3 * BLOCK] = 0
+        never = splat(NEVER)
+        s = (zero, never, never, never, never, never, never, never)
         total[:] = 0
         for i in range(count):
-            for j in range(BLOCK):
-                rows[j] = values[i, first + j]
+            v = load(flat, np.uint64(i * values.shape[1] + first))
+            a = larger(v, zero - v)
+            p = q = len(flat_parameters) - PARAMETERS
             if shift[i] == 0:
-                _step(rows, parameters, tables[0, i], tables[1, i])
+                p, q = PARAMETERS * tables[0, i], PARAMETERS * tables[1, i]
+            if to_bits(a < splat(NEAR)) == 255:
+                even0, odd0, even1, odd1, bits = _near(v, a, flat_parameters, p, q)
             else:
-                _step(rows, parameters, len(parameters) - 1, len(parameters) - 1)
-            for j in range(BLOCK):
-                decisions[i, j] = rows[BLOCK + j]
+                even0, odd0, even1, odd1, bits = _any(v, a, flat_parameters, p, q)
+            s, bits = _forward(s, even0, odd0, even1, odd1, bits)
+            store(decisions, np.uint64(i * BLOCK), bits)
             if i % SETTLE == SETTLE - 1 or i == count - 1:
+                least = smaller(smaller(s[0], s[1]), smaller(s[2], s[3]))
+                least = smaller(least, smaller(smaller(s[4], s[5]), smaller(s[6], s[7])))
+                store(few, origin, least)
                 for j in range(BLOCK):
-                    least = rows[2 * BLOCK + j]
-                    for s in range(1, STATES):
-                        least = min(least, rows[(2 + s) * BLOCK + j])
-                    total[j] += least
-                    for s in range(STATES):
-                        rows[(2 + s) * BLOCK + j] -= least
-        for j in range(BLOCK):
-            state = 0
-            for s in range(STATES):
-                if rows[(2 + s) * BLOCK + j] == 0:
-                    state = s
-            rows[2 * BLOCK + j] = state
+                    total[j] += few[j]
+                s = (
+                    s[0] - least, s[1] - least, s[2] - least, s[3] - least,
+                    s[4] - least, s[5] - least, s[6] - least, s[7] - least,
+                )  # fmt: skip
+        t = zero
+        for state in range(1, STATES):
+            t = select(s[state] == zero, splat(state), t)
         last = min(BLOCK, len(columns) - first)
         own = columns[first : first + last]
-        together = own[last - 1] - own[0] == last - 1
+        together = last == BLOCK and own[last - 1] - own[0] == last - 1
         for j in range(last):
             costs[first + j] = total[j] / (UNIT * UNIT)
+        escaped = zero
         for i in range(count - 1, -1, -1):
-            for j in range(BLOCK):
-                rows[j] = values[i, first + j]
-                rows[BLOCK + j] = decisions[i, j]
+            v = load(flat, np.uint64(i * values.shape[1] + first))
+            d = load(decisions, np.uint64(i * BLOCK))
             t0, t1 = tables[0, i], tables[1, i]
-            base0, base1 = i32(t0 << 8), i32(t1 << 8)
-            if shift[i] == 0:
-                _back(rows, low[t0], size[t0], base0, low[t1], size[t1], base1)
-            else:
-                _back_wide(rows, shift[i], low[t0], size[t0], base0, low[t1], size[t1], base1)
+            t, found, k, more = _back(
+                v, d, t, shift[i], (low[t0], size[t0], t0 << 8), (low[t1], size[t1], t1 << 8)
+            )
+            escaped = escaped + more
             if together:
-                column = own[0]
-                for j in range(last):
-                    code[i, column + j] = rows[3 * BLOCK + j]
-                    symbols[i, column + j] = rows[4 * BLOCK + j]
+                at = np.uint64(i * code.shape[1] + own[0])
+                store(flat_code, at, found)
+                store(flat_symbols, at, k)
             else:
+                store(few, origin, found)
                 for j in range(last):
-                    code[i, own[j]] = rows[3 * BLOCK + j]
-                    symbols[i, own[j]] = rows[4 * BLOCK + j]
-            for j in range(last):
-                escapes += (rows[3 * BLOCK + j] & 255) == ESCAPE
+                    code[i, own[j]] = few[j]
+                store(few, origin, k)
+                for j in range(last):
+                    symbols[i, own[j]] = few[j]
+        store(few, origin, escaped)
+        for j in range(last):
+            escapes += few[j]
     return escapes

@@ -19,6 +19,7 @@ from dtufc.klt import coder, trellis
 from dtufc.klt.codec import KltCodec
 from dtufc.klt.model import WEIGHTS, rung
 from dtufc.klt.tables import choose, in_units
+from dtufc.memory import keep_memory
 from dtufc.paths import REPOSITORY
 
 FIT = REPOSITORY / "coding" / "klt" / "fit_klt.py"
@@ -97,6 +98,7 @@ def bench(cfg: BenchConfig) -> list[SpeedRow]:
             f"peak {peak / 2**30:.2f} GiB, model {size / 1e6:.1f} MB"
         )
         torch.set_num_threads(1)
+        keep_memory()  # as the commands that code features do
         x = world.tokens(cfg.tokens_per_file)
         loaded = load_codec(codec)
         return [
