@@ -114,10 +114,16 @@ def evaluate(cfg: KvEvalConfig) -> tuple[list[KvRow], list[str]]:
             judge.score(judge.rival(rival), beside[rival.name])
     rows = [uncoded.row("exact", bits=RAW_BITS)]
     rows += [sums.row("kv", *settings) for settings, sums in coded.items()]
-    rows += [beside[rival.name].row(rival.name, bits=rival.bits) for rival in others]
+    said = _missing(language) if cfg.rivals else []
+    for rival in others:
+        row = beside[rival.name].row(rival.name, bits=rival.bits)
+        if math.isfinite(row.kl):
+            rows.append(row)
+        else:
+            said.append(f"{rival.name} is left out: it gives distributions that are not finite")
     if cfg.output is not None:
         write_rows(cfg.output, rows)
-    return rows, _missing(language) if cfg.rivals else []
+    return rows, said
 
 
 def _missing(language: Language) -> list[str]:

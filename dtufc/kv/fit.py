@@ -27,10 +27,12 @@ from dtufc.kv.model import Group, KvModel, Part, forward_matrix, group_facts
 from dtufc.kv.rope import NO_ROPE, Rope
 from dtufc.stamps import Stamp, digest_file
 
-SPANS = (0, 1, 2, 3, 5)
+SPANS = (0, 1, 2, 3, 6)
 """Layers per group that are tried; 0: keys and values of a layer apart."""
+JUDGED = 6
+"""Layers in the middle of the model, on which candidates are compared: a multiple of all SPANS."""
 HELD_OUT = 4  # of so many windows the last are not fitted on when candidates are compared
-COMPARED_AT = 2.0  # bits per value of the candidate that the others are compared to
+COMPARED_AT = 1.0  # bits per value of the candidate that the others are compared to
 TURNS = 2  # of weights by importances and importances by weights
 FLOOR = 1e-9  # of a weight's largest eigenvalue
 LEVELS = np.arange(-24.0, 12.0, 0.25)  # log2 of distortions that candidates are tried at
@@ -281,11 +283,18 @@ def _view(language: Language, captured: Captured, rope: str) -> View:
     return View(language, captured, ropes)
 
 
-def make_groups(language: Language, span: int) -> list[list[Part]]:
-    """Parts of each group: ``span`` neighbouring layers of one window, or, of span 0, one part each."""
+def make_groups(
+    language: Language, span: int, layers: Sequence[int] | None = None
+) -> list[list[Part]]:
+    """Parts of each group: ``span`` neighbouring layers of one window, or, of span 0, one part each.
+
+    Args:
+        layers: of all that are wanted; None: all.
+    """
     groups: list[list[Part]] = []
     members: list[int] = []
-    for number, layer in enumerate(language.layers):
+    for number in range(len(language.layers)) if layers is None else layers:
+        layer = language.layers[number]
         if span == 0:
             groups += [[Part(number, "key")], [Part(number, "value")]]
             continue
@@ -363,7 +372,9 @@ def _held_out(
     windows = len(captured.rows) - max(1, len(captured.rows) // HELD_OUT)
     probes = slice(int((captured.probed < windows).sum()), len(captured.probed))
     bits, cost, channels = np.zeros(len(LEVELS)), np.zeros(len(LEVELS)), 0
-    for parts in make_groups(language, span):
+    start = max(0, (len(language.layers) - JUDGED) // 2)
+    judged = range(start, min(start + JUDGED, len(language.layers)))
+    for parts in make_groups(language, span, judged):
         plan = draft(view, parts, windows, cfg)
         first = view.first(parts)
         y = plan.components(view.rows(parts, captured.probed[probes], first))

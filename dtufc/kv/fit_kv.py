@@ -47,7 +47,7 @@ class KvFitConfig:
     """Channels of a group at most where spans are tried."""
     rows: int = 3000
     """Rows per group that tables are fitted on."""
-    quality: float = 1.0
+    quality: float = 2.0
     """What the codec takes where nothing is asked for."""
     sinks: int = 1
     """First tokens that are sent as they are."""

@@ -196,7 +196,7 @@ def multiply(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 class Defaults:
     """How a cache is coded where nothing is asked for."""
 
-    quality: float = 1.0
+    quality: float = 2.0
     """log2 of the weighted components' standard deviation over the step, LOWEST .. HIGHEST of klt."""
     sinks: int = 1
     """First tokens that are sent as they are, 16 bits per value. Those that the codec knows are free."""
