@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_kv import cache_of, checkpoint, fitted  # noqa: F401  fixtures
+from test_kv import cache_of, checkpoint, fast_tables, fitted  # noqa: F401  fixtures
 
 from dtufc.bitstream import BitstreamError
 from dtufc.errors import UserError
@@ -43,7 +43,7 @@ def chunk_of(cache, first: int, last: int) -> torch.Tensor:
 def chunk(fitted):  # noqa: F811
     """A codec and the tokens 20 .. 29 of a cache."""
     language, folder = fitted("grouped")
-    return load_kv(folder).at(quality=4), chunk_of(cache_of(language), 20, 30)
+    return load_kv(folder).at(quality=6), chunk_of(cache_of(language), 20, 30)
 
 
 def layout_of(chunk: torch.Tensor) -> SimpleNamespace:
@@ -139,7 +139,7 @@ def test_inside_lmcache(chunk, fitted):  # noqa: F811
     register()
     with pytest.raises(ValueError, match="already registered"):
         register()
-    options = {"codec": str(folder), "quality": 4}
+    options = {"codec": str(folder), "quality": 6}
     processor = serde.create_serde_processor(serde.SerdeConfig("dtufc", options))
     assert isinstance(processor, serde.SerdeProcessor)
     layout = serde.serialized_layout_desc(MemoryLayoutDesc([x.shape], [x.dtype]), processor)

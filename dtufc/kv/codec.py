@@ -378,7 +378,7 @@ class KvDecoder:
         counts = [int(np.prod(shape)) for shape in shapes]
         if len(frame.raw) != size * sum(counts):
             raise BitstreamError(f"inconsistent: {len(frame.raw)} bytes of raw rows")
-        bits = torch.frombuffer(bytearray(frame.raw), dtype=BIT_TYPES[size])
+        bits = torch.from_numpy(np.frombuffer(frame.raw, f"<i{size}").copy())
         x = bits.view(DTYPES[frame.dtype]).float().numpy()
         if not np.isfinite(x).all():
             raise BitstreamError("inconsistent: raw rows that are not finite")

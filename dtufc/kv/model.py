@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -43,7 +44,7 @@ from dtufc.views import TOKEN_AXES
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
-BLOCK_ROWS = 16
+BLOCK_ROWS = 8
 """Rows of a matrix product. All are of this size, so that a row's floats do not depend on the rows
 beside it, and a cache that is appended to has the symbols of one that is coded at once."""
 STRINGS = 3
@@ -185,11 +186,14 @@ def forward_matrix(weights: Sequence[np.ndarray], basis: np.ndarray) -> np.ndarr
 
 
 def multiply(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """(R, D) @ (D, E) by products of BLOCK_ROWS rows."""
-    count = len(x)
-    blocks = np.zeros((-(-count // BLOCK_ROWS), BLOCK_ROWS, x.shape[1]), np.float32)
-    blocks.reshape(-1, x.shape[1])[:count] = x
-    return np.matmul(blocks, matrix).reshape(-1, matrix.shape[1])[:count]
+    """(R, D) @ (D, E) float32 by products of BLOCK_ROWS rows."""
+    count, right = len(x), torch.from_numpy(matrix)
+    blocks = torch.zeros((-(-count // BLOCK_ROWS), BLOCK_ROWS, x.shape[1]))
+    blocks.view(-1, x.shape[1])[:count] = torch.from_numpy(x)
+    out = torch.empty((*blocks.shape[:2], matrix.shape[1]))
+    for block, found in zip(blocks, out, strict=True):
+        torch.mm(block, right, out=found)
+    return out.view(-1, matrix.shape[1])[:count].numpy()
 
 
 @dataclass(frozen=True)
