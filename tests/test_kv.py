@@ -541,7 +541,7 @@ def test_texts_and_machines_that_are_none(checkpoint, tmp_path):
     machine = str(checkpoint("full"))
     for changes, why in (
         ({"texts": tmp_path / "none.txt"}, "no such text"),
-        ({"texts": tmp_path / "short.txt"}, "128 are asked for"),
+        ({"texts": tmp_path / "short.txt"}, "96 are asked for"),
         ({"machine": str(tmp_path)}, "it has no config.json"),
         ({"machine": "resnet50_tiny"}, "no language model"),
     ):

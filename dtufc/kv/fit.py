@@ -19,6 +19,7 @@ from dtufc.devices import check_device
 from dtufc.klt import ladder
 from dtufc.klt.fit_tables import WEIGHT
 from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel, Layout, Transform
+from dtufc.klt.tables import Tables
 from dtufc.kv.caches import read_cache
 from dtufc.kv.capture import Language, fill_cache, gradients, open_language, read_windows
 from dtufc.kv.fit_kv import KvFitConfig
@@ -33,6 +34,8 @@ JUDGED = 6
 """Layers in the middle of the model, on which candidates are compared: a multiple of all SPANS."""
 HELD_OUT = 4  # of so many windows the last are not fitted on when candidates are compared
 COMPARED_AT = 1.0  # bits per value of the candidate that the others are compared to
+STRIDE = 4
+"""Of klt's steps, which lie an eighth of an octave apart: tables at the steps of the classes."""
 TURNS = 2  # of weights by importances and importances by weights
 FLOOR = 1e-9  # of a weight's largest eigenvalue
 LEVELS = np.arange(-24.0, 12.0, 0.25)  # log2 of distortions that candidates are tried at
@@ -318,11 +321,18 @@ def _group(plan: Draft, view: View, unit: float, number: int, cfg: KvFitConfig) 
     channels = len(plan.mean)
     layout = Layout(rotate=False, block=1, clusters=1, centre=False)
     transform = Transform(layout, np.zeros((1, channels, 1), np.float32), None, unit)
-    width = PER_OCTAVE // RUNGS_PER_OCTAVE
-    grades = [LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)]
-    rungs = tuple(ladder.fit(transform, y[:, :, None], grades, WEIGHT))
-    klt = KltModel(group_facts(number, channels), transform, rungs, WEIGHT)
+    klt = KltModel(
+        group_facts(number, channels), transform, _tables(transform, y[:, :, None]), WEIGHT
+    )
     return Group(plan.parts, plan.mean, plan.unweight, plan.basis, plan.importance, klt)
+
+
+def _tables(transform: Transform, sample: np.ndarray) -> tuple[Tables, ...]:
+    """klt's tables of all its steps; those of every STRIDE-th are fitted, and serve the steps around."""
+    width = PER_OCTAVE // RUNGS_PER_OCTAVE
+    grades = [LOWEST * PER_OCTAVE + width * n for n in range(0, RUNGS, STRIDE)]
+    found = list(ladder.fit(transform, sample, grades, WEIGHT))
+    return tuple(found[round(n / STRIDE)] for n in range(RUNGS))
 
 
 def choose(

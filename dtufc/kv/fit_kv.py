@@ -26,13 +26,13 @@ class KvFitConfig:
     """UTF-8 text to fit on."""
     output: Path
     """Codec folder."""
-    windows: int = 128
+    windows: int = 96
     """Windows of the text whose caches are taken."""
     window: int = 384
     """Tokens of a window, the one that begins a sequence included."""
     prompt: int = 256
     """First tokens of a window, whose keys and values are taken; answers are drawn behind them."""
-    probed: int = 48
+    probed: int = 40
     """Windows whose gradients are taken."""
     draws: int = 2
     """Answers that are drawn per probed window."""
