@@ -27,7 +27,11 @@ def preset_block(preset: Path) -> dict[str, Any]:
 
 
 def accuracy_stamp(
-    preset: Path, flags: Mapping[str, Any], features: Iterable[Path], inputs: Iterable[Path]
+    preset: Path,
+    flags: Mapping[str, Any],
+    features: Iterable[Path],
+    inputs: Iterable[Path],
+    folder: Path,
 ) -> Stamp:
     """The stamp of an accuracy.
 
@@ -36,11 +40,14 @@ def accuracy_stamp(
         flags: options that differ from the preset and decide predictions.
         features: the files that are judged.
         inputs: other files that decide predictions and scores.
+        folder: what the features lie in; their names count from there.
 
     Raises:
         FileNotFoundError: a file is missing.
     """
-    digests = {f"{FEATURES}{path.name}": digest_file(path) for path in features}
+    digests = {
+        f"{FEATURES}{path.relative_to(folder).as_posix()}": digest_file(path) for path in features
+    }
     for path in inputs:
         path = path.resolve()
         name = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
@@ -63,7 +70,11 @@ def why_not_judged(record: Path, preset: Path, folder: Path) -> str | None:
     paths = [name.removeprefix(INPUTS) for name in known.inputs if name.startswith(INPUTS)]
     try:
         stamp = accuracy_stamp(
-            preset, {}, [folder / name for name in names], [REPOSITORY / path for path in paths]
+            preset,
+            {},
+            [folder / name for name in names],
+            [REPOSITORY / path for path in paths],
+            folder,
         )
     except FileNotFoundError as error:
         return f"{error.filename} is gone"

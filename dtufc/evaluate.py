@@ -4,6 +4,9 @@ Every feature is encoded to a bitstream file, and decoded from that file alone. 
 ``bitstreams/*.ufc``, ``decoded/*.npy``, ``rate.csv`` (one row per feature), ``summary.json`` (pooled
 figures and per-file means) and ``run.json``. A killed run goes on where it ended, and after a change
 only what depends on it is coded again.
+
+With a codec of states (:mod:`dtufc.many`), the folder of features holds a folder per tensor, and so do
+``bitstreams/`` and ``decoded/``; ``tensors.csv`` has one row per tensor.
 """
 
 import time
@@ -32,6 +35,7 @@ from dtufc.overlap import overlap
 from dtufc.paths import BITSTREAMS, DECODED, RATE_CSV, RUN_JSON, SUMMARY_JSON
 from dtufc.shipped import codec_folder, describe_codec
 from dtufc.stamps import Stamp, digest_file, digest_files, read_stamp
+from dtufc.states import is_state_codec
 from dtufc.token_error import TokenErrors, count_tokens
 
 IDLE = ("codec", "features", "output", "mapping", "machine", "device", "labels")
@@ -68,6 +72,10 @@ class EvaluateConfig(RateOptions):
         Raises:
             FileNotFoundError, FeatureError: one of them is missing.
         """
+        if is_state_codec(self.codec):
+            from dtufc.many.evaluate import stamp_of
+
+            return stamp_of(self)
         values = {k: v for k, v in provenance.config_values(self).items() if k not in IDLE}
         values = {k: v for k, v in values.items() if v or k not in LATER}
         inputs = {"codec": codec_digest(self.codec)}
@@ -93,6 +101,10 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, float | int]:
         FeatureError, FileNotFoundError, UserError: as the codec API; the message names the file. Or
             results would replace files that are not results.
     """
+    if is_state_codec(cfg.codec):
+        from dtufc.many.evaluate import evaluate_states
+
+        return evaluate_states(cfg)
     paths = list_features(cfg.features)
     decoded = cfg.output / DECODED
     if paths[0].parent.resolve() == decoded.resolve():
@@ -106,8 +118,8 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, float | int]:
 
 def _evaluate(cfg: EvaluateConfig, codec: Codec, paths: Sequence[Path]) -> dict[str, float | int]:
     stamp, table = cfg.stamp(), cfg.output / RATE_CSV
-    done = _finished_rows(cfg, stamp)
-    _clear_stale(cfg.output, done)
+    done = finished_rows(cfg.output, stamp)
+    clear_stale(cfg.output, done)
     run = provenance.Run(cfg.output, cfg, stamp, labels=describe(cfg))
     rows, written = [], time.perf_counter()
     moments = Moments()
@@ -202,31 +214,44 @@ def _code(
     return row, decoded
 
 
-def _finished_rows(cfg: EvaluateConfig, stamp: Stamp) -> dict[str, records.RateRow]:
-    """Rows of an earlier run by the same config and codec, of features that are as they were."""
-    table, known = cfg.output / RATE_CSV, read_stamp(cfg.output / RUN_JSON)
+def finished_rows(
+    output: Path, stamp: Stamp, tensors: Sequence[str] = ("",)
+) -> dict[str, records.RateRow]:
+    """Rows of an earlier run by the same config and codec, of features that are as they were.
+
+    Args:
+        tensors: names of the folders of each tensor.
+    """
+    table, known = output / RATE_CSV, read_stamp(output / RUN_JSON)
     if known is None or known.config != stamp.config or not table.is_file():
         return {}
     same = {name for name, digest in stamp.inputs.items() if known.inputs.get(name) == digest}
     if any(not name.startswith(FEATURES) for name in stamp.inputs.keys() - same):
         return {}
-    return {
-        row.name: row
-        for row in records.read_rate(table)
-        if f"{FEATURES}{row.name}.npy" in same
-        and (cfg.output / BITSTREAMS / f"{row.name}{SUFFIX}").is_file()
-        and (cfg.output / DECODED / f"{row.name}.npy").is_file()
-    }
+
+    def is_there(name: str) -> bool:
+        return all(
+            f"{FEATURES}{Path(tensor, name)}.npy" in same
+            and (output / BITSTREAMS / tensor / f"{name}{SUFFIX}").is_file()
+            and (output / DECODED / tensor / f"{name}.npy").is_file()
+            for tensor in tensors
+        )
+
+    return {row.name: row for row in records.read_rate(table) if is_there(row.name)}
 
 
-def _clear_stale(output: Path, done: dict[str, records.RateRow]) -> None:
+def clear_stale(
+    output: Path, done: dict[str, records.RateRow], tensors: Sequence[str] = ("",)
+) -> None:
     """Leave only what belongs to finished rows, before a new stamp vouches for it."""
     (output / SUMMARY_JSON).unlink(missing_ok=True)
     if done:
         records.write_rows(output / RATE_CSV, done.values())
     else:
         (output / RATE_CSV).unlink(missing_ok=True)
-    for pattern in (f"{BITSTREAMS}/*{SUFFIX}", f"{DECODED}/*.npy"):
+    patterns = [f"{BITSTREAMS}/{Path(tensor)}/*{SUFFIX}" for tensor in tensors]
+    patterns += [f"{DECODED}/{Path(tensor)}/*.npy" for tensor in tensors]
+    for pattern in patterns:
         for path in output.glob(pattern):
             if path.stem not in done:
                 path.unlink()

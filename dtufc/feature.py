@@ -19,7 +19,7 @@ import numpy as np
 
 from dtufc import config, files
 from dtufc.errors import UserError
-from dtufc.paths import CONFIGS, PACKAGE
+from dtufc.paths import CONFIGS, PACKAGE, TENSOR_MARK
 from dtufc.views import MAP_AXES, TOKEN_AXES, Shape, Views
 
 DTYPES = ("float16", "float32")
@@ -184,26 +184,76 @@ def load_facts(path: str | Path) -> FeatureFacts:
     """Read the ``feature:`` block of a YAML; a ``machine:`` block beside it is the machine's.
 
     Args:
-        path: a file, or the name of a preset in ``configs/machines`` (``resnet50_tiny``).
+        path: a file, or the name of a preset in ``configs/machines`` (``resnet50_tiny``). Of a machine
+            of several tensors (:mod:`dtufc.states`), with the name of one: ``smollm2_kv@k0``.
 
     Raises:
-        FileNotFoundError, UserError: no such file, or the block is missing or wrong.
+        FileNotFoundError, UserError: no such file, or the block is missing or wrong; or the machine has
+            several tensors and none is named.
     """
+    if TENSOR_MARK in Path(path).name and split_tensor(path)[1]:
+        from dtufc.states import load_tensor_facts
+
+        return load_tensor_facts(path)
     path = find_machine_config(path)
+    values = read_feature_block(path)
+    if isinstance(values, dict) and "tensors" in values:
+        raise UserError(
+            f"{path}: a machine of several tensors; name one behind {TENSOR_MARK}: "
+            f"{path}{TENSOR_MARK}{next(iter(values['tensors']), 'NAME')}"
+        )
+    return build_facts(values, path)
+
+
+def read_feature_block(path: Path) -> Any:
+    """The ``feature:`` block of a YAML.
+
+    Raises:
+        FileNotFoundError, UserError: no such file, or there is no such block, or others beside it.
+    """
     values = config.read_yaml(path)
     unknown = set(values) - {"feature", "machine"}
     if unknown or "feature" not in values:
         raise UserError(f"{path}: expected the key 'feature' (and 'machine'), got {sorted(values)}")
-    _check_axes(values["feature"], path)
-    facts = config.build(FeatureFacts, values["feature"], f"{path}: feature")
+    return values["feature"]
+
+
+def build_facts(values: Any, path: Path, where: str = "feature") -> FeatureFacts:
+    """The facts of one kind of feature, from plain values.
+
+    Args:
+        path: the YAML that they are from. where: the block, for errors.
+
+    Raises:
+        FileNotFoundError, UserError: they are wrong.
+    """
+    _check_axes(values, path)
+    facts = config.build(FeatureFacts, values, f"{path}: {where}")
     for key, value in (("model", facts.model), ("task", facts.task)):  # they become folders
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise UserError(
-                f"{path}: feature: {key}: expected letters, digits, '.', '_' and '-', got {value!r}"
-            )
+        check_folder_name(value, f"{path}: {where}: {key}")
     if facts.script is not None:
         find_script(path, facts.script)
     return facts
+
+
+def check_folder_name(value: str, where: str) -> None:
+    """Refuse what cannot be part of a folder's name.
+
+    Raises:
+        UserError: the message starts with ``where``.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise UserError(f"{where}: expected letters, digits, '.', '_' and '-', got {value!r}")
+
+
+def split_tensor(name: str | Path) -> tuple[str | Path, str]:
+    """A machine's name or file, and the tensor that is named behind it: ``smollm2_kv@k0``; empty where
+    none is."""
+    path = Path(name)
+    before, mark, tensor = path.name.rpartition(TENSOR_MARK)
+    if not mark or path.suffix in (".yaml", ".yml"):
+        return name, ""
+    return path.with_name(before) if before else name, tensor
 
 
 def _check_axes(values: Any, path: Path) -> None:
@@ -248,7 +298,9 @@ def find_script(preset: Path, script: str) -> Path:
 
 
 def find_machine_config(name: str | Path) -> Path:
-    """A path as it is, or a bare preset name looked up in ``configs/machines``."""
+    """A path as it is, or a bare preset name looked up in ``configs/machines``; without the tensor that
+    is named behind it."""
+    name = split_tensor(name)[0]
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = CONFIGS / "machines" / f"{name}.yaml"

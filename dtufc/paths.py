@@ -17,12 +17,19 @@ The data root is ``Data_example/`` at the repository's root, or what the environ
 
 A codec that is fitted to one kind of feature has any rate and no transform: <transform> is ``none``,
 <run> is ``fit`` under ``codecs`` and ``quality<q>`` under ``coded``.
+
+Of a machine of several tensors, each folder of features holds a folder per tensor,
+``feature_test/k0/*.npy``, ``feature_train/train/k0/*.npy``, and so do ``bitstreams/`` and
+``decoded/``. Beside ``origin.json`` lies ``sensitivity.json``. A tensor alone is the task
+``<task>@<tensor>``.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+TENSOR_MARK = "@"
+"""Between a machine or a task and the name of one of its tensors."""
 PACKAGE = Path(__file__).resolve().parent
 REPOSITORY = PACKAGE.parent
 """The checkout; where the package is installed, the folder that it is installed in."""
@@ -42,6 +49,8 @@ class FeatureRoot:
     """The folder of one machine and task: ``<data root>/<model>/<task>``."""
 
     folder: Path
+    tensor: str = ""
+    """Name of the tensor that is meant, of a machine of several; empty where all are, or one is all."""
 
     @property
     def source(self) -> Path:
@@ -55,9 +64,13 @@ class FeatureRoot:
     def feature_train(self) -> Path:
         return self.folder / "feature_train"
 
+    def train_part(self, part: str) -> Path:
+        """The features to fit and train on, ``train``, or to validate on, ``test``."""
+        return self.feature_train / part / self.tensor
+
     @property
     def feature_test(self) -> Path:
-        return self.folder / "feature_test"
+        return self.folder / "feature_test" / self.tensor
 
     @property
     def accuracy(self) -> Path:
@@ -65,7 +78,7 @@ class FeatureRoot:
 
     @property
     def transform(self) -> Path:
-        return self.folder / "transform"
+        return self.folder / "transform" / self.tensor
 
     def mapping(self, task: str, name: str) -> Path:
         """The mapping's file, named as published.
@@ -78,7 +91,7 @@ class FeatureRoot:
     def patches(self, transform: str, height: int, width: int, layout: str = "plane") -> Path:
         """The folder of ``{train,test}/*.npy`` patches of ``height`` x ``width`` (after folding)."""
         name = "crop" if layout == "plane" else layout
-        return self.folder / "patches" / transform / f"{name}_hgt{height}_wdt{width}"
+        return self.folder / "patches" / self.tensor / transform / f"{name}_hgt{height}_wdt{width}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,8 @@ class DataRoot:
     folder: Path
 
     def feature(self, model: str, task: str) -> FeatureRoot:
-        return FeatureRoot(self.folder / model / task)
+        task, _, tensor = task.partition(TENSOR_MARK)
+        return FeatureRoot(self.folder / model / task, tensor)
 
     def codec(self, codec: str, train_task: str, transform: str, run: str) -> Path:
         return self.folder / "codecs" / codec / f"trained_{train_task}" / transform / run
@@ -106,4 +120,5 @@ BITSTREAMS, DECODED = "bitstreams", "decoded"
 RATE_CSV, SUMMARY_JSON, RUN_JSON = "rate.csv", "summary.json", "run.json"
 CONFIG_JSON, DECODED_JSON, LOG_CSV = "config.json", "decoded.json", "log.csv"
 ORIGIN_JSON, EXTRACTED_JSON = "origin.json", "extracted.json"
+TENSORS_JSON, TENSORS_CSV, SENSITIVITY_JSON = "tensors.json", "tensors.csv", "sensitivity.json"
 ACCURACY_JSON, ACCURACY_CSV = "accuracy.json", "accuracy.csv"

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from dtufc import locks
-from dtufc.feature import FeatureError, find_machine_config, find_script, load_facts
+from dtufc.feature import FeatureError, find_machine_config, find_script
 from dtufc.paths import EXTRACTED_JSON, ORIGIN_JSON, DataRoot, FeatureRoot
+from dtufc.states import StateFacts, load_machine_facts
 
 
 def script_path(machine: str | Path) -> Path:
@@ -18,7 +19,8 @@ def script_path(machine: str | Path) -> Path:
     Raises:
         FeatureError: its YAML names none.
     """
-    preset, facts = find_machine_config(machine), load_facts(machine)
+    preset = find_machine_config(machine)
+    facts = load_machine_facts(preset)
     if facts.script is None:
         raise FeatureError(f"{preset}: names no script")
     return find_script(preset, facts.script)
@@ -28,25 +30,28 @@ def ensure_features(machine: str | Path, data_root: Path) -> FeatureRoot:
     """The folder of a machine's features, extracted first if they are not there.
 
     Args:
-        machine: preset name or YAML file.
+        machine: preset name or YAML file; with a tensor's name, the folder is the tensor's.
 
     Raises:
         FeatureError: the features are missing and the YAML names no script, or the script failed.
     """
-    facts = load_facts(machine)
+    facts = load_machine_facts(machine)
     root = DataRoot(data_root).feature(facts.model, facts.task)
-    needed = (root.feature_train / "train", root.feature_train / "test", root.feature_test)
+    names = facts.tensors if isinstance(facts, StateFacts) else ("",)
+    folders = (root.train_part("train"), root.train_part("test"), root.feature_test)
+    needed = [folder / name for folder in folders for name in names]
     missing = [folder for folder in needed if not any(folder.glob("*.npy"))]
     begun = (root.folder / ORIGIN_JSON).is_file() and not (root.folder / EXTRACTED_JSON).is_file()
     if not missing and not begun:
         return root
     where = ", ".join(str(folder) for folder in missing or needed)
-    if facts.script is None:
+    script = load_machine_facts(find_machine_config(machine)).script
+    if script is None:
         raise FeatureError(f"no features in {where}: put the .npy files of {facts.kind} there")
     command = [sys.executable, str(script_path(machine)), "--mode", "extract"]
     command += ["--machine", str(find_machine_config(machine)), "--data_root", str(data_root)]
     print(f"features are missing in {where}; running: {' '.join(command)}", flush=True)
     status = locks.run(command)
     if status != 0:
-        raise FeatureError(f"{facts.script} ended with status {status} and left no features")
+        raise FeatureError(f"{script} ended with status {status} and left no features")
     return root

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from dtufc.tensors import Values, samples
 
 if TYPE_CHECKING:
     from dtufc.codec import Codec
+
+C = TypeVar("C")
+"""A codec: it has ``qualities`` and ``at_quality``."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def encode(codec: "Codec", x: np.ndarray, kind: str | None, target: Target) -> C
             met[:] = [Coded(data, quality)]
         return value
 
-    _search(codec, measure, target)
+    search(codec, measure, target)
     return met[0]
 
 
@@ -156,14 +159,12 @@ def reach(
             return _ratio(squares, moments.variance * total_points)
         return 8 * total_bytes / total_points
 
-    return _search(codec, measure, target)
+    return search(codec, measure, target)
 
 
-def _search(
-    codec: "Codec", measure: Callable[["Codec", float | None], float], target: Target
-) -> "Codec":
+def search(codec: C, measure: Callable[[C, float | None], float], target: Target) -> C:
     """The codec at the last quality that meets a target of rate, or the first that meets one of error;
-    the last trial that met the target is of that quality.
+    the last trial that met the target is of that quality. It may be a codec of features or of states.
 
     Args:
         measure: the value of a trial, which the target limits.
@@ -175,7 +176,7 @@ def _search(
     values: list[float] = []
     by_error = target.target_nmse is not None
 
-    def at(place: int) -> "Codec":
+    def at(place: int) -> C:
         quality = scale[place]
         return codec if quality is None else codec.at_quality(quality)
 

@@ -30,7 +30,8 @@ from dtufc.experiments.suite import (
     select_fitted,
     select_ready,
 )
-from dtufc.feature import FeatureFacts, find_machine_config
+from dtufc.feature import find_machine_config
+from dtufc.many.fit_many import FitConfig as StateFitConfig
 from dtufc.paths import (
     ACCURACY_JSON,
     DECODED,
@@ -41,6 +42,7 @@ from dtufc.paths import (
     FeatureRoot,
 )
 from dtufc.prepare import script_path
+from dtufc.states import Facts, StateFacts
 from dtufc.transform.generate_data import GenerateConfig
 from dtufc.transform.nonlinear_transform import FitConfig
 from dtufc.transform.options import TransformOptions
@@ -48,6 +50,7 @@ from dtufc.transform.options import TransformOptions
 FIT = "dtufc.transform.nonlinear_transform"
 GENERATE = "dtufc.transform.generate_data"
 EVALUATE = "dtufc.evaluate"
+FIT_MANY = "dtufc.many.fit_many"
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Batch:
     def __init__(self, suite: Suite, choice: Choice, making: Making, data_root: Path):
         self.suite, self.choice, self.making = suite, choice, making
         self.root = DataRoot(data_root)
-        self.machines: dict[str, FeatureFacts] = load_machines(suite)
+        self.machines: dict[str, Facts] = load_machines(suite)
         self.transform = choice.transform
         seeds = None if choice.seed is None else [choice.seed]
         asked = {"arch": choice.arch, "train_task": self._train_task(), "seeds": seeds}
@@ -199,14 +202,18 @@ class Batch:
         run = f"{FIT_RUN}{fit.suffix}"
         values = {
             "machine": fit.machine,
-            "features": str(self.feature_root(fit.machine).feature_train / "train"),
+            "features": str(self.feature_root(fit.machine).train_part("train")),
             "output": str(self.root.codec(fit.codec, fit.trained_on, NO_TRANSFORM, run)),
-            **dict(fit.entry.flags),
-            **fit.flags,
         }
-        if fit.seed:
-            values["seed"] = fit.seed
+        flags = fit.flags | ({"seed": fit.seed} if fit.seed else {})
+        if self._has_tensors(fit.machine):
+            values |= {"codec": fit.codec, "flags": flags}
+            return config.build(StateFitConfig, values, f"flags of {fit.codec}")
+        values |= {**dict(fit.entry.flags), **flags}
         return config.build(fit.entry.load_config(), values, f"flags of {fit.codec}")
+
+    def _has_tensors(self, machine: str) -> bool:
+        return isinstance(self.machines[machine], StateFacts)
 
     def codings(self) -> list[Coding]:
         """All that is coded: a universal codec's runs on every machine, other codecs on their own."""
@@ -312,7 +319,8 @@ class Batch:
         for fit in self.fits:
             cfg = self.fit_config(fit)
             title = f"fit {fit.codec} to {self.machines[fit.machine].kind}"
-            jobs += _job(title, fit.entry.script, cfg, Path(cfg.output) / "fit.log")
+            script = FIT_MANY if self._has_tensors(fit.machine) else fit.entry.script
+            jobs += _job(title, script, cfg, Path(cfg.output) / "fit.log")
         return jobs
 
     def coded_by_ready(self) -> list[Job]:

@@ -16,10 +16,11 @@ from typing import Any, Literal, TypeVar
 
 from dtufc import config
 from dtufc.errors import UserError
-from dtufc.feature import FeatureFacts, load_facts
+from dtufc.feature import split_tensor
 from dtufc.paths import CONFIGS
 from dtufc.registry import CodecEntry, find_codec
 from dtufc.shipped import HYBRID, Description, codec_folder, describe_codec
+from dtufc.states import Facts, load_machine_facts
 from dtufc.transform.options import TransformOptions
 from dtufc.transform.patches import folded_size, parse_patch_size
 
@@ -292,12 +293,13 @@ def load_suite(name: str | Path) -> Suite:
 def _beside(suite: Path, machine: str) -> str:
     """The YAML file in the suite's folder where there is such a one, else the name as it is."""
     path = suite.parent / machine
-    return str(path) if path.suffix in (".yaml", ".yml") and path.is_file() else machine
+    file = Path(split_tensor(path)[0])
+    return str(path) if file.suffix in (".yaml", ".yml") and file.is_file() else machine
 
 
-def load_machines(suite: Suite) -> dict[str, FeatureFacts]:
+def load_machines(suite: Suite) -> dict[str, Facts]:
     """The facts of a suite's machines, by preset or file."""
-    return {machine: load_facts(machine) for machine in suite.machines}
+    return {machine: load_machine_facts(machine) for machine in suite.machines}
 
 
 def trainings(row: Row, seeds: Sequence[int] | None = None) -> list[Training]:
@@ -400,7 +402,7 @@ def _fitted(suite: Suite, arch: str | None, train_task: str | None) -> list[Fitt
 
 def select_fitted(
     suite: Suite,
-    machines: dict[str, FeatureFacts],
+    machines: dict[str, Facts],
     *,
     arch: str | None,
     train_task: str | None,
@@ -432,7 +434,7 @@ def select_fitted(
     return [fit for fits in chosen.values() for fit in fits]
 
 
-def names_of(facts: FeatureFacts) -> set[str]:
+def names_of(facts: Facts) -> set[str]:
     """What a row may call a machine by."""
     return {facts.task, facts.kind}
 

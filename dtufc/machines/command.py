@@ -20,14 +20,8 @@ from tqdm import tqdm
 
 from dtufc import accuracy, config, files, locks, provenance
 from dtufc.errors import UserError
-from dtufc.feature import (
-    FeatureError,
-    FeatureFacts,
-    find_machine_config,
-    read_feature,
-    write_feature,
-)
-from dtufc.machines.machine import Machine, Sample, Score
+from dtufc.feature import FeatureError, find_machine_config
+from dtufc.machines.machine import Machine, Sample, Score, StateMachine
 from dtufc.machines.options import MachineOptions
 from dtufc.paths import (
     ACCURACY_CSV,
@@ -37,9 +31,11 @@ from dtufc.paths import (
     ORIGIN_JSON,
 )
 from dtufc.stamps import Stamp
+from dtufc.states import Facts, is_whole, mismatch, read_sample, sample_files, write_sample
 
 Options = TypeVar("Options", bound=MachineOptions)
-IDLE = ("machine", "mode", "features", "save_predictions", "data_root", "device")
+IDLE = ("machine", "mode", "features", "save_predictions", "data_root", "device",
+        "sensitivity_samples")  # fmt: skip
 """Options that do not decide predictions."""
 
 
@@ -81,6 +77,10 @@ def run(machine: Machine, options: MachineOptions) -> dict[str, float]:
     if options.mode in ("extract", "both"):
         with locks.hold(options.root.folder):
             extract(machine, options)
+            if isinstance(machine, StateMachine):
+                from dtufc.machines.sensitivity import measure
+
+                measure(machine, options)
     if options.mode == "extract":
         return {}
     folders = options.features or [options.root.feature_test]
@@ -127,19 +127,16 @@ def extract(machine: Machine, options: MachineOptions) -> None:
         counts[split] = len(samples)
         bar = tqdm(total=len(samples), desc=f"extract {split}", unit="feature")
         for batch in _batches(samples, machine.batch_size):
-            missing = [s for s in batch if not _is_whole(folder / f"{s.name}.npy", facts)]
+            missing = [s for s in batch if not is_whole(facts, folder, s.name)]
             # a batch is computed as it always is, even where one feature of it is missing
             features = machine.extract_batch(batch) if missing else []
             for sample, feature in zip(batch, features, strict=bool(missing)):
-                mismatch = facts.mismatch(feature)
-                if mismatch:
-                    raise FeatureError(
-                        f"{options.machine}: the facts do not fit the split: {mismatch}"
-                    )
+                if why := mismatch(facts, feature):
+                    raise FeatureError(f"{options.machine}: the facts do not fit the split: {why}")
                 if not origin.is_file():
                     files.write_json(origin, machine.origin())
                 if sample in missing:
-                    write_feature(folder / f"{sample.name}.npy", feature)
+                    write_sample(facts, folder, sample.name, feature)
             bar.update(len(batch))
         bar.close()
     files.write_json(root.folder / EXTRACTED_JSON, counts)
@@ -150,26 +147,20 @@ def _batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
         yield samples[first : first + size]
 
 
-def _is_whole(path: Path, facts: FeatureFacts) -> bool:
-    try:
-        return facts.mismatch(read_feature(path)) is None
-    except (FeatureError, FileNotFoundError):
-        return False
-
-
 def evaluate(machine: Machine, options: MachineOptions, folder: Path) -> Score:
     """Predict from every feature of a folder and score; writes ``accuracy.json`` and ``.csv``."""
     facts = options.facts
     samples = machine.samples("test")
-    missing = [s.name for s in samples if not (folder / f"{s.name}.npy").is_file()]
+    paths = [path for sample in samples for path in sample_files(facts, folder, sample.name)]
+    missing = [path.relative_to(folder) for path in paths if not path.is_file()]
     if missing:
         raise FeatureError(
-            f"{folder}: {len(missing)} of {len(samples)} test features are missing, "
-            f"the first is {missing[0]}.npy"
+            f"{folder}: {len(missing)} of {len(paths)} test features are missing, "
+            f"the first is {missing[0]}"
         )
     preset = find_machine_config(options.machine)
-    paths = [folder / f"{sample.name}.npy" for sample in samples]
-    stamp = accuracy.accuracy_stamp(preset, _flags(options, preset), paths, machine.inputs())
+    flags = _flags(options, preset)
+    stamp = accuracy.accuracy_stamp(preset, flags, paths, machine.inputs(), folder)
     bar = tqdm(total=len(samples), desc=f"evaluate {facts.kind}", unit="feature")
     target = _results(options, folder)
     predictions = _predict(machine, facts, samples, folder, bar)
@@ -184,17 +175,11 @@ def evaluate(machine: Machine, options: MachineOptions, folder: Path) -> Score:
 
 
 def _predict(
-    machine: Machine, facts: FeatureFacts, samples: list[Sample], folder: Path, bar: tqdm
+    machine: Machine, facts: Facts, samples: list[Sample], folder: Path, bar: tqdm
 ) -> Iterator[Any]:
     """The predictions one after the other, so that a machine need not hold them all."""
     for batch in _batches(samples, machine.batch_size):
-        features = []
-        for sample in batch:
-            path = folder / f"{sample.name}.npy"
-            features.append(read_feature(path))
-            mismatch = facts.mismatch(features[-1])
-            if mismatch:
-                raise FeatureError(f"{path}: {mismatch}")
+        features = [read_sample(facts, folder, sample.name) for sample in batch]
         yield from machine.predict_batch(batch, features)
         bar.update(len(batch))
 

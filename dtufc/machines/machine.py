@@ -2,6 +2,8 @@
 
     extract(sample) ─> feature ─ (files, codecs, networks) ─> predict(sample, feature) ─> score(...)
 
+A :class:`StateMachine` sends several named tensors, a state (:mod:`dtufc.states`), not one feature.
+
 Guarantee that every machine keeps: ``predict(s, extract(s))`` is what the uncut model gives, bit for
 bit in float32 on a CPU.
 """
@@ -10,9 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from dtufc.states import State
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Split = Literal["train", "validation", "test"]
 
@@ -94,6 +101,35 @@ class Machine(ABC):
     @abstractmethod
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         """Compare predictions, which come one by one in the order of the samples, with labels."""
+
+
+class StateMachine(Machine):
+    """A machine that sends several named tensors: ``extract`` gives a dict, ``predict`` takes one.
+
+    Beside predictions it says how far a damaged state moves what the model computes, so that bits go
+    where they matter (:mod:`dtufc.machines.sensitivity`).
+    """
+
+    @abstractmethod
+    def extract(self, sample: Sample) -> State:
+        """Front half: one sample -> its tensors by name, in the order of the facts."""
+
+    @abstractmethod
+    def respond(self, sample: Sample, state: State) -> Any:
+        """What the back half computes from a state, before a prediction is read off it: logits,
+        embeddings, a latent."""
+
+    @abstractmethod
+    def distance(self, uncoded: Any, coded: Any) -> float:
+        """How far the response to a coded state is from that to the uncoded one: 0 where they are equal,
+        about the square of small errors, and 1 for a large one. KL divergence in nats, or the squared
+        error over the power."""
+
+
+def relative_error(uncoded: "Tensor", coded: "Tensor") -> float:
+    """Squared error over the power of ``uncoded`` around its mean: a distance of responses."""
+    x, y = uncoded.double(), coded.double()
+    return float(((y - x) ** 2).sum() / ((x - x.mean()) ** 2).sum().clamp_min(1e-30))
 
 
 def score_top1(samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from dtufc.errors import UserError
-from dtufc.feature import load_facts
 from dtufc.machines.machine import Machine
+from dtufc.states import load_machine_facts
 
 CODE = {
     "dinov2/cls.py": ("cls:ClsOptions", "classification:ClsMachine"),
     "dinov2/dpt.py": ("dpt:DptOptions", "depth:DptMachine"),
     "dinov2/seg.py": ("seg:SegOptions", "segmentation:SegMachine"),
     "llama3/llama3.py": ("llama3:LlamaOptions", "halves:LlamaMachine"),
+    "mamba/mamba.py": ("mamba:ContinuedOptions", "halves:MambaMachine"),
+    "qwen3/qwen3.py": ("qwen3:ContinuedOptions", "halves:ContinuedMachine"),
     "resnet50/cls.py": ("cls:ResNetOptions", "halves:ResNetMachine"),
     "sd3/sd3.py": ("sd3:DiffusionOptions", "halves:DiffusionMachine"),
 }
@@ -26,7 +28,7 @@ def script_of(preset: str | Path) -> str:
     Raises:
         FileNotFoundError, UserError: no such preset, or its machine is another script.
     """
-    script = load_facts(preset).script
+    script = load_machine_facts(preset).script
     name = (script or "").removeprefix("machines/")
     if name not in CODE:
         raise UserError(f"machine: {preset} is none of the machines {[*CODE]}, but {script}")

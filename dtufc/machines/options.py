@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dtufc.errors import UserError
-from dtufc.feature import FeatureFacts, load_facts
 from dtufc.machines.machine import Split
 from dtufc.machines.sources import open_source
 from dtufc.paths import DataRoot, FeatureRoot, default_data_root
+from dtufc.states import Facts, load_machine_facts
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,8 @@ class MachineOptions:
     """Data root."""
 
     @property
-    def facts(self) -> FeatureFacts:
-        return load_facts(self.machine)
+    def facts(self) -> Facts:
+        return load_machine_facts(self.machine)
 
     @property
     def root(self) -> FeatureRoot:
@@ -98,6 +98,21 @@ class ModelOptions(MachineOptions):
         """
         computed = self.computed_dtype
         return None if self.mode == "evaluate" and computed != self.dtype else computed
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateOptions(ModelOptions):
+    """What machines of several tensors know beside."""
+
+    sensitivity_samples: int = 4
+    """Training samples on which the sensitivity of each tensor is measured; 0 measures none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sensitivity_samples < 0:
+            raise UserError(
+                f"sensitivity_samples: expected 0 or more, got {self.sensitivity_samples}"
+            )
 
 
 def find_layer(layer: int, count: int) -> int:

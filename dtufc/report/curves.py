@@ -115,7 +115,8 @@ def read_machine(root: Path, kind: str, runs: Iterable[Run]) -> Machine:
     if judged is not None and judged.interval is not None:
         accuracy |= dict(zip(("low", "high"), judged.interval, strict=True))
     machine = Machine(kind, place, accuracy, own_curves(kind, runs))
-    features = machine.features
+    # of several tensors, the first one tells
+    features = machine.features or sorted(place.feature_test.glob("*/[!.]*.npy"))[:1]
     return replace(machine, bits=read_feature(features[0]).itemsize * 8 if features else None)
 
 

@@ -15,6 +15,7 @@ from dtufc.paths import (
     CONFIG_JSON,
     RUN_JSON,
     SUMMARY_JSON,
+    TENSOR_MARK,
     FeatureRoot,
 )
 from dtufc.report.judged import Judged, read_judged
@@ -234,5 +235,6 @@ def name_variants(runs: Sequence[Run]) -> list[Run]:
 
 def find_place(root: Path, kind: str) -> FeatureRoot:
     """The folder of a kind of feature, ``<model>_<task>``, whether it is there or not."""
-    found = (path for path in root.glob("*/*") if "_".join(path.parts[-2:]) == kind)
-    return FeatureRoot(next(found, root / kind))
+    machine, _, tensor = kind.partition(TENSOR_MARK)
+    found = (path for path in root.glob("*/*") if "_".join(path.parts[-2:]) == machine)
+    return FeatureRoot(next(found, root / machine), tensor)

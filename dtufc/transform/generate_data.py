@@ -78,9 +78,12 @@ class GenerateConfig(MachineTransform):
 
     @property
     def source(self) -> Path:
-        """Folder of the features."""
-        patches = self.kind == "patches"
-        return self.features or (self.root.feature_train if patches else self.root.feature_test)
+        """Folder of the features that are transformed."""
+        return self.features or self.root.feature_test
+
+    def part(self, split: str) -> Path:
+        """Folder of the features that patches are cut from, ``train`` or ``test``."""
+        return self.features / split if self.features else self.root.train_part(split)
 
     @property
     def fit_config(self) -> FitConfig:
@@ -103,7 +106,7 @@ class GenerateConfig(MachineTransform):
         """
         if self.patch_size is not None:
             return parse_patch_size(self.patch_size)
-        first = list_features(self.source / "train")[0]
+        first = list_features(self.part("train"))[0]
         return default_size(self.facts, self.facts.read(first), self.layout)
 
     @property
@@ -139,7 +142,7 @@ class GenerateConfig(MachineTransform):
         values |= {"layout": self.layout, "patch_size": list(self.size)}
         values |= {"patches_per_file": self.patches_per_file, "seed": self.seed}
         for split in SPLITS:
-            inputs |= digest_files(list_features(self.source / split), f"{split}/")
+            inputs |= digest_files(list_features(self.part(split)), f"{split}/")
         return Stamp(values, inputs)
 
     def why_not_made(self) -> str | None:
@@ -179,7 +182,7 @@ def _plan_patches(cfg: GenerateConfig) -> dict[Path, list[Path]]:
             cfg.folder / split / f"{path.stem}_p{n:02d}.npy" for n in range(cfg.patches_per_file)
         ]
         for split in SPLITS
-        for path in list_features(cfg.source / split)
+        for path in list_features(cfg.part(split))
     }
 
 

@@ -76,7 +76,7 @@ class FitConfig(MachineTransform):
         Raises:
             FileNotFoundError, FeatureError: there are none.
         """
-        folder = self.features or self.root.feature_train / "train"
+        folder = self.features or self.root.train_part("train")
         return list_features(folder)[: self.samples or None]
 
     def stamp(self) -> Stamp:

@@ -179,12 +179,16 @@ class LanguageTask(Task):
     def sequences(self, sample: Sample) -> list[list[int]]:
         return [sample.source]
 
+    def targets(self, sample: Sample) -> list[int]:
+        """The tokens that the logits predict, all rows but the last."""
+        return sample.source[1:]
+
     def predict(self, sample: Sample, logits: list[Tensor]) -> dict[str, float]:
         """Sums over the window's predicted tokens: negative log-likelihoods in nats, places where the
         most likely token is the uncut model's, KL divergence from the uncut model's distribution in
         nats."""
         coded, uncut = log_probs(logits[0]), self._uncut(sample).to(logits[0].device)
-        targets = torch.tensor(sample.source[1:], device=coded.device)[:, None]
+        targets = torch.tensor(self.targets(sample), device=coded.device)[:, None]
         nll, uncut_nll = (-each[:-1].gather(-1, targets).double().sum() for each in (coded, uncut))
         kl = torch.nn.functional.kl_div(coded[:-1], uncut[:-1], reduction="none", log_target=True)
         same = (coded[:-1].argmax(-1) == uncut[:-1].argmax(-1)).sum()
@@ -210,6 +214,33 @@ class LanguageTask(Task):
             rows.append({"name": sample.name, **_figures(found)})
         figures = _figures(sums)
         return Score("perplexity", figures.pop("perplexity"), rows, figures, less_is_better=True)
+
+
+class ContinuationTask(LanguageTask):
+    """Windows of a text, of which the model is sent the first tokens' state and reads the others.
+
+    Args:
+        prefix: tokens whose state is sent, the beginning-of-sequence token included.
+    """
+
+    def __init__(
+        self, model: Model, source: Texts, window: int, counts: dict[str, int], prefix: int
+    ):
+        super().__init__(model, source, window, counts)
+        self.prefix = prefix
+
+    def origin(self) -> dict[str, Any]:
+        return super().origin() | {"prefix": self.prefix}
+
+    def sequences(self, sample: Sample) -> list[list[int]]:
+        return [sample.source[: self.prefix]]
+
+    def rest(self, sample: Sample) -> list[int]:
+        """The tokens that are read after those whose state is sent."""
+        return sample.source[self.prefix :]
+
+    def targets(self, sample: Sample) -> list[int]:
+        return self.rest(sample)
 
 
 def _figures(sums: dict[str, float]) -> dict[str, float]:
