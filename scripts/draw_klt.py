@@ -153,8 +153,8 @@ def _draw_search(axes: "Axes", token: Followed) -> None:
     axes.text(-1.2, -REACH - 1.4, "state", ha="right", fontsize=7)
     axes.set_ylim(-REACH - 2, REACH + 2)
     axes.set(xlabel=f"component, the first {SHOWN}", ylabel="fine steps")
-    axes.set_title("3  The search: symbols of quantisers that take turns")
-    axes.legend(loc="upper right", ncols=3)
+    axes.set_title("3  The search: quantisers take turns", loc="left")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
 
 
 def draw_spread(codec: KltCodec, features: Sequence[np.ndarray]) -> "Figure":
@@ -177,6 +177,7 @@ def draw_spread(codec: KltCodec, features: Sequence[np.ndarray]) -> "Figure":
     noise = (trellis.FINE * model.transform.step(grade)) ** 2 / 3
     left.axhline(noise, color=ORANGE, lw=0.8, label="fine step squared / 3")
     left.set(title="Variance", xlabel="channel or component")
+    left.set_ylim(bottom=noise / 20)  # some component may have none
     left.legend()
     right.plot(bits, color=BLUE)
     right.set(title=f"Bits per symbol, {bits.mean():.2f} on average", xlabel="component")
