@@ -311,8 +311,8 @@ def test_forged_bitstreams_are_refused_or_decode(untrained, published):
     codec = load_codec(untrained, published=published)
     rng = np.random.default_rng(1)
     good = codec.encode(toy_feature(0, 16))
-    refused = 0
-    for _ in range(400):
+    refused, tries = 0, 60
+    for _ in range(tries):
         data = bytearray(good)
         at = rng.integers(13, len(data) - 4)
         data[at] = rng.integers(256)
@@ -324,7 +324,7 @@ def test_forged_bitstreams_are_refused_or_decode(untrained, published):
             assert out.dtype == np.float32
             assert out.shape[3] == CHANNELS
             assert np.isfinite(out).all()
-    assert refused > 350
+    assert refused > 0.85 * tries
 
 
 @pytest.mark.parametrize("mode", [0, 1])

@@ -286,6 +286,7 @@ def test_your_model_is_a_machine(tmp_path):
     assert found["metric"] == "accuracy" and 0 <= found["value"] <= 1
 
 
+@pytest.mark.slow
 def test_sphinx_renders_all_pages_without_a_warning(tmp_path):
     pytest.importorskip("sphinx", reason="needs Sphinx, which the extra 'docs' brings")
     done = run(

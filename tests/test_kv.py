@@ -39,7 +39,7 @@ from dtufc.kv.rope import NO_ROPE, Rope
 from dtufc.machines.tiny import llama3_training
 from dtufc.paths import REPOSITORY
 
-LADDER_FIT = kv_fit.ladder.fit
+LADDER_FIT = kv_fit.fit_ladder.fit
 TEXT = " ".join(text for text, _ in llama3_training.draw(0, 400, 0))
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -66,7 +66,7 @@ def few_tables(transform, sample, grades, weight):
 @pytest.fixture(scope="module", autouse=True)
 def fast_tables():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv_fit.ladder, "fit", few_tables)
+        patch.setattr(kv_fit.fit_ladder, "fit", few_tables)
         yield
 
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from dtufc import locks, provenance
 from dtufc.devices import check_device
-from dtufc.klt import ladder
-from dtufc.klt.fit_tables import WEIGHT
+from dtufc.klt import fit_ladder
+from dtufc.klt.fit_tables import WEIGHT, Coded
 from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel, Layout, Transform
 from dtufc.klt.tables import Tables
 from dtufc.kv.caches import read_cache
@@ -331,7 +331,7 @@ def _tables(transform: Transform, sample: np.ndarray) -> tuple[Tables, ...]:
     """klt's tables of all its steps; those of every STRIDE-th are fitted, and serve the steps around."""
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
     grades = [LOWEST * PER_OCTAVE + width * n for n in range(0, RUNGS, STRIDE)]
-    found = list(ladder.fit(transform, sample, grades, WEIGHT))
+    found = list(fit_ladder.fit(transform, Coded.plain(transform, sample), grades, WEIGHT))
     return tuple(found[round(n / STRIDE)] for n in range(RUNGS))
 
 
