@@ -13,6 +13,7 @@ CODE = {
     "dinov2/cls.py": ("cls:ClsOptions", "classification:ClsMachine"),
     "dinov2/dpt.py": ("dpt:DptOptions", "depth:DptMachine"),
     "dinov2/seg.py": ("seg:SegOptions", "segmentation:SegMachine"),
+    "dinov3/dinov3.py": ("dinov3:BlocksOptions", "halves:BlocksMachine"),
     "llama3/llama3.py": ("llama3:LlamaOptions", "halves:LlamaMachine"),
     "mamba/mamba.py": ("mamba:ContinuedOptions", "halves:MambaMachine"),
     "qwen3/qwen3.py": ("qwen3:ContinuedOptions", "halves:ContinuedMachine"),

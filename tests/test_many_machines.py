@@ -1,0 +1,127 @@
+"""The machines of many tensors beside Qwen3: the cut changes nothing, every tensor is needed."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import (
+    AutoModelForCausalLM,
+    DINOv3ViTBackbone,
+    DINOv3ViTConfig,
+    DynamicCache,
+    FalconMambaConfig,
+)
+
+from dtufc.feature import find_machine_config
+from dtufc.machines.command import parse_options
+from dtufc.machines.dinov3 import dinov3
+from dtufc.machines.dinov3.dinov3 import BlocksOptions
+from dtufc.machines.dinov3.halves import BlocksMachine
+from dtufc.machines.machine import StateMachine
+from dtufc.machines.mamba import mamba
+from dtufc.machines.mamba.halves import MambaMachine
+from dtufc.machines.qwen3.qwen3 import ContinuedOptions
+from dtufc.machines.tiny import llama3_training
+from dtufc.states import load_machine_facts, mismatch
+
+
+def write_preset(folder, name, tensors, **machine):
+    """The YAML of a preset with other shapes and options."""
+    values = yaml.safe_load(find_machine_config(name).read_text())
+    shared = values["feature"]["tensors"]
+    values["feature"]["tensors"] = {
+        tensor: shared.get(tensor, {}) | {"shape": shape} for tensor, shape in tensors.items()
+    }
+    values["machine"] |= machine
+    (folder / "toy.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return folder / "toy.yaml"
+
+
+def check_state(machine: StateMachine, preset, sample, least=1e-6):
+    """The state is what the facts say, and each of its tensors moves the response."""
+    state = machine.extract(sample)
+    assert mismatch(load_machine_facts(preset), state) is None
+    uncoded = machine.respond(sample, state)
+    assert machine.distance(uncoded, uncoded) == 0
+    for name, x in state.items():
+        noise = np.random.default_rng(0).normal(scale=x.std() / 2, size=x.shape)
+        coded = machine.respond(sample, {**state, name: (x + noise).astype(x.dtype)})
+        assert machine.distance(uncoded, coded) > least, name
+    return state, uncoded
+
+
+def test_falcon_mamba(tmp_path):
+    """As the uncut model with its own cache, at every layer."""
+    tokenizer = llama3_training.build_tokenizer(
+        [text for text, _ in llama3_training.draw(0, 300, 0)]
+    )
+    torch.manual_seed(1)
+    known = FalconMambaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, state_size=4,
+        num_hidden_layers=3, conv_kernel=4, time_step_rank=4, initializer_range=0.3,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    whole = AutoModelForCausalLM.from_config(known).eval()
+    whole.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = tmp_path / "words.txt"
+    words.write_text("".join(text for text, _ in llama3_training.draw(0, 60, 0)))
+    for layer in range(3):
+        tensors = {"hidden": [1, 1, None, 32]}
+        for number in range(layer + 1):
+            tensors |= {f"conv{number}": [1, 1, 48, 4], f"ssm{number}": [1, 1, 48, 4]}
+        preset = write_preset(
+            tmp_path, "falcon_mamba_state", tensors, checkpoint=str(tmp_path / "model"),
+            layer=layer, dtype="float32", window=16, prefix=10,
+            counts={"train": 4, "validation": 1, "test": 2},
+            texts={name: str(words) for name in ("train", "validation", "test")},
+        )  # fmt: skip
+        flags = ["--machine", str(preset), "--data_root", str(tmp_path), "--device", "cpu"]
+        machine = MambaMachine(parse_options(ContinuedOptions, mamba.PRESET, flags, None))
+        sample = machine.samples("test")[0]
+        state, found = check_state(machine, preset, sample)
+        cache = DynamicCache(config=whole.config)
+        ids = torch.tensor([sample.source])
+        with torch.inference_mode():
+            keep = {"cache_params": cache, "use_cache": True, "logits_to_keep": 1}
+            rows = [whole(ids[:, :10], **keep).logits[0, -1]]
+            for place in range(10, 16):
+                token = ids[:, place : place + 1]
+                rows.append(whole(token, **keep).logits[0, -1])
+        assert torch.equal(found, torch.stack(rows).log_softmax(-1))
+        assert machine.predict(sample, state)["kl"] == 0
+        assert (
+            machine.predict(sample, {**state, "hidden": np.zeros_like(state["hidden"])})["kl"] > 0
+        )
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("dinov3", [0, 1, 3]), ("dinov3_2", [0, 2])])
+def test_dinov3(name, blocks, tmp_path):
+    """As the backbone of transformers gives the tokens of these blocks and the last, normalised."""
+    torch.manual_seed(1)
+    known = DINOv3ViTConfig(
+        image_size=32, patch_size=8, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=2, num_register_tokens=4, layerscale_value=0.5, initializer_range=0.3,
+        out_indices=[block + 1 for block in blocks] + [4] * (blocks[-1] < 3), apply_layernorm=True,
+        reshape_hidden_states=False,
+    )  # fmt: skip
+    whole = DINOv3ViTBackbone(known).eval()
+    whole.save_pretrained(tmp_path / "model")
+    tensors = {f"block{block}": [1, 1, 21, 32] for block in blocks}
+    preset = write_preset(
+        tmp_path, name, tensors, checkpoint=str(tmp_path / "model"), blocks=blocks,
+        source="world", dtype="float32", resize=32, crop=32,
+        counts={"train": 2, "validation": 1, "test": 2},
+    )  # fmt: skip
+    flags = ["--machine", str(preset), "--data_root", str(tmp_path), "--device", "cpu"]
+    machine = BlocksMachine(parse_options(BlocksOptions, dinov3.PRESET, flags, None))
+    sample = machine.samples("test")[0]
+    state, found = check_state(machine, preset, sample)
+    with torch.inference_mode():
+        maps = whole(machine.pixels(sample)).feature_maps
+    assert len(maps) == len(found)
+    for ours, theirs in zip(found, maps, strict=True):
+        assert torch.equal(ours[5:], theirs[0])
+    assert machine.predict(sample, state) == pytest.approx({"cosine": 1, "class_cosine": 1})
+    dinov3.main(flags)
+    assert (tmp_path / "dinov3").is_dir()
