@@ -1,5 +1,7 @@
 """The machines of many tensors beside Qwen3: the cut changes nothing, every tensor is needed."""
 
+import wave
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,15 @@ from transformers import (
     DINOv3ViTConfig,
     DynamicCache,
     FalconMambaConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
 )
 
+from dtufc import files
+from dtufc.errors import UserError
 from dtufc.feature import find_machine_config
 from dtufc.machines.command import parse_options
 from dtufc.machines.dinov3 import dinov3
@@ -21,7 +30,11 @@ from dtufc.machines.machine import StateMachine
 from dtufc.machines.mamba import mamba
 from dtufc.machines.mamba.halves import MambaMachine
 from dtufc.machines.qwen3.qwen3 import ContinuedOptions
+from dtufc.machines.sources.speech import Speech, read_wave
 from dtufc.machines.tiny import llama3_training
+from dtufc.machines.whisper import whisper
+from dtufc.machines.whisper.halves import WhisperMachine
+from dtufc.machines.whisper.whisper import WhisperOptions
 from dtufc.states import load_machine_facts, mismatch
 
 
@@ -125,3 +138,86 @@ def test_dinov3(name, blocks, tmp_path):
     assert machine.predict(sample, state) == pytest.approx({"cosine": 1, "class_cosine": 1})
     dinov3.main(flags)
     assert (tmp_path / "dinov3").is_dir()
+
+
+def write_wave(path, seed, rate=16000):
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(2), file.setsampwidth(2), file.setframerate(rate)
+        file.writeframes((3000 * rng.standard_normal((rate // 2, 2))).astype("<i2").tobytes())
+
+
+def make_whisper(folder):
+    """A random Whisper with a tokenizer of single bytes."""
+    torch.manual_seed(1)
+    letters = {chr(code): code - 33 for code in range(33, 127)} | {"\u0120": 94}
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    vocabulary = letters | {token: 95 + number for number, token in enumerate(special)}
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[])
+    known = WhisperConfig(
+        vocab_size=len(vocabulary), d_model=16, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, num_mel_bins=80, max_target_positions=32, init_std=0.5,
+        pad_token_id=95, bos_token_id=95, eos_token_id=95, decoder_start_token_id=96,
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(known).eval()
+    model.generation_config.no_timestamps_token_id = 97
+    model.generation_config.is_multilingual = False
+    model.save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+    return model
+
+
+def test_whisper(tmp_path):
+    """The uncut model's text; the word error rate of it, from files to accuracy.json."""
+    whole = make_whisper(tmp_path / "model")
+    source = tmp_path / "whisper" / "asr" / "source"
+    for split, count in (("train", 2), ("validation", 1), ("test", 2)):
+        names = [f"clips/{split}{number}.wav" for number in range(count)]
+        for seed, name in enumerate(names):
+            write_wave(source / name, seed)
+        (source / f"{split}.txt").write_text("".join(f"{name}\tHello, you.\n" for name in names))
+    text = find_machine_config("whisper").read_text()
+    for old, new in (("1280", "16"), ("whisper-large-v3", str(tmp_path / "model")),
+                     ("  language: en\n", ""), ("float16", "float32")):  # fmt: skip
+        assert old in text
+        text = text.replace(old, new)
+    preset = tmp_path / "toy.yaml"
+    preset.write_text(text)
+    flags = ["--machine", str(preset), "--data_root", str(tmp_path), "--device", "cpu"]
+    options = parse_options(WhisperOptions, whisper.PRESET, [*flags, "--tokens", "8"], None)
+    machine = WhisperMachine(options)
+    sample = machine.samples("test")[0]
+    assert (sample.name, sample.label) == ("test0", "Hello, you.")
+    feature = machine.extract(sample)
+    assert load_machine_facts(preset).mismatch(feature) is None
+    made = whole.generate(machine.spectrum(sample), do_sample=False, num_beams=1, max_new_tokens=8)
+    wanted = machine.processor.batch_decode(made, skip_special_tokens=True)[0].strip()
+    assert machine.predict(sample, feature) == wanted
+    with pytest.raises(UserError, match=r"test0: 1499 tokens, the decoder takes 1500"):
+        machine.predict(sample, feature[:, :, :-1])
+    score = machine.score([sample, sample], ["hello you", "hello me"])
+    assert score.value == 0.25
+    assert [row["wer"] for row in score.rows] == [0.0, 0.5]
+    whisper.main([*flags, "--tokens", "4"])
+    judged = files.read_json(source.parent / "accuracy.json")
+    assert (judged["metric"], judged["samples"]) == ("wer", 2)
+
+
+def test_speech_files(tmp_path):
+    write_wave(tmp_path / "a.wav", 0, rate=8000)
+    assert read_wave(tmp_path / "a.wav", 8000).shape == (4000,)
+    with pytest.raises(UserError, match=r"a\.wav: 16 bits at 8000 Hz, expected 16 bits at 16000"):
+        read_wave(tmp_path / "a.wav", 16000)
+    (tmp_path / "b.wav").write_bytes(b"RIFF")
+    with pytest.raises(UserError, match=r"b\.wav: not a readable WAV file"):
+        read_wave(tmp_path / "b.wav", 16000)
+    for line, why in (("a.wav", "expected a WAV file"), ("a.wav\tx\na.wav\ty", "a is there twice")):
+        (tmp_path / "test.txt").write_text(line)
+        with pytest.raises(UserError, match=why):
+            Speech(tmp_path, {}, 0).utterances("test")
+    with pytest.raises(UserError, match=r"1 lines, counts asks for 2"):
+        (tmp_path / "test.txt").write_text("a.wav\tx")
+        Speech(tmp_path, {"test": 2}, 0).utterances("test")

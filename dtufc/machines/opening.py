@@ -19,6 +19,7 @@ CODE = {
     "qwen3/qwen3.py": ("qwen3:ContinuedOptions", "halves:ContinuedMachine"),
     "resnet50/cls.py": ("cls:ResNetOptions", "halves:ResNetMachine"),
     "sd3/sd3.py": ("sd3:DiffusionOptions", "halves:DiffusionMachine"),
+    "whisper/whisper.py": ("whisper:WhisperOptions", "halves:WhisperMachine"),
 }
 """Options and machine of each script below ``machines``, in the package's room of the same name."""
 
