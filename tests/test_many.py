@@ -117,7 +117,7 @@ def test_the_cut_changes_nothing(kind, tokenizer, tmp_path):
             expected = torch.cat([logits[0][-1:], logits[1]]).log_softmax(-1)
             assert torch.equal(machine.respond(sample, state), expected)
             assert machine.predict(sample, state)["kl"] == 0
-            assert machine.distance(expected, expected) == 0
+            assert machine.divergence(expected, expected) == 0
 
 
 def test_every_tensor_is_needed(toy):
@@ -129,7 +129,7 @@ def test_every_tensor_is_needed(toy):
     for name in TENSORS:
         noise = np.random.default_rng(0).normal(scale=state[name].std() / 2, size=state[name].shape)
         coded = machine.respond(sample, {**state, name: state[name] + noise.astype(np.float32)})
-        assert machine.distance(uncoded, coded) > 1e-5, name
+        assert machine.divergence(uncoded, coded) > 1e-5, name
     with pytest.raises(UserError, match=r"window00000: 11 tokens, the sample has 12"):
         machine.respond(sample, {name: x[:, :, :-1] for name, x in state.items()})
 
@@ -201,7 +201,7 @@ def test_sensitivity_is_a_finite_difference(toy):
             state = machine.extract(sample)
             x = round_tensor(state[name], facts[name], each["quality"] + 1)
             coded = machine.respond(sample, {**state, name: x})
-            damage += machine.distance(machine.respond(sample, state), coded)
+            damage += machine.divergence(machine.respond(sample, state), coded)
             error += float(((x - state[name]) ** 2).sum())
         assert damage / error == pytest.approx(each["sensitivity"], rel=1.0), name
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import SD3ControlNetModel, StableDiffusion3ControlNetPipeline
+from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     DINOv3ViTBackbone,
@@ -23,6 +25,9 @@ from dtufc import files
 from dtufc.errors import UserError
 from dtufc.feature import find_machine_config
 from dtufc.machines.command import parse_options
+from dtufc.machines.controlnet import controlnet
+from dtufc.machines.controlnet.controlnet import ControlOptions
+from dtufc.machines.controlnet.halves import ControlMachine
 from dtufc.machines.dinov3 import dinov3
 from dtufc.machines.dinov3.dinov3 import BlocksOptions
 from dtufc.machines.dinov3.halves import BlocksMachine
@@ -31,7 +36,7 @@ from dtufc.machines.mamba import mamba
 from dtufc.machines.mamba.halves import MambaMachine
 from dtufc.machines.qwen3.qwen3 import ContinuedOptions
 from dtufc.machines.sources.speech import Speech, read_wave
-from dtufc.machines.tiny import llama3_training
+from dtufc.machines.tiny import llama3_training, sd3_training, train_sd3
 from dtufc.machines.whisper import whisper
 from dtufc.machines.whisper.halves import WhisperMachine
 from dtufc.machines.whisper.whisper import WhisperOptions
@@ -55,11 +60,11 @@ def check_state(machine: StateMachine, preset, sample, least=1e-6):
     state = machine.extract(sample)
     assert mismatch(load_machine_facts(preset), state) is None
     uncoded = machine.respond(sample, state)
-    assert machine.distance(uncoded, uncoded) == 0
+    assert machine.divergence(uncoded, uncoded) == 0
     for name, x in state.items():
         noise = np.random.default_rng(0).normal(scale=x.std() / 2, size=x.shape)
         coded = machine.respond(sample, {**state, name: (x + noise).astype(x.dtype)})
-        assert machine.distance(uncoded, coded) > least, name
+        assert machine.divergence(uncoded, coded) > least, name
     return state, uncoded
 
 
@@ -221,3 +226,53 @@ def test_speech_files(tmp_path):
     with pytest.raises(UserError, match=r"1 lines, counts asks for 2"):
         (tmp_path / "test.txt").write_text("a.wav\tx")
         Speech(tmp_path, {"test": 2}, 0).utterances("test")
+
+
+@pytest.mark.parametrize("front_steps", [0, 1])
+def test_sd35_with_a_controlnet(front_steps, tmp_path):
+    """The same pixels as the uncut pipeline of diffusers, whichever half does the first step."""
+    torch.manual_seed(0)
+    cfg = train_sd3.TrainConfig(output=tmp_path / "model")
+    pipeline = sd3_training.build_pipeline(cfg, sd3_training.build_vae())
+    pipeline.save_pretrained(tmp_path / "model")
+    control = SD3ControlNetModel.from_transformer(
+        pipeline.transformer, num_layers=1, num_extra_conditioning_channels=0
+    )
+    torch.nn.init.normal_(control.pos_embed_input.proj.weight, std=0.3)
+    for block in control.controlnet_blocks:  # new ones are zero, and do nothing
+        torch.nn.init.normal_(block.weight, std=0.3)
+    control.save_pretrained(tmp_path / "control")
+    tensors = {
+        "latent": [1, 16, 4, 4], "prompt": [2, 1, None, None], "pooled": [1, 1, 2, None],
+        "control": [1, 16, 4, 4],
+    }  # fmt: skip
+    preset = write_preset(
+        tmp_path, "sd35_controlnet", tensors, checkpoint=str(tmp_path / "model"),
+        controlnet=str(tmp_path / "control"), source="world", dtype="float32", side=32, steps=2,
+        front_steps=front_steps, guidance=4.0, noise_seed=7, t5_tokens=1, judge="resnet",
+        judge_checkpoint="machines/tiny/resnet50", counts={"train": 1, "validation": 1, "test": 1},
+    )  # fmt: skip
+    preset.write_text(preset.read_text().replace("dtype: float16", "dtype: float32"))
+    flags = ["--machine", str(preset), "--data_root", str(tmp_path), "--device", "cpu"]
+    machine = ControlMachine(parse_options(ControlOptions, controlnet.PRESET, flags, None))
+    folder = tmp_path / "sd35" / "control" / "source" / "control"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        for sample in machine.samples(split):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{sample.name}.png")
+    sample = machine.samples("test")[0]
+    state, _ = check_state(machine, preset, sample, least=1e-9)
+    whole = StableDiffusion3ControlNetPipeline.from_pretrained(
+        tmp_path / "model", controlnet=control, text_encoder_3=None, tokenizer_3=None
+    )
+    torch.manual_seed(7)  # the pipeline draws the control latent from the common generator
+    image = whole(
+        sample.source[0], negative_prompt="", control_image=machine.control_picture(sample),
+        height=32, width=32, num_inference_steps=2, guidance_scale=4.0, max_sequence_length=1,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]  # fmt: skip
+    assert np.array_equal(machine.predict(sample, state), np.asarray(image))
+    with pytest.raises(UserError, match=r"front_steps: expected 0 \.\. 1, got 2"):
+        parse_options(ControlOptions, controlnet.PRESET, [*flags, "--front_steps", "2"], None)

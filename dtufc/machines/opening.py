@@ -10,6 +10,7 @@ from dtufc.machines.machine import Machine
 from dtufc.states import load_machine_facts
 
 CODE = {
+    "controlnet/controlnet.py": ("controlnet:ControlOptions", "halves:ControlMachine"),
     "dinov2/cls.py": ("cls:ClsOptions", "classification:ClsMachine"),
     "dinov2/dpt.py": ("dpt:DptOptions", "depth:DptMachine"),
     "dinov2/seg.py": ("seg:SegOptions", "segmentation:SegMachine"),

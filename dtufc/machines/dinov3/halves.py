@@ -110,7 +110,7 @@ class BlocksMachine(StateMachine):
             read.append(self.run_blocks(read[-1], places, options.blocks[-1] + 1, last)[-1])
         return torch.cat([model.norm(x) for x in read]).float()
 
-    def distance(self, uncoded: Tensor, coded: Tensor) -> float:
+    def divergence(self, uncoded: Tensor, coded: Tensor) -> float:
         """Squared error over the power of what a head reads."""
         return relative_error(uncoded, coded)
 
