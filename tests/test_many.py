@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -25,7 +26,7 @@ from dtufc.many import fit_many
 from dtufc.many.codec import load_state_codec, reach, state_codec_digest
 from dtufc.many.evaluate import States, facts_of
 from dtufc.many.sharing import share, unit_of
-from dtufc.paths import DataRoot
+from dtufc.paths import REPOSITORY, DataRoot
 from dtufc.report import page
 from dtufc.states import StateFacts, list_states, load_machine_facts, read_sample
 
@@ -360,6 +361,26 @@ def test_wrong_uses_are_refused(toy, codec_folder, tmp_path):
             load_state_codec(damaged)
 
 
+PAGE = (REPOSITORY / "docs/guide/many-tensors.md").read_text()
+
+
+def test_the_pages_snippet_runs(toy, codec_folder):
+    facts = load_machine_facts(toy / "toy.yaml")
+    state = read_sample(facts, toy / "toy" / "kv" / "feature_test", "window00000")
+    names = {"folder": codec_folder, "state": dict(state)}
+    exec(re.search(r"```python\n(.*?)```", PAGE, re.S)[1], names)
+    assert names["state"].keys() == state.keys()
+    assert not np.array_equal(names["state"]["hidden"], state["hidden"])
+
+
+def test_the_pages_yaml_is_a_machine(tmp_path):
+    (tmp_path / "my_model.py").write_text("")
+    (tmp_path / "my_model.yaml").write_text(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
+    facts = load_machine_facts(tmp_path / "my_model.yaml")
+    assert [facts.tensors["k0"].kind, *facts.tensors] == ["mine_kv@k0", "hidden", "k0", "v0"]
+
+
+@pytest.mark.slow
 def test_from_a_suite_to_the_report(toy, tmp_path):
     """The driver takes a state for one kind of feature, and a tensor alone for another."""
     root = tmp_path / "root"
