@@ -18,6 +18,7 @@ from dtufc.feature import (
     write_feature,
 )
 from dtufc.paths import CONFIGS
+from dtufc.states import StateFacts, load_machine_facts
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -113,12 +114,18 @@ def test_write_is_all_or_nothing(tmp_path):
     "path", sorted((CONFIGS / "machines").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_machine_config_loads(path):
-    facts = load_facts(path)
-    assert load_facts(path.stem) == facts
-    shape = tuple(size or 3 for size in facts.shape)
-    facts.views.plane(shape)
-    assert facts.mismatch(np.zeros(shape, facts.dtype)) is None
-    assert "takes shape" in facts.mismatch(np.zeros((9, 9, 9, 9), facts.dtype))
+    machine = load_machine_facts(path)
+    assert load_machine_facts(path.stem) == machine
+    if isinstance(machine, StateFacts):
+        kinds = {f"{path.stem}@{name}": facts for name, facts in machine.tensors.items()}
+    else:
+        kinds = {path.stem: machine}
+    for name, facts in kinds.items():
+        assert load_facts(name) == facts
+        shape = tuple(size or 3 for size in facts.shape)
+        facts.views.plane(shape)
+        assert facts.mismatch(np.zeros(shape, facts.dtype)) is None
+        assert "takes shape" in facts.mismatch(np.zeros((9, 9, 9, 9), facts.dtype))
 
 
 def test_bad_facts_name_the_key(tmp_path):

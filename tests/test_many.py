@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -25,7 +26,7 @@ from dtufc.many import fit_many
 from dtufc.many.codec import load_state_codec, reach, state_codec_digest
 from dtufc.many.evaluate import States, facts_of
 from dtufc.many.sharing import share, unit_of
-from dtufc.paths import DataRoot
+from dtufc.paths import REPOSITORY, DataRoot
 from dtufc.report import page
 from dtufc.states import StateFacts, list_states, load_machine_facts, read_sample
 
@@ -117,7 +118,7 @@ def test_the_cut_changes_nothing(kind, tokenizer, tmp_path):
             expected = torch.cat([logits[0][-1:], logits[1]]).log_softmax(-1)
             assert torch.equal(machine.respond(sample, state), expected)
             assert machine.predict(sample, state)["kl"] == 0
-            assert machine.distance(expected, expected) == 0
+            assert machine.divergence(expected, expected) == 0
 
 
 def test_every_tensor_is_needed(toy):
@@ -127,8 +128,9 @@ def test_every_tensor_is_needed(toy):
     state = machine.extract(sample)
     uncoded = machine.respond(sample, state)
     for name in TENSORS:
-        coded = machine.respond(sample, {**state, name: state[name] * 0.5})
-        assert machine.distance(uncoded, coded) > 1e-5, name
+        noise = np.random.default_rng(0).normal(scale=state[name].std() / 2, size=state[name].shape)
+        coded = machine.respond(sample, {**state, name: state[name] + noise.astype(np.float32)})
+        assert machine.divergence(uncoded, coded) > 1e-5, name
     with pytest.raises(UserError, match=r"window00000: 11 tokens, the sample has 12"):
         machine.respond(sample, {name: x[:, :, :-1] for name, x in state.items()})
 
@@ -169,14 +171,14 @@ def test_extraction_resumes_tensor_by_tensor(toy, capsys):
     root = toy / "toy" / "kv"
     facts = load_machine_facts(toy / "toy.yaml")
     assert files.read_json(root / "extracted.json") == {"train": 8, "validation": 2, "test": 3}
-    assert list_states(facts, root / "feature_test") == [f"window{n:05d}" for n in range(10, 13)]
+    assert list_states(facts, root / "feature_test") == [f"window{n:05d}" for n in range(3)]
     measured = (root / "sensitivity.json").stat().st_mtime_ns
-    lost = root / "feature_test" / "v1" / "window00011.npy"
+    lost = root / "feature_test" / "v1" / "window00001.npy"
     whole = lost.read_bytes()
     lost.unlink()
-    with pytest.raises(FeatureError, match=r"window00011\.npy is not there of both hidden and v1"):
+    with pytest.raises(FeatureError, match=r"window00001\.npy is not there of both hidden and v1"):
         list_states(facts, root / "feature_test")
-    with pytest.raises(SystemExit, match=r"1 of 15 test features are missing, .*v1/window00011"):
+    with pytest.raises(SystemExit, match=r"1 of 15 test features are missing, .*v1/window00001"):
         qwen3.main(
             ["--machine", str(toy / "toy.yaml"), "--data_root", str(toy), "--mode", "evaluate"]
         )
@@ -200,7 +202,7 @@ def test_sensitivity_is_a_finite_difference(toy):
             state = machine.extract(sample)
             x = round_tensor(state[name], facts[name], each["quality"] + 1)
             coded = machine.respond(sample, {**state, name: x})
-            damage += machine.distance(machine.respond(sample, state), coded)
+            damage += machine.divergence(machine.respond(sample, state), coded)
             error += float(((x - state[name]) ** 2).sum())
         assert damage / error == pytest.approx(each["sensitivity"], rel=1.0), name
 
@@ -239,12 +241,12 @@ def test_fit_and_evaluate_a_state(toy, codec_folder, tmp_path, capsys):
     assert summary["nmse_pooled"] == pytest.approx(weighted / summary["points"])
 
     assert cfg.why_not_made() is None
-    stream = tmp_path / "out" / "bitstreams" / "k0" / "window00010.ufc"
+    stream = tmp_path / "out" / "bitstreams" / "k0" / "window00000.ufc"
     stream.unlink()
     (tmp_path / "out" / "summary.json").unlink()
-    kept = (tmp_path / "out" / "bitstreams" / "k0" / "window00011.ufc").stat().st_mtime_ns
+    kept = (tmp_path / "out" / "bitstreams" / "k0" / "window00001.ufc").stat().st_mtime_ns
     assert evaluate.evaluate(cfg)["bytes"] == summary["bytes"]
-    assert (tmp_path / "out/bitstreams/k0/window00011.ufc").stat().st_mtime_ns == kept
+    assert (tmp_path / "out/bitstreams/k0/window00001.ufc").stat().st_mtime_ns == kept
 
     decoded = tmp_path / "out" / "decoded"
     flags = ["--machine", str(toy / "toy.yaml"), "--data_root", str(toy), "--mode", "evaluate"]
@@ -254,9 +256,9 @@ def test_fit_and_evaluate_a_state(toy, codec_folder, tmp_path, capsys):
     assert 0 < judged["others"]["kl"] < 1
     record = tmp_path / "out" / "accuracy.json"
     assert accuracy.why_not_judged(record, toy / "toy.yaml", decoded) is None
-    x = np.load(decoded / "v1" / "window00010.npy")
-    np.save(decoded / "v1" / "window00010.npy", x + 1)
-    assert "v1/window00010.npy has changed" in accuracy.why_not_judged(
+    x = np.load(decoded / "v1" / "window00000.npy")
+    np.save(decoded / "v1" / "window00000.npy", x + 1)
+    assert "v1/window00000.npy has changed" in accuracy.why_not_judged(
         record, toy / "toy.yaml", decoded
     )
 
@@ -265,7 +267,7 @@ def test_each_tensors_codec_stands_alone(toy, codec_folder):
     """A tensor's bitstream is one of its own codec, and decodes with it."""
     codec = load_state_codec(codec_folder).at_quality(2)
     facts = load_machine_facts(toy / "toy.yaml")
-    state = read_sample(facts, toy / "toy" / "kv" / "feature_test", "window00010")
+    state = read_sample(facts, toy / "toy" / "kv" / "feature_test", "window00000")
     streams = codec.encode(state)
     decoded = codec.decode(streams)
     for name, x in state.items():
@@ -359,6 +361,26 @@ def test_wrong_uses_are_refused(toy, codec_folder, tmp_path):
             load_state_codec(damaged)
 
 
+PAGE = (REPOSITORY / "docs/guide/many-tensors.md").read_text()
+
+
+def test_the_pages_snippet_runs(toy, codec_folder):
+    facts = load_machine_facts(toy / "toy.yaml")
+    state = read_sample(facts, toy / "toy" / "kv" / "feature_test", "window00000")
+    names = {"folder": codec_folder, "state": dict(state)}
+    exec(re.search(r"```python\n(.*?)```", PAGE, re.S)[1], names)
+    assert names["state"].keys() == state.keys()
+    assert not np.array_equal(names["state"]["hidden"], state["hidden"])
+
+
+def test_the_pages_yaml_is_a_machine(tmp_path):
+    (tmp_path / "my_model.py").write_text("")
+    (tmp_path / "my_model.yaml").write_text(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
+    facts = load_machine_facts(tmp_path / "my_model.yaml")
+    assert [facts.tensors["k0"].kind, *facts.tensors] == ["mine_kv@k0", "hidden", "k0", "v0"]
+
+
+@pytest.mark.slow
 def test_from_a_suite_to_the_report(toy, tmp_path):
     """The driver takes a state for one kind of feature, and a tensor alone for another."""
     root = tmp_path / "root"

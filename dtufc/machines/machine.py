@@ -120,7 +120,7 @@ class StateMachine(Machine):
         embeddings, a latent."""
 
     @abstractmethod
-    def distance(self, uncoded: Any, coded: Any) -> float:
+    def divergence(self, uncoded: Any, coded: Any) -> float:
         """How far the response to a coded state is from that to the uncoded one: 0 where they are equal,
         about the square of small errors, and 1 for a large one. KL divergence in nats, or the squared
         error over the power."""

@@ -10,14 +10,17 @@ from dtufc.machines.machine import Machine
 from dtufc.states import load_machine_facts
 
 CODE = {
+    "controlnet/controlnet.py": ("controlnet:ControlOptions", "halves:ControlMachine"),
     "dinov2/cls.py": ("cls:ClsOptions", "classification:ClsMachine"),
     "dinov2/dpt.py": ("dpt:DptOptions", "depth:DptMachine"),
     "dinov2/seg.py": ("seg:SegOptions", "segmentation:SegMachine"),
+    "dinov3/dinov3.py": ("dinov3:BlocksOptions", "halves:BlocksMachine"),
     "llama3/llama3.py": ("llama3:LlamaOptions", "halves:LlamaMachine"),
     "mamba/mamba.py": ("mamba:ContinuedOptions", "halves:MambaMachine"),
     "qwen3/qwen3.py": ("qwen3:ContinuedOptions", "halves:ContinuedMachine"),
     "resnet50/cls.py": ("cls:ResNetOptions", "halves:ResNetMachine"),
     "sd3/sd3.py": ("sd3:DiffusionOptions", "halves:DiffusionMachine"),
+    "whisper/whisper.py": ("whisper:WhisperOptions", "halves:WhisperMachine"),
 }
 """Options and machine of each script below ``machines``, in the package's room of the same name."""
 

@@ -25,7 +25,7 @@ from dtufc.paths import SENSITIVITY_JSON
 
 LIMIT = 0.05
 """Distance of a response at most; its meaning is the machine's, see
-:meth:`dtufc.machines.machine.StateMachine.distance`."""
+:meth:`dtufc.machines.machine.StateMachine.divergence`."""
 START, COARSEST, FINEST = 2, -1, 14
 """log2 of a tensor's standard deviation over the step."""
 
@@ -58,7 +58,7 @@ def measure_tensors(
             for sample, state, response in zip(samples, states, responses, strict=True):
                 rounded = round_tensor(state[name], each, quality)
                 coded = machine.respond(sample, {**state, name: rounded})
-                distance += machine.distance(response, coded)
+                distance += machine.divergence(response, coded)
                 error += float(np.sum((rounded.astype(np.float64) - state[name]) ** 2))
             count = len(samples)
             return {

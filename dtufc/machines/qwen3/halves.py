@@ -86,7 +86,7 @@ class ContinuedMachine(LlamaMachine, StateMachine):
     def predict(self, sample: Sample, state: State) -> Any:
         return self.task.predict(sample, [self.respond(sample, state)])
 
-    def distance(self, uncoded: Tensor, coded: Tensor) -> float:
+    def divergence(self, uncoded: Tensor, coded: Tensor) -> float:
         """KL divergence per token, nats."""
         kl = torch.nn.functional.kl_div(coded, uncoded, reduction="none", log_target=True)
         return float(kl.double().sum() / len(uncoded))

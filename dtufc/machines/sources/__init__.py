@@ -30,6 +30,7 @@ SOURCES = {
     "captions": Entry("coco:Coco", ("captions",)),
     "imagenet": Entry("imagenet:Imagenet", ("labelled_pictures",)),
     "nyu": Entry("nyu:Nyu", ("depth_pictures",)),
+    "speech": Entry("speech:Speech", ("utterances",)),
     "text": Entry("text:TextFiles", ("texts",)),
     "world": Entry(
         "world:World", ("questions", "masked_pictures", "captions", "labelled_pictures")

@@ -73,6 +73,17 @@ class DepthPicture:
     there."""
 
 
+@dataclass(frozen=True)
+class Utterance:
+    """Something that is said; it is read when it is called."""
+
+    name: str
+    text: str
+    """What is said."""
+    wave: Callable[[int], np.ndarray]
+    """(samples per second) -> (samples,) float32 in -1..1; FileNotFoundError where it is not there."""
+
+
 class Source(ABC):
     """Samples of the splits train, validation and test, in a fixed order; no name comes twice.
 
@@ -129,3 +140,8 @@ class LabelledPictures(Source):
 class DepthPictures(Source):
     @abstractmethod
     def depth_pictures(self, split: Split) -> list[DepthPicture]: ...
+
+
+class Utterances(Source):
+    @abstractmethod
+    def utterances(self, split: Split) -> list[Utterance]: ...
