@@ -78,8 +78,11 @@ def bench(cfg: LinkBenchConfig) -> tuple[list[LinkRow], list[CheckRow]]:
         used |= own.keys()
         for part in parts_of(machine, name, cfg):
             coders = [*_coders(part, own, cfg)]
-            plain = measure(part, coders[0], computer)
-            found = [plain, *(measure(part, coder, computer) for coder in coders[1:])]
+            found = []
+            for coder in coders:
+                torch.set_num_threads(cfg.threads)  # another library may have set its own
+                found.append(measure(part, coder, computer))
+            plain = found[0]
             rows += [row.beside(plain) for row in found]
             checks += check(part, coders, found, cfg)
     if unused := further.keys() - used:
