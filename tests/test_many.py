@@ -345,7 +345,7 @@ def test_wrong_uses_are_refused(toy, codec_folder, tmp_path):
     shutil.copytree(root / "feature_test", tmp_path / "own" / "decoded")
     with pytest.raises(SystemExit, match=r"decoded holds features, but no run of evaluate\.py"):
         evaluate.main([*argv, "--output", str(tmp_path / "own")])
-    with pytest.raises(SystemExit, match=r"feature_test/k0: no such file or folder"):
+    with pytest.raises(SystemExit, match=r"feature_test/hidden: no such file or folder"):
         evaluate.main(
             ["--codec", str(codec_folder), "--features", str(tmp_path / "feature_test"), "--output",
              str(tmp_path / "out")]
