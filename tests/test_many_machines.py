@@ -263,7 +263,9 @@ def test_sd35_with_a_controlnet(front_steps, tmp_path):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{sample.name}.png")
     sample = machine.samples("test")[0]
-    state, _ = check_state(machine, preset, sample, least=1e-12)  # random weights heed captions little
+    state, _ = check_state(
+        machine, preset, sample, least=1e-12
+    )  # random weights heed captions little
     whole = StableDiffusion3ControlNetPipeline.from_pretrained(
         tmp_path / "model", controlnet=control, text_encoder_3=None, tokenizer_3=None
     )
