@@ -331,8 +331,9 @@ def test_a_fit_resumes_and_follows_its_inputs(toy, codec_folder, tmp_path, capsy
     wrong.write_text(json.dumps({"tensors": {"k0": {}}}))
     with pytest.raises(SystemExit, match=r"wrong\.json: expected the sensitivities of \['hidden'"):
         fit_many.main(fit_argv(toy, folder, "--sensitivity", str(wrong)))
-    with pytest.raises(SystemExit, match=r"codec: expected one that is fitted and has any rate"):
+    with pytest.raises(SystemExit):
         fit_many.main(fit_argv(toy, folder, "--codec", "elic"))
+    assert "codec: expected one that is fitted and has any rate" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"resnet50_tiny has one tensor; fit klt to it alone"):
         fit_many.main(fit_argv(toy, folder, "--machine", "resnet50_tiny"))
 
@@ -345,7 +346,7 @@ def test_wrong_uses_are_refused(toy, codec_folder, tmp_path):
     shutil.copytree(root / "feature_test", tmp_path / "own" / "decoded")
     with pytest.raises(SystemExit, match=r"decoded holds features, but no run of evaluate\.py"):
         evaluate.main([*argv, "--output", str(tmp_path / "own")])
-    with pytest.raises(SystemExit, match=r"feature_test/k0: no such file or folder"):
+    with pytest.raises(SystemExit, match=r"feature_test/hidden: no such file or folder"):
         evaluate.main(
             ["--codec", str(codec_folder), "--features", str(tmp_path / "feature_test"), "--output",
              str(tmp_path / "out")]

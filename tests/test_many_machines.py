@@ -229,11 +229,15 @@ def test_speech_files(tmp_path):
 
 
 @pytest.mark.parametrize("front_steps", [0, 1])
-def test_sd35_with_a_controlnet(front_steps, tmp_path):
-    """The same pixels as the uncut pipeline of diffusers, whichever half does the first step."""
+def test_sd35_with_a_controlnet(front_steps, tmp_path, capsys):
+    """The pixels of the uncut pipeline of diffusers, whichever half does the first step, of a VAE whose
+    latents hardly vary: the pipeline draws the control latent twice, the machine once."""
     torch.manual_seed(0)
     cfg = train_sd3.TrainConfig(output=tmp_path / "model")
     pipeline = sd3_training.build_pipeline(cfg, sd3_training.build_vae())
+    last = pipeline.vae.encoder.conv_out  # means, then logarithms of variances
+    torch.nn.init.zeros_(last.weight[16:])
+    torch.nn.init.constant_(last.bias[16:], -30)
     pipeline.save_pretrained(tmp_path / "model")
     control = SD3ControlNetModel.from_transformer(
         pipeline.transformer, num_layers=1, num_extra_conditioning_channels=0
@@ -263,16 +267,20 @@ def test_sd35_with_a_controlnet(front_steps, tmp_path):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{sample.name}.png")
     sample = machine.samples("test")[0]
-    state, _ = check_state(machine, preset, sample, least=1e-9)
+    state, _ = check_state(
+        machine, preset, sample, least=1e-12
+    )  # random weights heed captions little
     whole = StableDiffusion3ControlNetPipeline.from_pretrained(
         tmp_path / "model", controlnet=control, text_encoder_3=None, tokenizer_3=None
     )
-    torch.manual_seed(7)  # the pipeline draws the control latent from the common generator
     image = whole(
         sample.source[0], negative_prompt="", control_image=machine.control_picture(sample),
         height=32, width=32, num_inference_steps=2, guidance_scale=4.0, max_sequence_length=1,
         generator=torch.Generator().manual_seed(7),
     ).images[0]  # fmt: skip
-    assert np.array_equal(machine.predict(sample, state), np.asarray(image))
-    with pytest.raises(UserError, match=r"front_steps: expected 0 \.\. 1, got 2"):
+    found = machine.predict(sample, state).astype(int)
+    assert np.abs(found - np.asarray(image)).max() <= 1
+    assert found.std() > 5
+    with pytest.raises(SystemExit):
         parse_options(ControlOptions, controlnet.PRESET, [*flags, "--front_steps", "2"], None)
+    assert "front_steps: expected 0 .. 1, got 2" in capsys.readouterr().err
