@@ -135,14 +135,19 @@ def _evaluate(cfg: EvaluateConfig, codec: Codec, paths: Sequence[Path]) -> dict[
 
     # one coder: seconds of a feature that is coded alone
     coded = overlap(paths, read_feature, code)
-    for path, (row, decoded) in progress(coded, "evaluate", len(paths)):
-        rows.append(row)
-        if decoded is not None:
-            write_feature(cfg.output / DECODED / f"{path.stem}.npy", decoded)
+    try:
+        for path, (row, decoded) in progress(coded, "evaluate", len(paths)):
+            if decoded is not None:
+                write_feature(cfg.output / DECODED / f"{path.stem}.npy", decoded)
+            rows.append(row)
             if time.perf_counter() - written > ROWS_PERIOD:
                 records.write_rows(table, rows)
                 written = time.perf_counter()
             run.update()
+    except BaseException:
+        if rows:
+            records.write_rows(table, rows)
+        raise
     if tokens:
         rows = [
             _with_token_error(cfg, tokens, path, row) for path, row in zip(paths, rows, strict=True)

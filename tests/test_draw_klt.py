@@ -15,6 +15,7 @@ from dtufc.paths import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
 import draw_klt
+from benches import draw_klt as drawing
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def codec():
 def test_a_token_is_followed_to_its_end(codec):
     coded, draw = codec
     x = draw(30)
-    token = draw_klt.follow(coded, x, 7)
+    token = drawing.follow(coded, x, 7)
     assert np.array_equal(token.x, x[0, 0, 7])
     decoded = coded.decode(coded.encode(x[:, :, 7:8]))
     np.testing.assert_allclose(token.decoded, decoded[0, 0, 0], rtol=1e-5, atol=1e-5)
@@ -58,4 +59,4 @@ def test_other_codecs_are_refused():
     from dtufc.codec import load_codec
 
     with pytest.raises(UserError, match="expected a klt codec of tokens, of format 2"):
-        draw_klt.follow(load_codec("klt_llama3_tiny"), np.zeros((1, 1, 4, 64), np.float32), 0)
+        drawing.follow(load_codec("klt_llama3_tiny"), np.zeros((1, 1, 4, 64), np.float32), 0)

@@ -19,6 +19,7 @@ from dtufc.machines.llama3.llama3 import LlamaOptions
 from dtufc.machines.resnet50.cls import ResNetOptions
 from dtufc.machines.sd3.sd3 import DiffusionOptions
 from dtufc.machines.sources.lists import read_lines, read_picture
+from dtufc.machines.whisper.whisper import WhisperOptions
 from dtufc.paths import PACKAGE
 
 SORTS = {
@@ -28,11 +29,13 @@ SORTS = {
     "captions": (DiffusionOptions, ("captions", "world")),
     "labelled_pictures": (ResNetOptions, ("imagenet", "world", "plain_world")),
     "depth_pictures": (DptOptions, ("nyu", "plain_world")),
+    "utterances": (WhisperOptions, ("speech",)),
 }
 MODULES = [
     "llama3/llama3.py", "llama3/halves.py", "dinov2/seg.py", "dinov2/segmentation.py", "dinov2/cls.py",
     "dinov2/classification.py", "dinov2/dpt.py", "dinov2/depth.py", "dinov2/halves.py", "sd3/sd3.py",
-    "sd3/halves.py", "sd3/judges.py", "resnet50/cls.py", "resnet50/halves.py",
+    "sd3/halves.py", "sd3/judges.py", "resnet50/cls.py", "resnet50/halves.py", "whisper/whisper.py",
+    "whisper/halves.py",
 ]  # fmt: skip
 
 
@@ -42,7 +45,7 @@ def test_a_source_provides_what_the_table_says(name, tmp_path):
     provided = {sort for sort in SORTS if hasattr(source, sort)}
     assert provided == set(sources.SOURCES[name].provides)
     assert source.inputs("test") == []  # no files are there
-    told = r"counts: the world|test\.txt: missing.*(scripts/prepare_|--texts)"
+    told = r"counts: the world|test\.txt: missing.*(scripts/prepare_|--texts|each line names)"
     for sort in provided:
         error = UserError if "world" in name else FileNotFoundError
         with pytest.raises(error, match=told):

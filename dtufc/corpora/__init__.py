@@ -9,6 +9,14 @@ A corpus is a folder of shards, ``shard-00000.ufs`` and on, each a stream file o
 (:mod:`dtufc.streams`), and ``corpus.json``, which is written last and says what there is.
 """
 
-from dtufc.corpora.dataset import Corpus
+from typing import Any
 
 __all__ = ["Corpus"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dtufc.corpora.dataset import Corpus  # torch, for those who ask for it
+
+    return Corpus

@@ -12,7 +12,15 @@ evaluate_kv, evaluate, rivals   divergence and rate, beside what one would take 
 lmcache_serde     LMCache's interface
 """
 
-from dtufc.kv.codec import KvCodec, KvDecoder, KvEncoder, load_kv
-from dtufc.kv.container import KvLimits
+import importlib
+from typing import Any
 
 __all__ = ["KvCodec", "KvDecoder", "KvEncoder", "KvLimits", "load_kv"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # torch and kernels, for those who ask for them
+    module = "dtufc.kv.container" if name == "KvLimits" else "dtufc.kv.codec"
+    return getattr(importlib.import_module(module), name)
