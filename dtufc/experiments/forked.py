@@ -18,8 +18,6 @@ from dtufc.paths import PACKAGE
 PRELOADED = ["torch", "scipy.stats", "dtufc.evaluate", "dtufc.rans", "dtufc.klt.codec",
              "dtufc.CompressAI.codec"]  # fmt: skip
 """Imported before the first command; none of it starts threads."""
-SHORT = ("dtufc.transform.nonlinear_transform", "dtufc.transform.generate_data", "dtufc.evaluate")
-"""Commands that take little longer than their imports."""
 THREADS = "OMP_NUM_THREADS"
 _machines: set[str] = set()
 

@@ -1,12 +1,12 @@
 """Streams: a session is opened once, and then frames carry the next rows of named tensors::
 
-    encoder = open_session({"k": codec_k, "v": codec_v}, model="...", split="...") data =
-    encoder.append({"k": k, "v": v})       # bytes of a frame; the first ones begin with the header
+    encoder = open_session({"k": codec_k, "v": codec_v}, model="...", split="...")
+    data = encoder.append({"k": k, "v": v})       # bytes of a frame; the first begin with the header
     data += encoder.close()
 
-    decoder = StreamDecoder([codec_k, codec_v]) rows = decoder.feed(data)                     # {"k":
-    ..., "v": ...}; the bytes may come in any pieces decoder.finish()                              #
-    says whether the session is whole
+    decoder = StreamDecoder([codec_k, codec_v])
+    rows = decoder.feed(data)                     # {"k": ..., "v": ...}; bytes may come in any pieces
+    decoder.finish()                              # says whether the session is whole
 
     with write_stream(path, {"hidden": codec}) as writer:      # the same encoder, into a file
         writer.new_sample("first"); writer.append({"hidden": rows})
