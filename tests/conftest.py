@@ -121,9 +121,9 @@ def train_config(patches: Path, output: Path, codec: str = "hyperprior", **chang
         "codec": codec,
         "arch": asdict(ARCHS[codec]) if codec in ARCHS else {},
         "lambda_value": 0.05,
-        "epochs": 40,
+        "epochs": 16,
         "batch_size": 8,
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "schedule": "cosine",
         "device": "cpu",
     }

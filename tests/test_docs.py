@@ -35,6 +35,8 @@ TEXT = {path: path.read_text() for path in PAGES}
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
 PROGRAMS = ("python", "bash", "accelerate", "docker")
 ROOMS = "dtufc|coding|machines|configs|docker|docs|scripts|results|tests"
+# pages whose every block starts several processes; the tests of their commands always run
+SLOW_PAGES = ("corpora", "kv", "streaming")
 # what would take minutes is run with one epoch of one codec
 SHORTER = {
     "run_batch.py": [
@@ -188,9 +190,13 @@ def test_dry_runs_work_as_written():
 
 
 @pytest.mark.parametrize(
-    "page", [path for path in PAGES if any(mark == "run" for mark, _ in blocks(path, "bash"))],
-    ids=lambda path: path.stem,
-)  # fmt: skip
+    "page",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW_PAGES else ())
+        for path in PAGES
+        if any(mark == "run" for mark, _ in blocks(path, "bash"))
+    ],
+)
 def test_marked_blocks_run(page, toy, tmp_path):
     features = toy / "toy" / "hidden"
     places = {

@@ -37,7 +37,10 @@ def test_a_long_attack_with_folders_and_kills(tmp_path, capsys):
     assert ", 0 errors" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["cast", "klt", "hyperprior"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("klt", "hyperprior")]
+
+
+@pytest.mark.parametrize("name", ["cast", *SLOW])
 def test_no_hostile_folder_breaks_loading(name, tmp_path, capsys):
     fuzz.main(["--codec", name, "--parts", "folders", "--output", str(tmp_path / "errors")])
     assert ", 0 errors" in capsys.readouterr().out
