@@ -30,6 +30,8 @@ TABLES = [
     for suite in ("quickstart", "quickstart_dinov2")
 ]
 TRAINED_TABLE = Path("coded") / "tiny_kmeans10_bitdepth8.csv"
+COMPARED = Path("coded") / "retrained.csv"
+"""Below the data root: a row per :class:`Comparison`."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,10 @@ def quickstart(cfg: QuickstartConfig) -> None:
         print("\n== universal against task-specific")
         print(print_cross(CrossConfig(table=root / TRAINED_TABLE)))
         print("\n== shipped codecs and those trained anew")
-        print(records.format_table(compare(root)))
+        found = compare(root)
+        records.write_rows(root / COMPARED, found)
+        print(records.format_table(found))
+        print(root / COMPARED)
     plots = [path for table in TABLES for path in plot(PlotConfig(table=root / table))]
     print("\nplots:", *plots, sep="\n  ")
     print("\nreport:", write_report(root, root / "report", None), sep="\n  ")
