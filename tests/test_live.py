@@ -28,6 +28,7 @@ from websockets.sync.server import serve as serve_websocket
 from dtufc.codec import load_codec
 from dtufc.errors import UserError
 from dtufc.live import ask, gate, link, serve, single
+from dtufc.live.app import ONE_BY_ONE
 from dtufc.live.backend import Backend, identify, raw_codec
 from dtufc.live.client import LiveClient, plain
 from dtufc.live.limits import LiveLimits
@@ -67,10 +68,10 @@ def backend(machine, codec):
 
 
 @contextmanager
-def serving(backend, token=None, **limits):
+def serving(backend, token=None, batching=ONE_BY_ONE, **limits):
     """A server in a thread -> (server, client); it must stop by itself, with nobody inside."""
     backend = Backend(backend.machine, backend.codecs[0], replace(backend.limits, **limits))
-    server = LiveServer(backend, token=token)
+    server = LiveServer(backend, token=token, batching=batching)
     thread = server.start()
     try:
         yield server, LiveClient(server.url, token)

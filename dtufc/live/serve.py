@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dtufc import config
 from dtufc.errors import UserError
+from dtufc.live.compute import Batching
 from dtufc.live.limits import LiveLimits
 
 
@@ -33,6 +34,11 @@ class ServeConfig(LiveLimits):
     """PEM file of the TLS certificate; needs --key."""
     key: Path | None = None
     """PEM file of its private key."""
+    batch: int = 1
+    """Steps of sessions, or posted features, that go through the back half together, at most."""
+    batch_wait_ms: float = 0
+    """How long one of them may wait for others to come; what comes while the back half is busy is taken
+    together anyway."""
     page: bool = False
     """Show a page at / where inputs are tried in a browser; it needs the front half here too, its memory
     and its time."""
@@ -41,8 +47,13 @@ class ServeConfig(LiveLimits):
         super().__post_init__()
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"port: expected 0 .. 65535, got {self.port}")
+        _ = self.batching  # raises where it is none
         if (self.certificate is None) != (self.key is None):
             raise UserError("certificate: --certificate and --key go together")
+
+    @property
+    def batching(self) -> Batching:
+        return Batching(self.batch, self.batch_wait_ms / 1000)
 
 
 def serve(cfg: ServeConfig) -> None:
@@ -68,7 +79,11 @@ def serve(cfg: ServeConfig) -> None:
 
         desk = Desk(backend)
         desk.warm_up()
-    server = LiveServer(backend, cfg.host, cfg.port, token, cfg.certificate, cfg.key, desk)
+    server = LiveServer(
+        backend, cfg.host, cfg.port, token, cfg.certificate, cfg.key, desk, cfg.batching
+    )
+    if cfg.batch > 1:
+        print(backend.tell_batches(cfg.batch))
     what = f"{backend.facts.kind}, codec {backend.codecs[0].id.hex()[:8]} or raw"
     print(f"{what}, at {server.url}", flush=True)
     server.listen()
