@@ -70,6 +70,7 @@ def make_app(
             "codec": backend.codecs[0].id.hex(),
             "inside": gate.inside,
             "most": gate.limits.sessions,
+            **backend.told_guard(),
         }
 
     @app.get("/metrics")

@@ -14,6 +14,7 @@ from dtufc.feature import FeatureFacts
 from dtufc.handcrafted.codec import CastCodec
 from dtufc.live import single
 from dtufc.live.compute import each_or_together, outcome
+from dtufc.live.guard import Guard
 from dtufc.live.limits import LiveLimits
 from dtufc.live.metrics import Metrics
 from dtufc.live.refusals import Refusal, of_bytes
@@ -54,11 +55,15 @@ def identify(machine: Any) -> dict[str, str]:
 class Backend:
     """The back half, its codecs and what it takes of a client.
 
+    Args:
+        guard: that clients are told to keep.
+
     Raises:
         UserError: the codec knows no such kind of feature, or a session could hold no token.
     """
 
-    def __init__(self, machine: Any, codec: Codec, limits: LiveLimits):
+    def __init__(self, machine: Any, codec: Codec, limits: LiveLimits, guard: Guard | None = None):
+        self.guard = guard
         self.machine, self.limits, self.facts = machine, limits, machine.options.facts
         if self.facts.kind not in [facts.kind for facts in codec.known]:
             known = [facts.kind for facts in codec.known]
@@ -85,6 +90,10 @@ class Backend:
         from dtufc.machines.llama3.together import why_alone
 
         return why_alone(self.machine)
+
+    def told_guard(self) -> dict[str, float]:
+        """What clients are told of the guard; nothing where there is none."""
+        return {} if self.guard is None else self.guard.told()
 
     def tell_batches(self, size: int) -> str:
         """What is computed together, in a line."""

@@ -4,14 +4,19 @@ Answers sessions of language models and single requests of the others, see ``doc
 SIGTERM and Ctrl+C let what is under way end.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtufc import config
 from dtufc.errors import UserError
 from dtufc.live.compute import Batching
 from dtufc.live.limits import LiveLimits
+
+if TYPE_CHECKING:
+    from dtufc.live.backend import Backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,9 @@ class ServeConfig(LiveLimits):
     batch_wait_ms: float = 0
     """How long one of them may wait for others to come; what comes while the back half is busy is taken
     together anyway."""
+    max_kl: float | None = None
+    """Tell clients to keep the KL divergence from the uncut language model at or below this, in nats per
+    token, by the codec's own curve; see kl_curve.py."""
     page: bool = False
     """Show a page at / where inputs are tried in a browser; it needs the front half here too, its memory
     and its time."""
@@ -47,6 +55,8 @@ class ServeConfig(LiveLimits):
         super().__post_init__()
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"port: expected 0 .. 65535, got {self.port}")
+        if self.max_kl is not None and not 0 < self.max_kl < math.inf:
+            raise UserError(f"max_kl: expected a number above 0, got {self.max_kl}")
         _ = self.batching  # raises where it is none
         if (self.certificate is None) != (self.key is None):
             raise UserError("certificate: --certificate and --key go together")
@@ -63,16 +73,12 @@ def serve(cfg: ServeConfig) -> None:
         FileNotFoundError, OSError, UserError: machine, codec, token, certificate or port are missing or
             do not fit together.
     """
-    from dtufc.codec import load_codec
-    from dtufc.live.backend import Backend
     from dtufc.live.gate import read_token
     from dtufc.live.server import LiveServer, check_exposure
-    from dtufc.machines.opening import open_machine
 
     token = read_token(cfg.token_file)
     check_exposure(cfg.host, token)
-    backend = Backend(open_machine(cfg.machine, cfg.options), load_codec(cfg.codec), cfg)
-    backend.warm_up()
+    backend = load_backend(cfg)
     desk = None
     if cfg.page:
         from dtufc.live.page.desk import Desk
@@ -88,6 +94,24 @@ def serve(cfg: ServeConfig) -> None:
     print(f"{what}, at {server.url}", flush=True)
     server.listen()
     print("stopped", flush=True)
+
+
+def load_backend(cfg: ServeConfig) -> "Backend":
+    """The back half with its codecs, ready for the first client.
+
+    Raises:
+        FileNotFoundError, UserError: as :func:`serve`.
+    """
+    from dtufc.codec import load_codec
+    from dtufc.live.backend import Backend
+    from dtufc.live.guard import Guard
+    from dtufc.machines.opening import open_machine
+
+    codec = load_codec(cfg.codec)
+    guard = None if cfg.max_kl is None else Guard.of_codec(codec, cfg.codec, cfg.max_kl)
+    backend = Backend(open_machine(cfg.machine, cfg.options), codec, cfg, guard)
+    backend.warm_up()
+    return backend
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -170,6 +170,7 @@ class Conversation:
             tokens=self.backend.most_tokens,
             frame_bytes=self.limits.frame_bytes,
             idle_seconds=self.limits.idle_seconds,
+            **self.backend.told_guard(),
         )
         pace = Pace(self.limits.frames_per_second)
         while not receiver.decoder.ended:
