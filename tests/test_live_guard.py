@@ -160,7 +160,7 @@ def test_a_server_tells_its_bound(machine, folder, argv):  # noqa: F811
         assert asked(server.url, argv, "--max_kl", "1e-4").why.endswith(
             "max_kl 0.0001 allows no less"
         )
-        with pytest.raises(UserError, match="too low; the server's max_kl 0.001 allows 3 and up"):
+        with pytest.raises(UserError, match=r"too low; the server's max_kl 0\.001 allows 3 and up"):
             asked(server.url, argv, "--quality", "2")
     finally:
         server.gate.stop()

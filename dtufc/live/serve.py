@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dtufc import config
 from dtufc.errors import UserError
@@ -47,6 +47,20 @@ class ServeConfig(LiveLimits):
     max_kl: float | None = None
     """Tell clients to keep the KL divergence from the uncut language model at or below this, in nats per
     token, by the codec's own curve; see kl_curve.py."""
+    engine: Literal["uvicorn", "ray"] = "uvicorn"
+    """uvicorn: one process. ray: replicas on a cluster, with Ray Serve."""
+    address: str | None = None
+    """With --engine ray: the cluster's address, or auto; null starts one on this machine."""
+    min_replicas: int = 1
+    """With --engine ray: replicas that are always there."""
+    max_replicas: int | None = None
+    """With --engine ray: replicas at most; null: min_replicas, so that none is added."""
+    sessions_per_replica: float = 16
+    """With --engine ray: sessions and requests per replica at which another one is started."""
+    replica_cpus: float = 1
+    """With --engine ray: CPUs that a replica reserves."""
+    replica_gpus: float = 0
+    """With --engine ray: GPUs that a replica reserves."""
     page: bool = False
     """Show a page at / where inputs are tried in a browser; it needs the front half here too, its memory
     and its time."""
@@ -57,9 +71,25 @@ class ServeConfig(LiveLimits):
             raise UserError(f"port: expected 0 .. 65535, got {self.port}")
         if self.max_kl is not None and not 0 < self.max_kl < math.inf:
             raise UserError(f"max_kl: expected a number above 0, got {self.max_kl}")
+        if not 1 <= self.min_replicas <= self.most_replicas:
+            raise UserError(
+                f"min_replicas, max_replicas: expected 1 <= min <= max, got {self.min_replicas} and "
+                f"{self.most_replicas}"
+            )
+        if self.sessions_per_replica <= 0:
+            raise UserError("sessions_per_replica: expected a number above 0")
+        if min(self.replica_cpus, self.replica_gpus) < 0:
+            raise UserError("replica_cpus, replica_gpus: expected 0 or more")
+        if self.engine == "uvicorn" and (self.address is not None or self.most_replicas > 1):
+            raise UserError("address, min_replicas, max_replicas: they go with --engine ray")
         _ = self.batching  # raises where it is none
         if (self.certificate is None) != (self.key is None):
             raise UserError("certificate: --certificate and --key go together")
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas at most."""
+        return self.min_replicas if self.max_replicas is None else self.max_replicas
 
     @property
     def batching(self) -> Batching:
@@ -78,6 +108,10 @@ def serve(cfg: ServeConfig) -> None:
 
     token = read_token(cfg.token_file)
     check_exposure(cfg.host, token)
+    if cfg.engine == "ray":
+        from dtufc.live.replicas import serve_replicas
+
+        return serve_replicas(cfg, token)
     backend = load_backend(cfg)
     desk = None
     if cfg.page:
