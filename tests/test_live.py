@@ -2,6 +2,7 @@
 and the others go on."""
 
 import contextlib
+import csv
 import json
 import os
 import pickle
@@ -684,9 +685,17 @@ def test_two_processes_with_tls_and_a_stop(machine, codec, rows, expected, tmp_p
 
 
 @pytest.mark.slow
-def test_load_with_clients_that_die(capsys):
-    load_live.main(["--sessions", "6", "--seconds", "8", "--deaths", "0.05", "--tokens", "20"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_load_with_clients_that_die(batch, capsys, tmp_path):
+    path = tmp_path / "load.csv"
+    argv = ["--sessions", "6", "--seconds", "8", "--deaths", "0.05", "--tokens", "20"]
+    load_live.main([*argv, "--every", "2", "--batch", str(batch), "--output", str(path)])
     names, _, values = (line.split() for line in capsys.readouterr().out.splitlines())
     row = dict(zip(names, map(float, values), strict=True))
     assert row["died"] > 2 and row["ended"] > 2
     assert row["wrong"] == row["lost"] == row["left"] == 0
+    moments = list(csv.DictReader(path.open()))
+    assert len(moments) > 3 and float(moments[-2]["inside"]) > 0
+    assert [float(moments[-1][key]) for key in ("inside", "wrong", "lost")] == [0, 0, 0]
+    assert float(moments[-1]["tokens"]) == row["tokens"]
+    assert (row["mean_batch"] > 1.2) == (batch > 1)
