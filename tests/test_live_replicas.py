@@ -60,12 +60,15 @@ def test_an_office_sums_what_its_replicas_count():
     text = office.text().decode()
     assert "dtufc_live_frames_total 9.0" in text and "dtufc_live_inside 2.0" in text
     assert 'replica="a"' not in text and office.present() == ["b"]
+    office.report("d", told(1.0, 1.0, 30.0), gone=True)
+    assert "dtufc_live_frames_total 10.0" in office.text().decode()
     now[0] = SILENT + 1  # one that died says nothing
     assert office.present() == [] and office.inside() == 0
-    assert "dtufc_live_frames_total 9.0" in office.text().decode()
+    assert "dtufc_live_frames_total 10.0" in office.text().decode()
     first = office.open()
     office.stop()
     assert office.report("c", []) is True
+    office.begin()
     assert office.open() == office.edition() == first + 1 and office.report("c", []) is False
 
 
@@ -215,6 +218,7 @@ def test_an_update_loses_no_session(start, machine, codec, rows, expected, tmp_p
     token = tmp_path / "token"
     token.write_text(TOKEN)
     flags = ["--min_replicas", "2", "--port", str(port), "--token_file", str(token)]
+    flags += ["--idle_seconds", "900"]  # starting replicas may take that long
     first = start(*flags)
     url = first.stdout.readline().split()[-1]
     assert url == f"http://127.0.0.1:{port}"

@@ -1,7 +1,7 @@
 """What the replicas of a server share: their counts, and whether they are to stop.
 
-Each replica reports once per second. A replica that ended keeps its counters here, so that sums never
-fall; its gauges are forgotten.
+Each replica reports once per second. Counters of a replica that ended are kept, so that sums never fall;
+its gauges are forgotten.
 """
 
 import time
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 SILENT = 10.0
 """Seconds without a report, after which a replica is taken for dead."""
@@ -58,11 +59,17 @@ class Office:
         self._clock = clock
         self._series: dict[str, list[Series]] = {}
         self._seen: dict[str, float] = {}
+        self._former: list[Series] = []
+        """Counters of replicas that ended."""
         self._edition, self._stopping = 0, False
 
+    def begin(self) -> None:
+        """Replicas are about to start: they let clients in."""
+        self._stopping = False
+
     def open(self) -> int:
-        """Somebody deploys -> the number of this deployment; the former one's driver is replaced."""
-        self._edition, self._stopping = self._edition + 1, False
+        """A deployment is there -> its number; the driver of the former one is replaced."""
+        self._edition += 1
         return self._edition
 
     def edition(self) -> int:
@@ -79,11 +86,13 @@ class Office:
         Args:
             gone: this is its last report.
         """
-        self._series[replica] = [Series(*each) for each in series]
+        told = [Series(*each) for each in series]
         if gone:
             self._seen.pop(replica, None)
+            self._series.pop(replica, None)
+            self._former = add_up([self._former, lasting(told)])
         else:
-            self._seen[replica] = self._clock()
+            self._series[replica], self._seen[replica] = told, self._clock()
         return self._stopping
 
     def present(self) -> list[str]:
@@ -93,38 +102,63 @@ class Office:
 
     def inside(self) -> int:
         """Sessions and requests under way, in all replicas."""
-        return int(sum(metric.samples[0].value for metric in self._sum() if metric.name == INSIDE))
+        return int(sum(each.samples[0][2] for each in self._sum() if each.name == INSIDE))
 
     def text(self) -> bytes:
         """The sums of all replicas, in Prometheus' text format."""
-        registry = CollectorRegistry()
-        office = self
+        metrics = []
+        for each in self._sum():
+            metrics.append(Metric(each.name, each.text, each.kind))
+            for name, labels, value in each.samples:
+                metrics[-1].add_sample(name, labels, value)
 
-        class Sums:
+        class Sums(Collector):
             def collect(self) -> Iterable[Metric]:
-                return office._sum()
+                return metrics
 
+        registry = CollectorRegistry()
         registry.register(Sums())
         return generate_latest(registry)
 
-    def _sum(self) -> list[Metric]:
+    def _sum(self) -> list[Series]:
         present = set(self.present())
-        metrics: dict[str, Metric] = {}
-        sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-        for replica, series in self._series.items():
-            for each in series:
-                of_process = each.name.startswith(PROCESS)
-                if replica not in present and (of_process or each.kind == "gauge"):
-                    continue
-                metrics.setdefault(each.name, Metric(each.name, each.text, each.kind))
-                found = sums.setdefault(each.name, {})
-                for name, labels, value in each.samples:
-                    told = labels | ({"replica": replica} if of_process else {})
-                    key = name, tuple(told.items())
-                    found[key] = found.get(key, 0.0) + value
-        for name, metric in metrics.items():
-            for (sample, labels), value in sums[name].items():
-                metric.add_sample(sample, dict(labels), value)
-        present_metric = Metric("dtufc_live_replicas", "Replicas that reported lately.", "gauge")
-        present_metric.add_sample("dtufc_live_replicas", {}, len(present))
-        return [*metrics.values(), present_metric]
+        told = [
+            named(series, replica) if replica in present else lasting(series)
+            for replica, series in self._series.items()
+        ]
+        replicas = "dtufc_live_replicas"
+        count = [(replicas, {}, float(len(present)))]
+        text = "Replicas that reported lately."
+        return [*add_up([self._former, *told]), Series(replicas, "gauge", text, count)]
+
+
+def lasting(series: Iterable[Series]) -> list[Series]:
+    """Without what is true of a running replica alone."""
+    return [each for each in series if each.kind != "gauge" and not each.name.startswith(PROCESS)]
+
+
+def named(series: Iterable[Series], replica: str) -> list[Series]:
+    """With the replica's name at what is told for each replica."""
+    return [
+        each._replace(samples=[(name, {**labels, "replica": replica}, value)
+                               for name, labels, value in each.samples])
+        if each.name.startswith(PROCESS) else each
+        for each in series
+    ]  # fmt: skip
+
+
+def add_up(told: Iterable[list[Series]]) -> list[Series]:
+    """Sums of the samples with the same name and labels."""
+    metrics: dict[str, Series] = {}
+    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for each in (each for series in told for each in series):
+        metrics.setdefault(each.name, each)
+        found = sums.setdefault(each.name, {})
+        for name, labels, value in each.samples:
+            key = name, tuple(labels.items())
+            found[key] = found.get(key, 0.0) + value
+    return [
+        each._replace(samples=[(name, dict(labels), value)
+                               for (name, labels), value in sums[key].items()])
+        for key, each in metrics.items()
+    ]  # fmt: skip

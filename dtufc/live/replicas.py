@@ -214,8 +214,14 @@ def serve_replicas(cfg: ServeConfig, token: str | None) -> None:
     check(cfg)
     cluster = connect(cfg.address)
     stopped = threading.Event()
+
+    def ask_to_stop(*_: Any) -> None:
+        if stopped.is_set():  # a second signal ends it at once
+            raise KeyboardInterrupt
+        stopped.set()
+
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: stopped.set())
+        signal.signal(each, ask_to_stop)
     try:
         _serve(resolve(cfg), token, cluster, stopped)
     finally:
@@ -251,11 +257,12 @@ def _serve(cfg: ServeConfig, token: str | None, cluster: Cluster, stopped: threa
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     office = cluster.office()
-    edition = cluster.ray.get(office.open.remote())
+    cluster.ray.get(office.begin.remote())
     try:
         serve.run(deployment(cfg, token, office), name=APP, route_prefix="/")
     except RuntimeError as error:
         raise UserError(f"the replicas do not start: {error}") from error
+    edition = cluster.ray.get(office.open.remote())
     url = wait_for_proxy(cfg, stopped)
     most = f" .. {cfg.most_replicas}" if cfg.most_replicas > cfg.min_replicas else ""
     print(f"{cfg.machine}, {cfg.min_replicas}{most} replicas, at {url}", flush=True)
@@ -281,7 +288,9 @@ def wait_for_proxy(cfg: ServeConfig, stopped: threading.Event) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(cfg.host, cfg.host)
     scheme = "https" if cfg.certificate else "http"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{cfg.port}"
-    unchecked = ssl._create_unverified_context() if cfg.certificate else None  # it is our own
+    unchecked = ssl.create_default_context() if cfg.certificate else None
+    if unchecked is not None:  # it is our own, and may be for another name than this machine's
+        unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
     end = time.monotonic() + ANSWERING
     while not stopped.wait(0.2):
         try:

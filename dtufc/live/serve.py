@@ -145,6 +145,8 @@ def load_backend(cfg: ServeConfig) -> "Backend":
     guard = None if cfg.max_kl is None else Guard.of_codec(codec, cfg.codec, cfg.max_kl)
     backend = Backend(open_machine(cfg.machine, cfg.options), codec, cfg, guard)
     backend.warm_up()
+    if cfg.batch > 1 and backend.language:
+        _ = backend.alone  # the machine is tried now, not at the first batch
     return backend
 
 

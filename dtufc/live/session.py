@@ -135,6 +135,8 @@ class Steps:
 
     def _batches(self, features: dict[int, np.ndarray]) -> list[list[int]]:
         """Places of frames that are computed together."""
+        if len(features) < 2:
+            return [[place] for place in features]
         single = [
             place for place, x in features.items() if x.shape[2] == 1 and not self.backend.alone
         ]
