@@ -90,7 +90,8 @@ def test_replicas_count_and_stop_together(codec, machine, rows, expected):  # no
     office = Office()
 
     async def play(tell):
-        made = [replicas.Replica(config_of(), TOKEN, Handle(office), name) for name in "ab"]
+        cfg = config_of("--stop_seconds", "600", "--idle_seconds", "600")
+        made = [replicas.Replica(cfg, TOKEN, Handle(office), name) for name in "ab"]
         tasks, urls = [], []
         for replica in made:
             listening = socket.create_server(("127.0.0.1", 0))
@@ -114,13 +115,10 @@ def test_replicas_count_and_stop_together(codec, machine, rows, expected):  # no
         assert [each.send(rows[0])["id"] for each in sessions] == [expected[0]] * 2
         with pytest.raises(Refusal, match="token: this server asks"):
             LiveClient(clients[0].url, TOKEN + "x").open(encoder_of(machine, codec))
-        wait_until(lambda: office.inside() == 2)
-        request = urllib.request.Request(
-            f"{clients[1].url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}
-        )
-        text = urllib.request.urlopen(request).read().decode()
-        assert "dtufc_live_frames_total 2.0" in text and "dtufc_live_replicas 2.0" in text
-        assert 'dtufc_live_refusals_total{code="token"} 1.0' in text
+        wait_until(lambda: "dtufc_live_frames_total 2.0" in metrics_of(clients[1].url))
+        wait_until(lambda: 'refusals_total{code="token"} 1.0' in metrics_of(clients[1].url))
+        text = metrics_of(clients[1].url)
+        assert "dtufc_live_inside 2.0" in text and "dtufc_live_replicas 2.0" in text
         assert len(re.findall(r"^process_resident_memory_bytes{", text, re.M)) == 2
         office.stop()
         wait_until(lambda: all(each.health()["status"] == "stopping" for each in clients))
@@ -218,7 +216,8 @@ def test_an_update_loses_no_session(start, machine, codec, rows, expected, tmp_p
     token = tmp_path / "token"
     token.write_text(TOKEN)
     flags = ["--min_replicas", "2", "--port", str(port), "--token_file", str(token)]
-    flags += ["--idle_seconds", "900"]  # starting replicas may take that long
+    # starting replicas may take that long
+    flags += ["--idle_seconds", "900", "--stop_seconds", "300"]
     first = start(*flags)
     url = first.stdout.readline().split()[-1]
     assert url == f"http://127.0.0.1:{port}"
@@ -227,8 +226,7 @@ def test_an_update_loses_no_session(start, machine, codec, rows, expected, tmp_p
         LiveClient(url, TOKEN + "x").open(encoder_of(machine, codec))
     sessions = [client.open(encoder_of(machine, codec)) for _ in range(6)]
     assert [each.send(rows[0])["id"] for each in sessions] == [expected[0]] * 6
-    text = metrics_of(url)
-    assert "dtufc_live_replicas 2.0" in text
+    wait_until(lambda: "dtufc_live_replicas 2.0" in metrics_of(url))
     second = start(*flags, "--batch", "4")
     answered = 0
     while second.poll() is None and not is_told(second):  # one token after the other meanwhile
@@ -237,7 +235,8 @@ def test_an_update_loses_no_session(start, machine, codec, rows, expected, tmp_p
             assert [each.send(rows[place])["id"] for each in sessions] == [expected[place]] * 6
         answered += 1
         time.sleep(1)
-    assert first.wait(120) == 0 and first.stdout.read() == "replaced\n"
+    assert first.wait(300) == 0 and first.stdout.read() == "replaced\n"
+    assert "dtufc_live_replicas 4.0" in metrics_of(url)  # two of them take nobody new
     young = client.open(encoder_of(machine, codec))  # on a new replica
     assert young.send(rows[0])["id"] == expected[0]
     for session in sessions:  # those on the old ones go on to their end
