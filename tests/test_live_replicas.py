@@ -50,26 +50,31 @@ def test_an_office_sums_what_its_replicas_count():
             Series("process_mib", "gauge", "Memory.", [("process_mib", {}, mib)]),
         ]  # fmt: skip
 
-    assert office.report("a", told(3.0, 1.0, 10.0)) is False
-    office.report("b", told(4.0, 2.0, 20.0))
+    assert office.report("a", 1, told(3.0, 1.0, 10.0)) is False
+    office.report("b", 2, told(4.0, 2.0, 20.0))
     text = office.text().decode()
     assert "dtufc_live_frames_total 7.0" in text and "dtufc_live_inside 3.0" in text
     assert 'process_mib{replica="a"} 10.0' in text and "dtufc_live_replicas 2.0" in text
     assert office.inside() == 3
-    office.report("a", told(5.0, 0.0, 10.0), gone=True)  # what it counted stays
+    office.report("a", 1, told(5.0, 0.0, 10.0), gone=True)  # what it counted stays
     text = office.text().decode()
     assert "dtufc_live_frames_total 9.0" in text and "dtufc_live_inside 2.0" in text
     assert 'replica="a"' not in text and office.present() == ["b"]
-    office.report("d", told(1.0, 1.0, 30.0), gone=True)
+    office.report("d", 1, told(1.0, 1.0, 30.0), gone=True)
     assert "dtufc_live_frames_total 10.0" in office.text().decode()
     now[0] = SILENT + 1  # one that died says nothing
     assert office.present() == [] and office.inside() == 0
     assert "dtufc_live_frames_total 10.0" in office.text().decode()
-    first = office.open()
+    first = office.begin()
+    office.open(first)
     office.stop()
-    assert office.report("c", []) is True
-    office.begin()
-    assert office.open() == office.edition() == first + 1 and office.report("c", []) is False
+    assert office.report("c", first, []) is True
+    second = office.begin()
+    assert office.current() == first != second  # until its replicas are there
+    assert office.report("c", first, []) is False and office.report("e", second, []) is False
+    assert (office.ready(first), office.ready(second)) == (1, 1)
+    office.open(second)
+    assert office.current() == second
 
 
 class Handle:
@@ -91,7 +96,7 @@ def test_replicas_count_and_stop_together(codec, machine, rows, expected):  # no
 
     async def play(tell):
         cfg = config_of("--stop_seconds", "600", "--idle_seconds", "600")
-        made = [replicas.Replica(cfg, TOKEN, Handle(office), name) for name in "ab"]
+        made = [replicas.Replica(cfg, TOKEN, Handle(office), 1, name) for name in "ab"]
         tasks, urls = [], []
         for replica in made:
             listening = socket.create_server(("127.0.0.1", 0))

@@ -61,26 +61,31 @@ class Office:
         self._seen: dict[str, float] = {}
         self._former: list[Series] = []
         """Counters of replicas that ended."""
-        self._edition, self._stopping = 0, False
+        self._editions: dict[str, int] = {}
+        self._begun, self._current, self._stopping = 0, 0, False
 
-    def begin(self) -> None:
-        """Replicas are about to start: they let clients in."""
-        self._stopping = False
+    def begin(self) -> int:
+        """Replicas are about to start -> the number of their deployment. They let clients in."""
+        self._begun, self._stopping = self._begun + 1, False
+        return self._begun
 
-    def open(self) -> int:
-        """A deployment is there -> its number; the driver of the former one is replaced."""
-        self._edition += 1
-        return self._edition
+    def open(self, edition: int) -> None:
+        """The replicas of a deployment are there; the driver of the former one is replaced."""
+        self._current = edition
 
-    def edition(self) -> int:
-        """Number of the last deployment."""
-        return self._edition
+    def current(self) -> int:
+        """Number of the deployment that was opened last."""
+        return self._current
+
+    def ready(self, edition: int) -> int:
+        """Replicas of a deployment that reported lately."""
+        return sum(self._editions[replica] == edition for replica in self.present())
 
     def stop(self) -> None:
         """All replicas are to let nobody in any more."""
         self._stopping = True
 
-    def report(self, replica: str, series: Iterable[Any], gone: bool = False) -> bool:
+    def report(self, replica: str, edition: int, series: Iterable[Any], gone: bool = False) -> bool:
         """A replica tells its counts -> whether it is to stop.
 
         Args:
@@ -90,9 +95,11 @@ class Office:
         if gone:
             self._seen.pop(replica, None)
             self._series.pop(replica, None)
+            self._editions.pop(replica, None)
             self._former = add_up([self._former, lasting(told)])
         else:
             self._series[replica], self._seen[replica] = told, self._clock()
+            self._editions[replica] = edition
         return self._stopping
 
     def present(self) -> list[str]:

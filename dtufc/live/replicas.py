@@ -53,11 +53,20 @@ class Replica:
 
     Args:
         office: handle of the actor that keeps an :class:`dtufc.live.office.Office`.
+        edition: the office's number of this deployment.
         name: of this replica, unique in the cluster.
     """
 
-    def __init__(self, cfg: ServeConfig, token: str | None, office: Any, name: str | None = None):
-        self.cfg, self.office, self.name = cfg, office, name or serve_name()
+    def __init__(
+        self,
+        cfg: ServeConfig,
+        token: str | None,
+        office: Any,
+        edition: int,
+        name: str | None = None,
+    ):
+        self.cfg, self.office, self.edition = cfg, office, edition
+        self.name = name or serve_name()
         self.gate, self.metrics = Gate(cfg, token), Metrics()
         self.backend = load_backend(cfg)
         self._watch = asyncio.get_running_loop().create_task(self._keep_watch())
@@ -75,7 +84,7 @@ class Replica:
 
     async def _report(self, gone: bool = False) -> None:
         series = [tuple(each) for each in read_series(self.metrics.registry)]
-        if await self.office.report.remote(self.name, series, gone):
+        if await self.office.report.remote(self.name, self.edition, series, gone):
             self.gate.stop()
 
     async def _keep_watch(self) -> None:
@@ -137,8 +146,8 @@ def check(cfg: ServeConfig) -> None:
             ) from error
 
 
-def deployment(cfg: ServeConfig, token: str | None, office: Any) -> Any:
-    """The application for ``ray.serve.run``."""
+def deployment(cfg: ServeConfig, token: str | None, office: Any, edition: int) -> Any:
+    """The application, as Ray Serve runs it."""
     from ray import serve
 
     many = {"num_replicas": cfg.min_replicas}
@@ -161,7 +170,7 @@ def deployment(cfg: ServeConfig, token: str | None, office: Any) -> Any:
         max_surge_percent=100,  # new replicas are there before the old ones let go
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    return made.bind(cfg, token, office)
+    return made.bind(cfg, token, office, edition)
 
 
 @dataclass(frozen=True)
@@ -243,6 +252,7 @@ def resolve(cfg: ServeConfig) -> ServeConfig:
 
 def _serve(cfg: ServeConfig, token: str | None, cluster: Cluster, stopped: threading.Event) -> None:
     from ray import serve
+    from ray.serve import RunTarget
 
     certificate, key = (path and str(path.resolve()) for path in (cfg.certificate, cfg.key))
     serve.start(
@@ -257,17 +267,22 @@ def _serve(cfg: ServeConfig, token: str | None, cluster: Cluster, stopped: threa
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     office = cluster.office()
-    cluster.ray.get(office.begin.remote())
-    try:
-        serve.run(deployment(cfg, token, office), name=APP, route_prefix="/")
-    except RuntimeError as error:
-        raise UserError(f"the replicas do not start: {error}") from error
-    edition = cluster.ray.get(office.open.remote())
+    edition = cluster.ray.get(office.begin.remote())
+    target = RunTarget(deployment(cfg, token, office, edition), name=APP, route_prefix="/")
+    # Ray itself would wait until the sessions of former replicas have ended, too
+    serve.run_many([target], wait_for_applications_running=False)
+    while cluster.ray.get(office.ready.remote(edition)) < cfg.min_replicas:
+        found = serve.status().applications[APP]
+        if found.status == "DEPLOY_FAILED":
+            raise UserError(f"the replicas do not start: {found.message}")
+        if stopped.wait(PERIOD):
+            break
+    cluster.ray.get(office.open.remote(edition))
     url = wait_for_proxy(cfg, stopped)
     most = f" .. {cfg.most_replicas}" if cfg.most_replicas > cfg.min_replicas else ""
     print(f"{cfg.machine}, {cfg.min_replicas}{most} replicas, at {url}", flush=True)
     while not stopped.wait(PERIOD):
-        if cluster.ray.get(office.edition.remote()) != edition:
+        if cluster.ray.get(office.current.remote()) != edition:
             print("replaced", flush=True)
             return
     cluster.ray.get(office.stop.remote())
