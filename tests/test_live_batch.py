@@ -1,6 +1,8 @@
 """Batches of the live server: answers are those of one at a time; what is wrong with one is its own."""
 
 import asyncio
+import base64
+import io
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_live import (  # noqa: F401  fixtures among them
     OPTIONS,
     backend,
@@ -34,7 +37,9 @@ from dtufc.live.talk import Talk
 from dtufc.machines.llama3 import together
 from dtufc.machines.llama3.generate import BackHalf, FrontHalf
 from dtufc.machines.llama3.together import logits_together, step_together, why_alone
+from dtufc.machines.machine import Sample
 from dtufc.machines.opening import open_machine
+from dtufc.machines.sources.source import LabelledPicture
 
 PROMPTS = ("A picture shows", "Which colour", "The small red disk and two large stars are")
 
@@ -270,11 +275,11 @@ def test_sessions_in_batches_give_the_same_tokens(backend, machine, codec, rows,
     assert total == 6 * len(rows) + 3 * 2 and steps < 0.7 * total
 
 
-TOLD = {"height": "112", "width": "112"}
 PRESETS = {
-    "resnet50_tiny": {}, "dinov2_tiny_cls": {}, "dinov2_tiny": TOLD, "dinov2_tiny_dpt": TOLD,
-    "sd3_tiny": {},
+    "resnet50_tiny": (112, 112), "dinov2_tiny_cls": (120, 120), "dinov2_tiny": (120, 140),
+    "dinov2_tiny_dpt": (120, 150), "sd3_tiny": (112, 112),
 }  # fmt: skip
+"""Height and width of the pictures."""
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -282,8 +287,11 @@ def test_posted_features_in_batches(preset):
     """Classes and masks equal those of one at a time; of pictures, no value differs by more than 1."""
     machine, codec = open_machine(preset, ["device=cpu"]), load_codec(f"klt_{preset}")  # noqa: F811
     backend = Backend(machine, codec, LiveLimits())  # noqa: F811
-    told, rng = identify(machine) | PRESETS[preset], np.random.default_rng(0)
-    features = [feature_of(machine, rng) for _ in range(3)]
+    height, width = PRESETS[preset]
+    told, rng = identify(machine), np.random.default_rng(0)
+    if preset in ("dinov2_tiny", "dinov2_tiny_dpt"):
+        told |= {"height": str(height), "width": str(width)}
+    features = [feature_of(machine, rng, height, width) for _ in range(3)]
     posted = [(codec.encode(x), told) for x in features]
     damaged = posted[0][0][:-1] + bytes([posted[0][0][-1] ^ 1])
     metrics = Metrics()
@@ -304,28 +312,17 @@ def test_posted_features_in_batches(preset):
         assert np.abs(one - other).max() <= most
 
 
-def feature_of(machine, rng):  # noqa: F811
-    """Something like a feature of a picture of 112 x 112."""
-    from dtufc.machines.machine import Sample
-    from dtufc.machines.sources.source import LabelledPicture
-
-    rgb = rng.integers(0, 256, (8, 8, 3), np.uint8).repeat(14, 0).repeat(14, 1)
-    name = type(machine).__name__
-    if name == "DiffusionMachine":
-        return rng.standard_normal((1, *machine.options.facts.smallest[1:])).astype(
-            machine.options.facts.dtype
-        )
+def feature_of(machine, rng, height, width):  # noqa: F811
+    """The feature of a picture of large random squares, or a random latent."""
+    if type(machine).__name__ == "DiffusionMachine":
+        return rng.standard_normal(machine.options.facts.smallest, np.float32)
+    rgb = rng.integers(0, 256, (9, 11, 3), np.uint8).repeat(16, 0).repeat(16, 1)[:height, :width]
     if single.tells_class(machine):
         return machine.extract(Sample("a", LabelledPicture("a", 0, lambda *sides: rgb), 0))
-    return machine.extract(single.of_size(machine, rgb, 112, 112))
+    return machine.extract(single.of_size(machine, rgb, height, width))
 
 
 def picture_of(answer):
-    import base64
-    import io
-
-    from PIL import Image
-
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["png"]))))
 
 
