@@ -177,14 +177,18 @@ def cluster(monkeypatch):
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 4,
-            "object_store_memory": 100 << 20,
-            "include_dashboard": False,
-        },
-    )
+    node = {"num_cpus": 4, "object_store_memory": 100 << 20, "include_dashboard": False}
+    for left in (
+        2,
+        1,
+        0,
+    ):  # Ray gives a node 30 seconds to start, which a busy machine may not keep
+        try:
+            cluster = Cluster(initialize_head=True, head_node_args=node)
+            break
+        except Exception:
+            if not left:
+                raise
     yield cluster.address
     cluster.shutdown()
 
