@@ -6,7 +6,7 @@ Starts ``serve.py`` as a process of its own and holds so many sessions of a lang
 each. A client sends the rows of a text and checks each token against the one that the same codec gives
 offline. At random it dies: it goes away without a word, in the middle of a message, or with a damaged
 frame; then another one comes. Printed are tokens, wrong answers, sessions left at the end, the server's
-memory, and the time of a token.
+memory, and the time of a token. ``--output`` writes the same over time.
 """
 
 from collections.abc import Sequence
@@ -38,10 +38,18 @@ class LoadConfig:
     """How likely a client dies before a token."""
     seed: int = 0
     """Of the texts and the deaths."""
+    batch: int = 1
+    """The server's --batch."""
+    batch_wait_ms: float = 0
+    """The server's --batch_wait_ms."""
+    every: float = 10
+    """Seconds between two rows of the CSV."""
+    output: Path | None = None
+    """CSV of the trial over time; null: none."""
 
     def __post_init__(self):
-        if min(self.sessions, self.tokens) < 1 or self.seconds <= 0:
-            raise UserError("sessions, tokens, seconds: expected numbers above 0")
+        if min(self.sessions, self.tokens) < 1 or min(self.seconds, self.every) <= 0:
+            raise UserError("sessions, tokens, seconds, every: expected numbers above 0")
         if not 0 <= self.deaths < 1:
             raise UserError(f"deaths: expected 0 or more, below 1, got {self.deaths}")
 

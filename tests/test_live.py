@@ -2,6 +2,7 @@
 and the others go on."""
 
 import contextlib
+import csv
 import json
 import os
 import pickle
@@ -28,6 +29,7 @@ from websockets.sync.server import serve as serve_websocket
 from dtufc.codec import load_codec
 from dtufc.errors import UserError
 from dtufc.live import ask, gate, link, serve, single
+from dtufc.live.app import ONE_BY_ONE
 from dtufc.live.backend import Backend, identify, raw_codec
 from dtufc.live.client import LiveClient, plain
 from dtufc.live.limits import LiveLimits
@@ -67,10 +69,10 @@ def backend(machine, codec):
 
 
 @contextmanager
-def serving(backend, token=None, **limits):
+def serving(backend, token=None, batching=ONE_BY_ONE, **limits):
     """A server in a thread -> (server, client); it must stop by itself, with nobody inside."""
     backend = Backend(backend.machine, backend.codecs[0], replace(backend.limits, **limits))
-    server = LiveServer(backend, token=token)
+    server = LiveServer(backend, token=token, batching=batching)
     thread = server.start()
     try:
         yield server, LiveClient(server.url, token)
@@ -683,9 +685,17 @@ def test_two_processes_with_tls_and_a_stop(machine, codec, rows, expected, tmp_p
 
 
 @pytest.mark.slow
-def test_load_with_clients_that_die(capsys):
-    load_live.main(["--sessions", "6", "--seconds", "8", "--deaths", "0.05", "--tokens", "20"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_load_with_clients_that_die(batch, capsys, tmp_path):
+    path = tmp_path / "load.csv"
+    argv = ["--sessions", "6", "--seconds", "8", "--deaths", "0.05", "--tokens", "20"]
+    load_live.main([*argv, "--every", "2", "--batch", str(batch), "--output", str(path)])
     names, _, values = (line.split() for line in capsys.readouterr().out.splitlines())
     row = dict(zip(names, map(float, values), strict=True))
     assert row["died"] > 2 and row["ended"] > 2
     assert row["wrong"] == row["lost"] == row["left"] == 0
+    moments = list(csv.DictReader(path.open()))
+    assert len(moments) > 3 and float(moments[-2]["inside"]) > 0
+    assert [float(moments[-1][key]) for key in ("inside", "wrong", "lost")] == [0, 0, 0]
+    assert float(moments[-1]["tokens"]) == row["tokens"]
+    assert (row["mean_batch"] > 1.2) == (batch > 1)

@@ -346,3 +346,15 @@ def test_training_script(tmp_path, capsys):
     assert "top-1 on 8 held-out pictures" in capsys.readouterr().out
     assert files.read_json(tmp_path / "training.json")["steps"] == 3
     ResNetForImageClassification.from_pretrained(tmp_path)
+
+
+def test_facts_are_read_once_and_are_the_callers_own(tmp_path):
+    preset = tmp_path / "mine.yaml"
+    shutil.copy(PACKAGE / "configs" / "machines" / "resnet50_tiny.yaml", preset)
+    options = parse_options(cls.ResNetOptions, str(preset), [], None)
+    first = options.facts
+    preset.unlink()  # whoever reads it again fails
+    assert options.facts == first == load_facts("resnet50_tiny")
+    first.shape[1] = 5
+    first.axes.clear()
+    assert options.facts == load_facts("resnet50_tiny") != first

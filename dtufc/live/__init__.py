@@ -9,8 +9,11 @@ picture's mask or class, is one bitstream (version 1) in an HTTP POST.
 
     limits, refusals, gate    what is let in, and what is said to the others
     backend, talk             the back half, and one text of a language model
+    compute                   what is computed together
     session, app, server      the wire
-    client, link, single      the other side: the wire, the rate for it, one picture or caption
+    replicas, office          the same on a cluster
+    client, link, guard, single
+                              the other side: the wire, the rate for it, one picture or caption
     page                      a page for browsers
     serve, ask                the two commands
 """

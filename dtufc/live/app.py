@@ -11,36 +11,46 @@ All but ``/health`` and the page's own files ask for the token, where the server
 """
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
-from dtufc.live.backend import Backend
+from dtufc.live.backend import Backend, Predictions
+from dtufc.live.compute import Batching, Compute
 from dtufc.live.gate import Gate
 from dtufc.live.metrics import Metrics
 from dtufc.live.refusals import Refusal
-from dtufc.live.session import serve_session
+from dtufc.live.session import Steps, serve_session
 
 if TYPE_CHECKING:
     from dtufc.live.page.desk import Desk
 
+ONE_BY_ONE = Batching()
 
-def make_app(backend: Backend, gate: Gate, metrics: Metrics, desk: "Desk | None" = None) -> FastAPI:
+
+def make_app(
+    backend: Backend,
+    gate: Gate,
+    metrics: Metrics,
+    desk: "Desk | None" = None,
+    batching: Batching = ONE_BY_ONE,
+    counted: Callable[[], Awaitable[bytes]] | None = None,
+) -> FastAPI:
     """The application. One thread decodes and computes for all clients, in the order in which their
     frames come, so that the loop goes on to listen.
 
     Args:
         desk: of the page; None serves none.
+        counted: what ``/metrics`` gives, for one of several replicas; by default what is counted here.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    thread = ThreadPoolExecutor(1, "compute")
+    compute = Compute(batching)
+    steps = compute.queue(Steps(backend, metrics))
+    predictions = compute.queue(Predictions(backend, metrics))
     metrics.inside.set_function(lambda: gate.inside)
-
-    async def run(function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
 
     @app.exception_handler(Refusal)
     async def refuse(request: Request, refusal: Refusal) -> JSONResponse:
@@ -60,19 +70,21 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics, desk: "Desk | None"
             "codec": backend.codecs[0].id.hex(),
             "inside": gate.inside,
             "most": gate.limits.sessions,
+            **backend.told_guard(),
         }
 
     @app.get("/metrics")
     async def told(request: Request) -> Response:
         gate.check(*credentials(request))
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+        text = metrics.text() if counted is None else await counted()
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, Any]:
         with gate.admit(*credentials(request)):
             data = await read_body(request, gate)
             metrics.bytes.labels("in").inc(len(data))
-            answer = await run(backend.predict, data, dict(request.query_params))
+            answer = await predictions.ask((data, dict(request.query_params)))
             metrics.frames.inc()
             metrics.rows.inc()
             return answer | {"bytes": len(data)}
@@ -86,7 +98,7 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics, desk: "Desk | None"
     async def session(socket: WebSocket) -> None:
         try:
             with gate.admit(*credentials(socket)):
-                await serve_session(socket, backend, gate, metrics, run)
+                await serve_session(socket, backend, gate, metrics, compute, steps)
         except Refusal as refusal:  # before it was accepted
             metrics.refusals.labels(refusal.code).inc()
             await socket.send_denial_response(JSONResponse(refusal.message(), refusal.kind.status))
@@ -94,7 +106,7 @@ def make_app(backend: Backend, gate: Gate, metrics: Metrics, desk: "Desk | None"
     if desk is not None:
         from dtufc.live.page.routes import add_page
 
-        add_page(app, desk, gate, metrics, run)
+        add_page(app, desk, gate, metrics, compute.alone)
     return app
 
 

@@ -5,6 +5,7 @@ A language model continues ``--prompt``: a frame per token goes there, the token
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from dtufc.errors import UserError
 if TYPE_CHECKING:
     from dtufc.codec import Codec
     from dtufc.live.client import LiveClient, LiveSession
+    from dtufc.live.guard import Guard
     from dtufc.live.link import Choice
 
 
@@ -56,6 +58,11 @@ class AskConfig:
     takes for a row of the prompt, or for the picture."""
     min_quality: float | None = None
     """With --bandwidth: quality that is kept however slow the link is; null: the codec's own."""
+    target_kl: float | None = None
+    """Lowest quality whose KL divergence from the uncut language model, in nats per token, is at most
+    this by the codec's own curve; see kl_curve.py."""
+    max_kl: float | None = None
+    """No quality whose KL divergence is above this by the codec's own curve, whatever the link asks."""
     token_file: Path | None = None
     """File with the server's token."""
     authority: Path | None = None
@@ -69,8 +76,15 @@ class AskConfig:
             raise UserError("prompt: expected at least one character")
         if self.tokens < 1:
             raise UserError(f"tokens: expected at least 1, got {self.tokens}")
-        if self.raw + (self.quality is not None) + (self.bandwidth is not None) > 1:
-            raise UserError("raw, quality, bandwidth: expected one of them")
+        rates = [self.quality, self.bandwidth, self.target_kl]
+        if self.raw + sum(rate is not None for rate in rates) > 1:
+            raise UserError("raw, quality, bandwidth, target_kl: expected one of them")
+        if self.raw and self.max_kl is not None:
+            raise UserError("max_kl: it bounds what a codec costs; raw does without one")
+        for key in ("target_kl", "max_kl"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{key}: expected a number above 0, got {value}")
         if self.row_ms is not None and not self.row_ms > 0:
             raise UserError(f"row_ms: expected a number above 0, got {self.row_ms}")
         if self.bandwidth is None and (self.row_ms, self.min_quality) != (None, None):
@@ -221,24 +235,67 @@ def chooser(
     if cfg.raw:
         return lambda rows, seconds: Choice(raw, True, "")
     codec = load_own(cfg)
+    guard = find_guard(cfg, client, codec)
     if cfg.bandwidth is None:
-        chosen = codec if cfg.quality is None else codec.at_quality(cfg.quality)
-        return lambda rows, seconds: Choice(chosen, False, "")
+        chosen, why = by_hand(cfg, codec, guard)
+        return lambda rows, seconds: Choice(chosen, False, why)
+    least = cfg.min_quality
+    if guard is not None:
+        least = guard.quality if least is None else max(least, guard.quality)
 
     def by_link(rows: Sequence[np.ndarray], seconds: float) -> Choice:
         bandwidth = parse_bandwidth(cfg.bandwidth) or client.bandwidth()
         budget = seconds if cfg.row_ms is None else cfg.row_ms / 1000
         facts = machine.options.facts
-        return choose(codec, raw, rows, facts, bandwidth, budget, cfg.min_quality)
+        keeper = str(guard) if guard is not None and guard.quality == least else ""
+        return choose(codec, raw, rows, facts, bandwidth, budget, least, keeper)
 
     return by_link
+
+
+def find_guard(cfg: AskConfig, client: "LiveClient", codec: "Codec") -> "Guard | None":
+    """The stricter of the bounds that --max_kl and the server set; None where there is none.
+
+    Raises:
+        OSError, UserError: the server does not answer; the codec has no KL curve.
+    """
+    from dtufc.live.guard import Guard
+
+    guards = [Guard.of_server(client.health())]
+    if cfg.max_kl is not None:
+        guards.append(Guard.of_codec(codec, name_of(cfg), cfg.max_kl))
+    return max(filter(None, guards), key=lambda guard: guard.quality, default=None)
+
+
+def by_hand(cfg: AskConfig, codec: "Codec", guard: "Guard | None") -> "tuple[Codec, str]":
+    """The codec at the rate that is asked for, or else its own, and a line where a guard raised it.
+
+    Raises:
+        UserError: no such rate, or one that a guard does not allow.
+    """
+    from dtufc.kl_curve import quality_for_kl
+
+    asked = cfg.quality
+    if cfg.target_kl is not None:
+        asked = quality_for_kl(codec, name_of(cfg), cfg.target_kl)
+    if guard is not None:
+        guard.check(asked)
+        if asked is None and codec.quality is not None and codec.quality < guard.quality:
+            chosen = codec.at_quality(guard.quality)
+            return chosen, f"quality {guard.quality:g}: {guard} allows no less"
+    return (codec if asked is None else codec.at_quality(asked)), ""
+
+
+def name_of(cfg: AskConfig) -> Path:
+    """The codec's folder or name."""
+    return cfg.codec or Path(f"klt_{cfg.machine}")
 
 
 def load_own(cfg: AskConfig) -> "Codec":
     """The codec, warmed up."""
     from dtufc.codec import load_codec
 
-    return load_codec(cfg.codec or f"klt_{cfg.machine}").warm_up()
+    return load_codec(name_of(cfg)).warm_up()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,11 @@
 """What a server has: the back half of a machine, and the codecs whose features it takes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from dtufc.bitstream import ID_BYTES, BitstreamError, unpack
 from dtufc.codec import Codec
@@ -9,8 +13,12 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.handcrafted.codec import CastCodec
 from dtufc.live import single
+from dtufc.live.compute import each_or_together, outcome
+from dtufc.live.guard import Guard
 from dtufc.live.limits import LiveLimits
+from dtufc.live.metrics import Metrics
 from dtufc.live.refusals import Refusal, of_bytes
+from dtufc.machines.machine import Sample
 from dtufc.streams import Limits, Session, StreamDecoder
 
 BFLOAT16 = 8
@@ -47,11 +55,15 @@ def identify(machine: Any) -> dict[str, str]:
 class Backend:
     """The back half, its codecs and what it takes of a client.
 
+    Args:
+        guard: that clients are told to keep.
+
     Raises:
         UserError: the codec knows no such kind of feature, or a session could hold no token.
     """
 
-    def __init__(self, machine: Any, codec: Codec, limits: LiveLimits):
+    def __init__(self, machine: Any, codec: Codec, limits: LiveLimits, guard: Guard | None = None):
+        self.guard = guard
         self.machine, self.limits, self.facts = machine, limits, machine.options.facts
         if self.facts.kind not in [facts.kind for facts in codec.known]:
             known = [facts.kind for facts in codec.known]
@@ -69,6 +81,27 @@ class Backend:
         _ = self.machine.back, self.language and self.machine.tokenizer
         for codec in self.codecs:
             codec.warm_up()
+
+    @cached_property
+    def alone(self) -> str | None:
+        """Why steps of sessions are computed one at a time; None where they may be batched."""
+        if not self.language:
+            return f"{self.facts.kind} has no sessions"
+        from dtufc.machines.llama3.together import why_alone
+
+        return why_alone(self.machine)
+
+    def told_guard(self) -> dict[str, float]:
+        """What clients are told of the guard; nothing where there is none."""
+        return {} if self.guard is None else self.guard.told()
+
+    def tell_batches(self, size: int) -> str:
+        """What is computed together, in a line."""
+        if not self.language:
+            return f"batches of up to {size} posted features of one size"
+        if self.alone:
+            return f"steps of sessions one at a time: {self.alone}"
+        return f"batches of up to {size} steps of sessions"
 
     @property
     def most_tokens(self) -> int:
@@ -116,15 +149,15 @@ class Backend:
             if told.get(key, "") != here:
                 raise Refusal("header", f"{key}: {told.get(key, '')[:80]!r} there, {here!r} here")
 
-    def predict(self, data: bytes, told: Mapping[str, str]) -> dict[str, Any]:
-        """A posted bitstream (version 1) and what its request told -> the answer, JSON.
+    def read(self, data: bytes, told: Mapping[str, str]) -> tuple[Sample, np.ndarray]:
+        """A posted bitstream (version 1) and what its request told -> what the back half takes.
 
         Raises:
             Refusal: the bitstream is damaged or too large, or what must be told beside it is not.
         """
         self.check_identity(told)
         sample = single.sample_for_back(self.machine, told, self.limits.pixels)
-        try:
+        with _refusing():
             stream = unpack(data, self.limits.points)
             ids = [codec.id[:ID_BYTES] for codec in self.codecs]
             if stream.codec_id not in ids:
@@ -138,8 +171,53 @@ class Backend:
                 raise BitstreamError(why)
             if self.language and feature.shape[2] > min(self.most_tokens, self.limits.frame_rows):
                 raise Refusal("size", f"{feature.shape[2]} tokens are more than are taken here")
-            return single.answer(self.machine, sample, feature)
-        except Refusal:
-            raise
-        except UserError as error:
-            raise of_bytes(error, "frame") from error
+        return sample, feature
+
+    def answer(self, given: tuple[Sample, np.ndarray]) -> dict[str, Any]:
+        """What the back half takes -> the answer, JSON.
+
+        Raises:
+            Refusal: frame, where the feature is none of this sample.
+        """
+        with _refusing():
+            return single.answer(self.machine, *given)
+
+    def answers(self, given: Sequence[tuple[Sample, np.ndarray]]) -> list[dict[str, Any]]:
+        """:meth:`answer` of several that fit into a batch (:meth:`Machine.fits`)."""
+        return single.answers(self.machine, *zip(*given, strict=True))
+
+
+class Predictions:
+    """Posted bitstreams, each with what its request told -> an answer, or what it was refused for, each.
+
+    Each is decoded alone. Those that fit go through the back half together.
+    """
+
+    def __init__(self, backend: Backend, metrics: Metrics):
+        self.backend, self.metrics = backend, metrics
+
+    def __call__(self, posted: Sequence[tuple[bytes, Mapping[str, str]]]) -> list[Any]:
+        found = [outcome(self.backend.read, *each) for each in posted]
+        batches: dict[Any, list[int]] = {}
+        for place, given in enumerate(found):
+            if not isinstance(given, Exception):
+                fits = self.backend.machine.fits(*given)
+                batches.setdefault((place,) if fits is None else fits, []).append(place)
+        for places in batches.values():
+            self.metrics.batch.labels("features").observe(len(places))
+            given = [found[place] for place in places]
+            answers = each_or_together(given, self.backend.answers, self.backend.answer)
+            for place, answer in zip(places, answers, strict=True):
+                found[place] = answer
+        return found
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Around what is done with a client's bytes."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except UserError as error:
+        raise of_bytes(error, "frame") from error

@@ -71,6 +71,7 @@ def choose(
     bandwidth: float,
     budget: float,
     least: float | None = None,
+    keeper: str = "",
 ) -> Choice:
     """The codec at a quality, or raw.
 
@@ -82,6 +83,7 @@ def choose(
         bandwidth: bits per second.
         budget: seconds that encoding, wire and decoding of a row may take.
         least: quality below which the codec is not used; its own by default.
+        keeper: who says so, told where the link asks for less.
 
     Raises:
         UserError: the codec has no quality of at least that.
@@ -116,7 +118,10 @@ def choose(
     best = ladder[below] if ladder else None
     name = "the codec" if best is None else f"quality {best:g}"
     chosen = codec if best is None else codec.at_quality(best)
-    return Choice(chosen, False, _tell(link, name, tried(best), plain, bandwidth))
+    why = _tell(link, name, tried(best), plain, bandwidth)
+    if keeper and below == 0 and tried(best).seconds(bandwidth) > budget:
+        why += f"; the link asks for less, which {keeper} does not allow"
+    return Choice(chosen, False, why)
 
 
 def try_codec(codec: Codec, rows: Sequence[np.ndarray], facts: FeatureFacts) -> Trial:

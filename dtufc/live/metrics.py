@@ -10,6 +10,7 @@ from prometheus_client import (
 )
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -28,6 +29,10 @@ class Metrics:
         self.seconds = make(
             Histogram, "seconds", "Time of a frame: to wait for its turn, to decode, to compute.",
             "part", buckets=SECONDS,
+        )  # fmt: skip
+        self.batch = make(
+            Histogram, "batch", "Steps of sessions, or posted features, that were computed together.",
+            "of", buckets=SIZES,
         )  # fmt: skip
         self.sessions = make(Counter, "sessions", "Sessions that were opened.")
         self.inside = make(Gauge, "inside", "Sessions and requests under way.")

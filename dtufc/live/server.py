@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 import uvicorn
 
 from dtufc.errors import UserError
-from dtufc.live.app import make_app
+from dtufc.live.app import ONE_BY_ONE, make_app
 from dtufc.live.backend import Backend
+from dtufc.live.compute import Batching
 from dtufc.live.gate import Gate
 from dtufc.live.metrics import Metrics
 
@@ -44,6 +45,7 @@ class LiveServer(uvicorn.Server):
         port: 0 takes a free one.
         certificate, key: PEM files of TLS; without them the wire is not encrypted.
         desk: of the page; None serves none.
+        batching: what is computed together.
 
     Raises:
         OSError: the port is taken.
@@ -59,11 +61,13 @@ class LiveServer(uvicorn.Server):
         certificate: Path | None = None,
         key: Path | None = None,
         desk: "Desk | None" = None,
+        batching: Batching = ONE_BY_ONE,
     ):
         check_exposure(host, token)
         self.gate, self.metrics = Gate(backend.limits, token), Metrics()
         config = uvicorn.Config(
-            make_app(backend, self.gate, self.metrics, desk),
+            make_app(backend, self.gate, self.metrics, desk, batching),
+            loop="asyncio",  # these three: not what else happens to be installed
             http="h11",
             ws="websockets-sansio",
             ws_max_size=backend.limits.frame_bytes + SLACK,

@@ -13,22 +13,22 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 
 from dtufc.bitstream import BitstreamError
 from dtufc.errors import UserError
 from dtufc.live.backend import Backend
+from dtufc.live.compute import Compute, Queue, each_or_together, outcome
 from dtufc.live.gate import Gate, Pace
 from dtufc.live.metrics import Metrics
 from dtufc.live.refusals import Refusal, of_bytes
-from dtufc.live.talk import Talk, Token
+from dtufc.live.talk import Talk, Token, step_together
 from dtufc.streams import StreamDecoder
 
-Run = Callable[..., Awaitable[Any]]
-"""A function and its arguments -> its result, computed beside the loop, one at a time."""
 FAREWELL = 2.0
 """Seconds that a refusal may take to be sent."""
 logger = logging.getLogger(__name__)
@@ -56,34 +56,102 @@ class Receiver:
             raise Refusal("header", "the first message is the stream's header, whole and alone")
         self.backend.check_session(self.decoder.session)
 
-    def frame(self, data: bytes, since: float) -> tuple[Token | None, dict[str, float]]:
-        """The next message -> the token behind its rows, none where it ends the session; and the
-        seconds that it waited, and took to decode and to compute.
+    def rows(self, data: bytes) -> np.ndarray | None:
+        """The rows of the next message, (1, 1, T, width); None where it ends the session.
 
         Raises:
             Refusal: frame or size.
         """
-        start = time.perf_counter()
         try:
             rows = self.decoder.feed(data)
         except UserError as error:
             raise of_bytes(error, "frame") from error
-        middle = time.perf_counter()
-        token = None
         if rows:
             (feature,) = rows.values()
-            token = self.talk.step(feature)
-        elif not self.decoder.ended:
+            return feature
+        if not self.decoder.ended:
             raise Refusal("frame", "a message holds one whole frame of rows")
-        end = time.perf_counter()
-        return token, {"wait": start - since, "decode": middle - start, "compute": end - middle}
+        return None
+
+
+class Frame(NamedTuple):
+    """A message of a session that waits for its turn."""
+
+    receiver: Receiver
+    data: bytes
+    since: float
+    """When it came, of time.perf_counter."""
+
+
+class Answer(NamedTuple):
+    """What a frame gave."""
+
+    token: Token | None
+    """None where the session ended."""
+    seconds: dict[str, float]
+    """That it waited, and took to decode and to compute. All frames of a batch take its whole time."""
+
+
+class Steps:
+    """Frames of several sessions -> an answer, or what it was refused for, each.
+
+    Each is decoded alone. Those of a single row go through the back half together, where the machine
+    can; prompts, which have many rows, go one by one.
+    """
+
+    def __init__(self, backend: Backend, metrics: Metrics):
+        self.backend, self.metrics = backend, metrics
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Any]:
+        outcomes: list[Any] = [None] * len(frames)
+        spent, features = [0.0] * len(frames), {}
+        for place, frame in enumerate(frames):
+            start = time.perf_counter()
+            found = outcome(frame.receiver.rows, frame.data)
+            spent[place] = time.perf_counter() - start
+            if isinstance(found, Exception):
+                outcomes[place] = found
+            elif found is None:
+                outcomes[place] = Answer(None, {})
+            else:
+                features[place] = found
+        for places in self._batches(features):
+            self.metrics.batch.labels("steps").observe(len(places))
+            start = time.perf_counter()
+            pairs = [(frames[place].receiver.talk, features[place]) for place in places]
+            tokens = each_or_together(
+                pairs,
+                lambda pairs: step_together(*zip(*pairs, strict=True)),
+                lambda pair: pair[0].step(pair[1]),
+            )
+            end = time.perf_counter()
+            for place, token in zip(places, tokens, strict=True):
+                if not isinstance(token, Exception):
+                    decode, compute = spent[place], end - start
+                    wait = end - frames[place].since - decode - compute
+                    token = Answer(token, {"wait": wait, "decode": decode, "compute": compute})
+                outcomes[place] = token
+        return outcomes
+
+    def _batches(self, features: dict[int, np.ndarray]) -> list[list[int]]:
+        """Places of frames that are computed together."""
+        if len(features) < 2:
+            return [[place] for place in features]
+        single = [
+            place for place, x in features.items() if x.shape[2] == 1 and not self.backend.alone
+        ]
+        batches = [[place] for place in features if place not in single]
+        return [single, *batches] if single else batches
 
 
 class Conversation:
     """A session from its header to its end."""
 
-    def __init__(self, socket: WebSocket, backend: Backend, metrics: Metrics, run: Run):
-        self.socket, self.backend, self.metrics, self.run = socket, backend, metrics, run
+    def __init__(
+        self, socket: WebSocket, backend: Backend, metrics: Metrics, compute: Compute, steps: Queue
+    ):
+        self.socket, self.backend, self.metrics = socket, backend, metrics
+        self.compute, self.steps = compute, steps
         self.limits = backend.limits
         self.tokens = self.bytes = 0
 
@@ -95,7 +163,7 @@ class Conversation:
             WebSocketDisconnect: the client went away.
         """
         receiver = Receiver(self.backend)
-        await self.run(receiver.header, await self._receive())
+        await self.compute.alone(receiver.header, await self._receive())
         self.metrics.sessions.inc()
         await self._send(
             type="agreed",
@@ -104,13 +172,14 @@ class Conversation:
             tokens=self.backend.most_tokens,
             frame_bytes=self.limits.frame_bytes,
             idle_seconds=self.limits.idle_seconds,
+            **self.backend.told_guard(),
         )
         pace = Pace(self.limits.frames_per_second)
         while not receiver.decoder.ended:
             data = await self._receive()
             if not pace.keeps():
                 raise Refusal("rate", f"more than {pace.rate:g} frames per second")
-            token, seconds = await self.run(receiver.frame, data, time.perf_counter())
+            token, seconds = await self.steps.ask(Frame(receiver, data, time.perf_counter()))
             if token is not None:
                 self._count(seconds)
                 spent = {f"{part}_ms": round(1000 * took, 3) for part, took in seconds.items()}
@@ -164,13 +233,18 @@ class Conversation:
 
 
 async def serve_session(
-    socket: WebSocket, backend: Backend, gate: Gate, metrics: Metrics, run: Run
+    socket: WebSocket,
+    backend: Backend,
+    gate: Gate,
+    metrics: Metrics,
+    compute: Compute,
+    steps: Queue,
 ) -> None:
     """Accept a client that was let in and hold its session. What goes wrong is this client's alone."""
     await socket.accept()
     try:
         async with asyncio.timeout(backend.limits.session_seconds):
-            await Conversation(socket, backend, metrics, run).hold()
+            await Conversation(socket, backend, metrics, compute, steps).hold()
         return
     except WebSocketDisconnect:
         return

@@ -6,7 +6,7 @@ segmented, or whose depth is asked for.
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,18 @@ def answer(machine: Any, sample: Sample, feature: np.ndarray) -> dict[str, Any]:
 
         token = Talk(machine).step(feature)
         return {"id": token.id, "text": token.text}
-    prediction = machine.predict(sample, feature)
+    return show(machine, machine.predict(sample, feature))
+
+
+def answers(
+    machine: Any, samples: Sequence[Sample], features: Sequence[np.ndarray]
+) -> list[dict[str, Any]]:
+    """The back half's answers to features that fit into a batch."""
+    return [show(machine, each) for each in machine.predict_batch(samples, features)]
+
+
+def show(machine: Any, prediction: Any) -> dict[str, Any]:
+    """A prediction as JSON."""
     picture = machine.picture_of(prediction)
     if picture is None:
         return {"prediction": prediction}

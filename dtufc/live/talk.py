@@ -49,10 +49,26 @@ class Talk:
 
     def __init__(self, machine: LlamaMachine):
         tokenizer = machine.tokenizer
-        self._answer = greedy(BackHalf(machine))
+        self.back = BackHalf(machine)
+        self._answer = greedy(self.back)
         self._words = Words(lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
 
     def step(self, feature: np.ndarray) -> Token:
         """The next rows, (1, 1, T, width) -> the token behind them."""
-        token = self._answer(feature[0, 0])
+        return self.say(self._answer(feature[0, 0]))
+
+    def say(self, token: int) -> Token:
+        """A token with what it adds to the text."""
         return Token(token, self._words.add(token))
+
+
+def step_together(talks: Sequence[Talk], features: Sequence[np.ndarray]) -> list[Token]:
+    """The next row of several texts, (1, 1, 1, width) each -> the token behind each, in one batch.
+
+    Raises:
+        Exception: whatever a row was wrong with; the texts are then as they were.
+    """
+    from dtufc.machines.llama3.together import step_together as step
+
+    tokens = step([talk.back for talk in talks], [feature[0, 0] for feature in features])
+    return [talk.say(token) for talk, token in zip(talks, tokens, strict=True)]

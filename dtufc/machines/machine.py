@@ -9,7 +9,7 @@ bit in float32 on a CPU.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -92,6 +92,11 @@ class Machine(ABC):
     def predict_batch(self, samples: Sequence[Sample], features: Sequence[np.ndarray]) -> list[Any]:
         """:meth:`predict` of ``batch_size`` samples, fewer at the end of a list."""
         return [self.predict(*pair) for pair in zip(samples, features, strict=True)]
+
+    def fits(self, sample: Sample, feature: np.ndarray) -> Hashable | None:
+        """Which features :meth:`predict_batch` computes at once, whatever ``batch_size`` is: those of
+        which this gives the same. None: each alone. A batch may give other last bits."""
+        return None
 
     def picture_of(self, prediction: Any) -> np.ndarray | None:
         """The picture as which a prediction is saved: classes (H, W) or RGB (H, W, 3), uint8; None

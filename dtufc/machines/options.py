@@ -1,6 +1,8 @@
 """What every machine can be told: the options of the command line and of the model."""
 
+import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,6 +33,11 @@ class MachineOptions:
 
     @property
     def facts(self) -> Facts:
+        """What the machine sends: read from the YAML once, and the caller's own to change."""
+        return copy.deepcopy(self._facts)
+
+    @cached_property
+    def _facts(self) -> Facts:
         return load_machine_facts(self.machine)
 
     @property

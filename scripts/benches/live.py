@@ -22,6 +22,7 @@ from dtufc.live.backend import identify
 from dtufc.machines.llama3.generate import BackHalf, FrontHalf, greedy
 from dtufc.machines.opening import open_machine
 from dtufc.paths import REPOSITORY
+from dtufc.records import write_rows
 from dtufc.streams import Tensor, open_session
 
 TEXTS = 8
@@ -60,6 +61,8 @@ class LoadRow:
 
     sessions: int
     seconds: float
+    batch: int
+    """Steps that are computed together, at most."""
     ended: int
     died: int
     tokens: int
@@ -70,26 +73,80 @@ class LoadRow:
     tokens_per_s: float
     median_ms: float
     p99_ms: float
+    mean_batch: float
+    """Steps that were computed together, in the mean."""
     mib_early: float
     """The server's memory after a fifth of the time."""
     mib_late: float
     """Its memory at the end."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """The trial so far: a row of the CSV. The last one is behind the last client."""
+
+    second: float
+    inside: int
+    """Sessions and requests that the server counts."""
+    ended: int
+    died: int
+    refused: int
+    tokens: int
+    wrong: int
+    lost: int
+    batch: float
+    """Mean number of steps that were computed together."""
+    mib: float
+    """The server's resident memory."""
+
+
 def load(cfg: Any) -> LoadRow:
-    """Run the trial."""
+    """Run the trial, and write it to the CSV while it goes."""
     codec = load_codec(cfg.codec or f"klt_{cfg.machine}").warm_up()
     scripts = list(write_scripts(cfg, codec))
     with serving(cfg) as url:
-        tally, times, memory = asyncio.run(crowd(cfg, url, scripts))
+        watch = Watch(cfg, url)
+        times = asyncio.run(crowd(cfg, url, scripts, watch))
         time.sleep(1)
-        left = json.load(urllib.request.urlopen(f"{url}/health"))["inside"]
-    early = memory[len(memory) // 5]
+        watch.look()
+    tally, last = watch.tally, watch.moments[-1]
+    early = watch.moments[len(watch.moments) // 5].mib
     low, high = np.percentile(times, [50, 99])
     return LoadRow(
-        cfg.sessions, cfg.seconds, tally.ended, tally.died, tally.tokens, tally.wrong, tally.lost, left,
-        tally.tokens / cfg.seconds, 1000 * low, 1000 * high, early, memory[-1],
+        cfg.sessions, cfg.seconds, cfg.batch, tally.ended, tally.died, tally.tokens, tally.wrong,
+        tally.lost, last.inside, tally.tokens / cfg.seconds, 1000 * low, 1000 * high, last.batch, early,
+        last.mib,
     )  # fmt: skip
+
+
+class Watch:
+    """What is seen of a trial, from time to time."""
+
+    def __init__(self, cfg: Any, url: str):
+        self.cfg, self.url, self.tally = cfg, url, Tally()
+        self.moments: list[Moment] = []
+        self._start = time.monotonic()
+
+    def look(self) -> None:
+        """One more moment, which the CSV has at once."""
+        text = urllib.request.urlopen(f"{self.url}/metrics").read().decode()
+
+        def value(name: str) -> float:
+            found = re.search(rf"^{name} (\S+)", text, re.M)
+            return float(found[1]) if found else 0.0
+
+        steps = value('dtufc_live_batch_count{of="steps"}')
+        tally = self.tally
+        self.moments.append(
+            Moment(
+                round(time.monotonic() - self._start, 1), int(value("dtufc_live_inside")), tally.ended,
+                tally.died, tally.refused, tally.tokens, tally.wrong, tally.lost,
+                round(value('dtufc_live_batch_sum{of="steps"}') / max(1.0, steps), 3),
+                round(value("process_resident_memory_bytes") / 2**20, 1),
+            )
+        )  # fmt: skip
+        if self.cfg.output is not None:
+            write_rows(self.cfg.output, self.moments)
 
 
 def write_scripts(cfg: Any, codec: Codec) -> Iterator[Script]:
@@ -117,9 +174,10 @@ def serving(cfg: Any) -> Iterator[str]:
     argv = [sys.executable, "scripts/serve.py", "--machine", cfg.machine, "--port", "0"]
     argv += ["--codec", str(cfg.codec or f"klt_{cfg.machine}"), "--options", *cfg.options]
     argv += ["--requests_per_second", "1000", "--sessions", str(cfg.sessions)]
+    argv += ["--batch", str(cfg.batch), "--batch_wait_ms", str(cfg.batch_wait_ms)]
     server = subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
-        yield server.stdout.readline().split()[-1]
+        yield next(word for line in server.stdout for word in line.split() if "://" in word)
         server.send_signal(signal.SIGTERM)
         if server.wait(60):
             raise RuntimeError(f"the server ended with status {server.returncode}")
@@ -127,28 +185,19 @@ def serving(cfg: Any) -> Iterator[str]:
         server.kill()
 
 
-async def crowd(
-    cfg: Any, url: str, scripts: list[Script]
-) -> tuple[Tally, list[float], list[float]]:
-    """All clients -> what they saw, the seconds of each token, and the server's MiB once per second."""
-    tally, times, memory = Tally(), [], []
+async def crowd(cfg: Any, url: str, scripts: list[Script], watch: Watch) -> list[float]:
+    """All clients -> the seconds of each token."""
+    times: list[float] = []
     end = time.monotonic() + cfg.seconds
 
-    async def watch() -> None:
+    async def look() -> None:
         while time.monotonic() < end:
-            memory.append(await asyncio.to_thread(read_memory, url))
-            await asyncio.sleep(1)
+            await asyncio.to_thread(watch.look)
+            await asyncio.sleep(min(cfg.every, max(0.0, end - time.monotonic())))
 
-    clients = [client(cfg, url, scripts, n, end, tally, times) for n in range(cfg.sessions)]
-    await asyncio.gather(watch(), *clients)
-    memory.append(await asyncio.to_thread(read_memory, url))
-    return tally, times, memory
-
-
-def read_memory(url: str) -> float:
-    """The server's resident memory, MiB."""
-    text = urllib.request.urlopen(f"{url}/metrics").read().decode()
-    return float(re.search(r"^process_resident_memory_bytes (\S+)", text, re.M)[1]) / 2**20
+    clients = [client(cfg, url, scripts, n, end, watch.tally, times) for n in range(cfg.sessions)]
+    await asyncio.gather(look(), *clients)
+    return times
 
 
 async def client(

@@ -60,7 +60,7 @@ class Work(ABC):
 
     def __init__(self, machine: Any, limits: LiveLimits):
         self.machine, self.limits = machine, limits
-        self.facts = machine.options.facts  # read from a file each time
+        self.facts = machine.options.facts  # a copy each time
 
     def offers(self) -> list[Given]:
         """Samples of the test split; none where its files are not there."""

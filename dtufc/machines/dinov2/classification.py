@@ -1,6 +1,6 @@
 """DINOv2, classification: the machine of :mod:`dtufc.machines.dinov2.cls`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,22 @@ class ClsMachine(DinoMachine):
         rgb = sample.source.rgb(options.resize, options.crop, options.interpolation)
         return self.front(pad(self.normalise(rgb))).float().cpu().numpy()  # (1, layers, tokens, D)
 
-    @torch.inference_mode()
     def predict(self, sample: Sample, feature: np.ndarray) -> int:
+        return self.predict_batch([sample], [feature])[0]
+
+    def fits(self, sample: Sample, feature: np.ndarray) -> Hashable:
+        return feature.shape
+
+    @torch.inference_mode()
+    def predict_batch(self, samples: Sequence[Sample], features: Sequence[np.ndarray]) -> list[int]:
         grid = patches((self.options.crop, self.options.crop))
-        logits = self.back(self.tokens(sample, feature, grid), grid)  # (1, classes)
+        x = torch.cat([self.tokens(*pair, grid) for pair in zip(samples, features, strict=True)])
+        logits = self.back(x, grid).split(
+            [len(feature) for feature in features]
+        )  # (1, classes) each
+        return [self._label(*pair) for pair in zip(samples, logits, strict=True)]
+
+    def _label(self, sample: Sample, logits: Tensor) -> int:
         if sample.label >= logits.shape[1]:
             raise UserError(
                 f"{sample.name}: label {sample.label}, the head knows 0..{logits.shape[1] - 1}"

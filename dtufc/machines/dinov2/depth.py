@@ -1,6 +1,6 @@
 """DINOv2, depth estimation: the machine of :mod:`dtufc.machines.dinov2.dpt`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +93,32 @@ class DptMachine(DinoMachine):
         tokens = [self.front(pad(view)) for view in views]
         return torch.cat(tokens).float().cpu().numpy()  # (1 or 2, layers, tokens, D)
 
-    @torch.inference_mode()
     def predict(self, sample: Sample, feature: np.ndarray) -> np.ndarray:
         """Depth of every pixel in metres, (height, width) float32."""
+        return self.predict_batch([sample], [feature])[0]
+
+    def fits(self, sample: Sample, feature: np.ndarray) -> Hashable:
+        return sample.source.depth().shape, feature.shape
+
+    @torch.inference_mode()
+    def predict_batch(
+        self, samples: Sequence[Sample], features: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """:meth:`predict` of pictures of one size."""
+        sample = samples[0]
         size = sample.source.depth().shape  # known to the receiver
         grid, count = patches(size), 1 + self.options.mirror
-        if len(feature) != count:
-            raise UserError(f"{sample.name}: {len(feature)} views of the picture, expected {count}")
+        if len(features[0]) != count:
+            raise UserError(
+                f"{sample.name}: {len(features[0])} views of the picture, expected {count}"
+            )
         maps = []
-        for view in feature:
-            small = self.back(self.tokens(sample, view[None], grid), grid)
+        for views in zip(*features, strict=True):
+            small = self.back(self.tokens(sample, np.stack(views), grid), grid)  # (B, 1, h, w)
             maps.append(nn.functional.interpolate(small, size, mode="bilinear"))
         if self.options.mirror:
             maps[1] = maps[1].flip(3)
-        return (sum(maps) / len(maps))[0, 0].cpu().numpy()
+        return list((sum(maps) / len(maps))[:, 0].cpu().numpy())
 
     def picture_of(self, prediction: np.ndarray) -> np.ndarray:
         """Near is bright, (height, width, 3) uint8 grey: one plane alone would stand for classes."""

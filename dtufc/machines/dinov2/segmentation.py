@@ -1,7 +1,7 @@
 """DINOv2, segmentation: the machine of :mod:`dtufc.machines.dinov2.seg`."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,28 +77,41 @@ class SegMachine(DinoMachine):
                   for top, left, bottom, right in boxes]  # fmt: skip
         return torch.cat(tokens).float().cpu().numpy()  # (crops, 1, tokens, D)
 
-    @torch.inference_mode()
     def predict(self, sample: Sample, feature: np.ndarray) -> np.ndarray:
         """The class of every pixel, (height, width) uint8."""
-        options = self.options
+        return self.predict_batch([sample], [feature])[0]
+
+    def fits(self, sample: Sample, feature: np.ndarray) -> Hashable:
+        return self.mask(sample).shape, feature.shape
+
+    @torch.inference_mode()
+    def predict_batch(
+        self, samples: Sequence[Sample], features: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """:meth:`predict` of pictures of one size."""
+        options, (sample, *_) = self.options, samples
         original = self.mask(sample).shape  # the size is known to the receiver
         # (width, height) as mmcv has it
         width, height = mmcv.rescale_size(original[::-1], tuple(options.resize))
         boxes = list(sliding_boxes(height, width, options.crop, options.stride))
-        if len(boxes) != len(feature):
-            raise UserError(f"{sample.name}: {len(feature)} crops, the picture has {len(boxes)}")
+        if len(boxes) != len(features[0]):
+            raise UserError(
+                f"{sample.name}: {len(features[0])} crops, the picture has {len(boxes)}"
+            )
         device = options.torch_device
-        total = torch.zeros(1, len(options.classes), height, width, device=device)
+        total = torch.zeros(len(samples), len(options.classes), height, width, device=device)
         count = torch.zeros(height, width, device=device)
-        for crop, (top, left, bottom, right) in zip(feature, boxes, strict=True):
+        for crops, (top, left, bottom, right) in zip(
+            zip(*features, strict=True), boxes, strict=True
+        ):
             size = (bottom - top, right - left)
             grid = patches(size)
-            x = self.tokens(sample, crop[None], grid)
+            x = self.tokens(sample, np.stack(crops), grid)  # (B, 1, tokens, D)
             logits = nn.functional.interpolate(self.back(x, grid).float(), size, mode="bilinear")
             total[:, :, top:bottom, left:right] += logits
             count[top:bottom, left:right] += 1
         logits = nn.functional.interpolate(total / count, original, mode="bilinear")
-        return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return list(logits.argmax(1).to(torch.uint8).cpu().numpy())
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         """Mean IoU over the classes that occur, 0..1, pooled over the set; the IoU of each class.

@@ -29,20 +29,27 @@ class _Half:
 
     def __init__(self, machine: LlamaMachine):
         self.machine, self.tokens = machine, 0
-        self._cache = DynamicCache()
+        self.cache = DynamicCache()
+        """Keys and values of each layer, (1, heads, tokens, width)."""
 
     @property
     def cache_bytes(self) -> int:
         """Memory of the cache."""
-        layers = [layer for layer in self._cache.layers if layer.is_initialized]
+        layers = [layer for layer in self.cache.layers if layer.is_initialized]
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+    def cut_back(self, tokens: int) -> None:
+        """Forget all but the first ``tokens`` of the text."""
+        for layer in self.cache.layers:
+            layer.crop(min(0, tokens - layer.get_seq_length()))
+        self.tokens = tokens
 
     def _step(self, model: nn.Module, count: int, **inputs: Any) -> Any:
         """The model's output at the next ``count`` places."""
         first, self.tokens = self.tokens, self.tokens + count
         device = self.machine.options.torch_device
         places = torch.arange(first, self.tokens, device=device)[None]
-        return model(position_ids=places, past_key_values=self._cache, use_cache=True, **inputs)
+        return model(position_ids=places, past_key_values=self.cache, use_cache=True, **inputs)
 
 
 class FrontHalf(_Half):

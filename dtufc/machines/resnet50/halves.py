@@ -1,6 +1,6 @@
 """A ResNet in two halves: the machine of :mod:`dtufc.machines.resnet50.cls`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,35 @@ class ResNetMachine(Machine):
         picture = self.picture(sample).to(self.options.torch_device, self.options.torch_dtype)
         return self.front(picture).float().cpu().numpy()
 
-    @torch.inference_mode()
     def predict(self, sample: Sample, feature: np.ndarray) -> int:
-        x = torch.from_numpy(feature).to(self.options.torch_device, self.options.torch_dtype)
-        logits = self.back(x)  # (1, classes)
-        if sample.label >= logits.shape[1]:
-            raise UserError(
-                f"{sample.name}: label {sample.label}, the network knows 0..{logits.shape[1] - 1}"
-            )
-        return int(logits.argmax())
+        return self.predict_batch([sample], [feature])[0]
+
+    def fits(self, sample: Sample, feature: np.ndarray) -> Hashable:
+        return feature.shape
+
+    @torch.inference_mode()
+    def predict_batch(self, samples: Sequence[Sample], features: Sequence[np.ndarray]) -> list[int]:
+        x = torch.from_numpy(np.concatenate(features))
+        x = x.to(self.options.torch_device, self.options.torch_dtype)
+        logits = self.back(x).split([len(feature) for feature in features])  # (1, classes) each
+        return [label_of(*pair) for pair in zip(samples, logits, strict=True)]
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         """Top-1 accuracy, 0..1."""
         return score_top1(samples, predictions)
+
+
+def label_of(sample: Sample, logits: Tensor) -> int:
+    """Logits (1, classes) -> the likeliest class.
+
+    Raises:
+        UserError: the sample's label is none of the network's.
+    """
+    if sample.label >= logits.shape[1]:
+        raise UserError(
+            f"{sample.name}: label {sample.label}, the network knows 0..{logits.shape[1] - 1}"
+        )
+    return int(logits.argmax())
 
 
 def stages(network: nn.Module) -> list[tuple[str, nn.Module]]:

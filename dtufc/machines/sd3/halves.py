@@ -1,7 +1,7 @@
 """Stable Diffusion 3 in two halves: the machine of :mod:`dtufc.machines.sd3.sd3`."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,9 @@ class DiffusionMachine(Machine):
 
     def predict(self, sample: Sample, feature: np.ndarray) -> np.ndarray:
         return self.predict_batch([sample], [feature])[0]
+
+    def fits(self, sample: Sample, feature: np.ndarray) -> Hashable:
+        return feature.shape
 
     def predict_batch(
         self, samples: Sequence[Sample], features: Sequence[np.ndarray]
