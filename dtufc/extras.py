@@ -18,6 +18,7 @@ EXTRAS = {
         "tokenizers", "torch_fidelity", "torchmetrics", "transformers",
     ),
     "live": ("fastapi", "prometheus_client", "starlette", "uvicorn", "websockets"),
+    "ray": ("ray",),
     "report": ("bjontegaard", "matplotlib", "plotly"),
     "dev": ("threadpoolctl",),
 }  # fmt: skip

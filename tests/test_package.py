@@ -121,7 +121,7 @@ def test_bounds_hold_the_pinned_versions():
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
     pinned = {}
     for line in lines:
-        if match := re.match(r"([\w.-]+)(\[\w+\])?==(\S+)", line):
+        if match := re.match(r"([\w.-]+)(\[[\w,]+\])?==(\S+)", line):
             pinned[canonicalize_name(match[1])] = match[3]
     listed = [*PROJECT["dependencies"]]
     for name, requirements in PROJECT["optional-dependencies"].items():
