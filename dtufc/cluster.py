@@ -7,6 +7,7 @@ Ray comes with the extra ``ray``. It is imported here and in the engines that ar
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -18,6 +19,8 @@ USAGE_STATS = "RAY_USAGE_STATS_ENABLED"
 STORE_BYTES = 256 << 20
 """Object store of a local Ray. What travels through Ray here are commands and counts; features and
 results lie in files."""
+REACHABLE = 20
+"""Seconds in which the head of a cluster must answer; Ray itself would try for minutes."""
 
 
 @contextlib.contextmanager
@@ -39,6 +42,7 @@ def connect(address: str) -> Iterator[ModuleType]:
     if ray.is_initialized():
         yield ray
         return
+    _check_reachable(address)
     options = {"logging_level": logging.WARNING}
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
@@ -51,6 +55,17 @@ def connect(address: str) -> Iterator[ModuleType]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse a host and port where nobody listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # Ray finds it by itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHABLE).close()
+    except OSError as error:
+        raise UserError(f"address: no cluster of Ray at {address!r} ({error})") from error
 
 
 def losses(ray: ModuleType) -> tuple[type[Exception], ...]:

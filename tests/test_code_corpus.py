@@ -103,21 +103,15 @@ def test_other_shards_are_refused_or_replaced(folder, codec, tmp_path):
     with pytest.raises(SystemExit, match="content of sample names has changed"):
         code.main(argv(codec, out, input=folder / "part0"))
     pack.main(argv(codec, packed, input=folder))
-    with pytest.raises(SystemExit, match="shard-00000.ufs is no shard of what is given: it has no"):
+    with pytest.raises(SystemExit, match=r"shard-00000\.ufs is no shard .* it has no done-marker"):
         code.main(argv(codec, packed, input=folder, quality=16))
     code.main(argv(codec, out, input=folder, quality=16, replace="true"))
-    check_bits(out, codec, 16)
+    x, item = feature(0)[0, 0], Corpus(out, [codec])[0]
+    assert 0 < np.abs(item["small_tokens"].numpy() - x).max() < 0.01 * np.abs(x).max()
     shutil.rmtree(folder / "part1")
     code.main(argv(codec, out, input=folder, quality=16, replace="true"))
     assert sum(len(read_shard(path).keys) for path in list_shards(out)) == 4
     assert len(list(out.glob("*.done.json"))) == len(list_shards(out)) == 2
-
-
-def check_bits(out, codec, most):
-    corpus = Corpus(out, [codec])
-    assert len(corpus) == SAMPLES
-    error = np.abs(corpus[0]["small_tokens"].numpy() - feature(0)[0, 0]).max()
-    assert 0 < error < 2.0 ** (8 - most)
 
 
 def test_tars_of_several_tensors(golden_folder, tmp_path):

@@ -3,8 +3,8 @@
     find("features")                 a path
     find("s3://bucket/features")     an object store
 
-A scheme needs the package that fsspec names for it, such as s3fs or gcsfs. Keys and passwords are told to
-fsspec in its own ways: its configuration files, and the environment variables of each store.
+A scheme needs the package that fsspec names for it, such as s3fs or gcsfs. Keys and passwords are told
+to fsspec in its own ways: its configuration files, and the environment variables of each store.
 """
 
 import contextlib
