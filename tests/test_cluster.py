@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from test_corpora import SAMPLES, argv, check, feature
 
-from dtufc import cluster
+from dtufc import cluster, config
 from dtufc.corpora import Corpus, code
 from dtufc.corpora.shards import list_shards
 from dtufc.errors import UserError
@@ -171,6 +172,23 @@ def test_flags_of_the_engine(capsys):
         with pytest.raises(SystemExit):
             driver.main(flags)
         assert text in capsys.readouterr().err
+
+
+def test_the_guides_commands_are_sound():
+    """Those that no test can run, in the files for SLURM and Kubernetes too."""
+    text = (REPOSITORY / "docs" / "guide" / "cluster.md").read_text().replace("\\\n", " ")
+    for name, kind, least in (
+        ("coding/CompressAI/run_batch.py", driver.BatchConfig, 4),
+        ("scripts/code_corpus.py", code.CodeConfig, 2),
+    ):
+        lines = re.findall(rf"python {name} ([^\n`#]*)", text)
+        assert len(lines) >= least
+        engines = {config.parse(kind, line.split(), "").engine for line in lines}
+        assert "ray" in engines
+    (job,) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S))
+    assert job["kind"] == "RayJob" and job["spec"]["entrypoint"].startswith("python coding/")
+    pinned = re.search(r"^ray\[.*\]==(\S+)", (REPOSITORY / "requirements.txt").read_text(), re.M)
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == pinned[1]
 
 
 def test_the_local_engine_does_not_load_ray():

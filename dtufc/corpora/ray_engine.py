@@ -41,8 +41,13 @@ class ShardActor:
         return told
 
 
-def code_on_cluster(cfg: CodeConfig, works: Sequence[Work]) -> Iterator[ShardFacts]:
+def code_on_cluster(
+    cfg: CodeConfig, works: Sequence[Work], actor: type = ShardActor
+) -> Iterator[ShardFacts]:
     """Code shards on the cluster, and tell of each when it is done.
+
+    Args:
+        actor: what codes them; a measurement may put another in its place.
 
     Raises:
         UserError: Ray is not installed, there is no cluster at the address, an input does not fit, or
@@ -52,7 +57,7 @@ def code_on_cluster(cfg: CodeConfig, works: Sequence[Work]) -> Iterator[ShardFac
         left, lost = {work.number: work for work in works}, 0
         while left:
             try:
-                for number, facts in _pass(ray, cfg, [*left.values()]):
+                for number, facts in _pass(ray, cfg, [*left.values()], actor):
                     del left[number]
                     lost = 0
                     yield facts
@@ -66,7 +71,7 @@ def code_on_cluster(cfg: CodeConfig, works: Sequence[Work]) -> Iterator[ShardFac
 
 
 def _pass(
-    ray: ModuleType, cfg: CodeConfig, works: Sequence[Work]
+    ray: ModuleType, cfg: CodeConfig, works: Sequence[Work], actor: type
 ) -> Iterator[tuple[int, ShardFacts]]:
     """Number and facts of each shard, until all are done or an actor is lost.
 
@@ -81,7 +86,7 @@ def _pass(
         gpus = 0 if cfg.device == "cpu" else 1
     rows = [{"work": work.dump()} for work in works]
     dataset = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        ShardActor,
+        actor,
         fn_constructor_args=(cfg,),
         batch_size=1,
         compute=data.ActorPoolStrategy(
