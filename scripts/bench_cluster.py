@@ -5,7 +5,7 @@
     python scripts/bench_cluster.py --recorded Data_example     simulated: as long as a batch took
 
 Workers are nodes of one core each on this machine, so that more of them than cores tell nothing but the
-cores' limit. Commands are codings of a few features by a shipped codec. Features are coded into a corpus.
+cores' limit. Commands are codings of a few features by a shipped codec. Features go into a corpus.
 
 Simulated workers compute nothing: their commands wait as long as the real ones took at one worker, or as
 long as the records of ``--recorded`` say, times ``--scale``. They show what starting and telling costs.
