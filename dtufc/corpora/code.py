@@ -217,7 +217,8 @@ def code_corpus(cfg: CodeConfig) -> dict[str, object]:
             the message names the file.
     """
     cfg = cfg.absolute()
-    names, out = [*cfg.tensors()], open_folder(cfg.output)
+    names = [*replace(cfg, device="cpu").tensors()]  # those who code have the device
+    out = open_folder(cfg.output)
     with out.hold():
         works = plan(cfg, names, sources.list_entries(cfg.locations, names))
         done = _what_is_done(cfg, works, out)

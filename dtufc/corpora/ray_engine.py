@@ -6,6 +6,8 @@ lie to the actor that codes them, and never through the cluster's object store.
 When an actor or a node dies, the shards that are not done yet are given to the actors that are left.
 """
 
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -81,22 +83,25 @@ def _pass(
     data = extras.load("ray.data")
     context = data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the progress bar is the command's own
     gpus = cfg.gpus_per_worker
     if gpus is None:
         gpus = 0 if cfg.device == "cpu" else 1
     rows = [{"work": work.dump()} for work in works]
-    dataset = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        actor,
-        fn_constructor_args=(cfg,),
-        batch_size=1,
-        compute=data.ActorPoolStrategy(
-            min_size=1, max_size=_actors(ray, cfg, gpus, len(rows)), max_tasks_in_flight_per_actor=1
-        ),
-        num_cpus=cfg.cpus_per_worker,
-        num_gpus=gpus,
-        max_restarts=0,  # an actor that waits for a node that never comes would keep its shard
-        runtime_env={"env_vars": _threads(cfg.cpus_per_worker)},
-    )
+    actors = _actors(ray, cfg, gpus, len(rows))
+    with warnings.catch_warnings():
+        # Ray's own default restarts an actor, whose shard then waits for a node that may never come
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            actor,
+            fn_constructor_args=(cfg,),
+            batch_size=1,
+            compute=data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+            num_cpus=cfg.cpus_per_worker,
+            num_gpus=gpus,
+            runtime_env={"env_vars": _threads(cfg.cpus_per_worker)},
+            max_restarts=0,
+        )
     for row in dataset.iter_rows():
         if row["problem"]:
             raise UserError(row["problem"])
