@@ -278,6 +278,8 @@ def _what_is_done(cfg: CodeConfig, works: Sequence[Work], out: Folder) -> dict[i
     done, stale = {}, {}
     for work in works:
         name = shard_name(work.number)
+        if work.marker in there and name not in there:
+            out.remove(work.marker)  # somebody removed the shard alone
         known = read_marker(out, work.marker) if {work.marker, name} <= there else None
         if known is None:
             if {CORPUS_JSON, name} <= there:
