@@ -42,16 +42,21 @@ DEADLINE = 900
 def nodes():
     """A head without cores and two nodes of one core each."""
     pytest.importorskip("ray", reason='needs Ray, which the extra "ray" brings')
-    os.environ.update(PATIENCE)
-    from ray.cluster_utils import Cluster
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PATIENCE.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE})
-    try:
-        for _ in range(2):
-            found.add_node(num_cpus=1, **NODE)
-        yield found
-    finally:
-        found.shutdown()
+        # agents of a minimal installation, which start in a fraction of the time
+        missing = ImportError("no dashboard in tests")
+        patch.setattr("ray._private.utils.get_dashboard_dependency_error", lambda: missing)
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE})
+        try:
+            for _ in range(2):
+                found.add_node(num_cpus=1, **NODE)
+            yield found
+        finally:
+            found.shutdown()
 
 
 def await_(holds):
