@@ -269,3 +269,18 @@ def test_a_corpus_survives_a_node(nodes, codec_and_features, tmp_path):
     check(Corpus(out, [codec]))
     for one, other in zip(*map(list_shards, (out, tmp_path / "local")), strict=True):
         assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_bench_cluster():
+    script = REPOSITORY / "scripts" / "bench_cluster.py"
+    sizes = ["--jobs", "2", "--shards", "2", "--shard_samples", "2"]
+    command = [sys.executable, str(script), "--workers", "1", "--simulated", "2", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split() for line in done.stdout.splitlines() if "per_second" not in line]
+    found = [(row[0], row[1], "yes" in row) for row in rows if row[0] in ("commands", "features")]
+    assert found == [
+        ("commands", "1", False), ("features", "1", False),
+        ("commands", "2", True), ("features", "2", True),
+    ]  # fmt: skip
