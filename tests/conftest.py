@@ -1,6 +1,7 @@
 """Toy data that puts the whole pipeline through in seconds: peaky token features of 128 channels."""
 
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -128,6 +129,27 @@ def train_config(patches: Path, output: Path, codec: str = "hyperprior", **chang
         "device": "cpu",
     }
     return TrainConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def suite(toy, tmp_path):
+    """Two lambdas of the hyperprior on the toy features, in a data root of its own."""
+    root = tmp_path / "root"
+    shutil.copytree(toy / "toy" / "hidden", root / "toy" / "hidden")
+    row = {
+        "codec": "hyperprior",
+        "train_task": "hidden",
+        "arch": vars(ARCHS["hyperprior"]),
+        "lambda_value": [0.01, 0.05],
+        "epochs": 3,
+        "batch_size": 4,
+        "patch_size": "64-64",
+        "patches_per_file": 2,
+        "learning_rate": 1e-3,
+    }
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump({"machines": [str(toy / "toy.yaml")], "rows": [row]}))
+    return ["--suite", str(path), "--data_root", str(root), "--device", "cpu"]
 
 
 @pytest.fixture(scope="session", params=list(ARCHS))

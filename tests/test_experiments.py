@@ -2,7 +2,6 @@
 
 import csv
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ARCHS, toy_feature
+from conftest import toy_feature
 
 from dtufc import files
 from dtufc.codec import load_codec
@@ -25,27 +24,6 @@ from dtufc.feature import write_feature
 from dtufc.paths import CONFIGS, PACKAGE, REPOSITORY
 
 SCRIPT = REPOSITORY / "coding" / "CompressAI" / "run_batch.py"
-
-
-@pytest.fixture
-def suite(toy, tmp_path):
-    """Two lambdas of the hyperprior on the toy features, in a data root of its own."""
-    root = tmp_path / "root"
-    shutil.copytree(toy / "toy" / "hidden", root / "toy" / "hidden")
-    row = {
-        "codec": "hyperprior",
-        "train_task": "hidden",
-        "arch": vars(ARCHS["hyperprior"]),
-        "lambda_value": [0.01, 0.05],
-        "epochs": 3,
-        "batch_size": 4,
-        "patch_size": "64-64",
-        "patches_per_file": 2,
-        "learning_rate": 1e-3,
-    }
-    path = tmp_path / "suite.yaml"
-    path.write_text(yaml.safe_dump({"machines": [str(toy / "toy.yaml")], "rows": [row]}))
-    return ["--suite", str(path), "--data_root", str(root), "--device", "cpu"]
 
 
 def test_batch_end_to_end(suite, tmp_path, capsys):

@@ -17,8 +17,8 @@ from bench_start import commands, main
 
 HEAVY = {
     "PIL.ImageFilter", "accelerate", "av", "bjontegaard", "compressai", "cv2", "diffusers",
-    "imagecodecs", "matplotlib", "mmcv", "numba", "pandas", "plotly", "scipy", "sklearn", "torch",
-    "torchvision", "transformers",
+    "imagecodecs", "matplotlib", "mmcv", "numba", "pandas", "plotly", "ray", "scipy", "sklearn",
+    "torch", "torchvision", "transformers",
 }  # fmt: skip
 """What no command needs to print its help."""
 

@@ -110,7 +110,7 @@ def _pack_entries(cfg: CorpusConfig, tensors: Mapping[str, Tensor]) -> None:
     with tqdm(total=len(entries), initial=there, desc="pack", unit="sample") as bar:
         if cfg.workers == 1 or len(missing) < 2:
             for number in missing:
-                _fill(cfg, tensors, number, _read(shards[number], bar))
+                fill_shard(shard_path(cfg.output, number), cfg, tensors, _read(shards[number], bar))
             return
         with _few_threads(cfg.workers), _pool(cfg.workers) as pool:
             jobs = {pool.submit(_fill_entries, cfg, n, shards[n]): n for n in missing}
@@ -151,7 +151,7 @@ def _read(
 def _fill_entries(cfg: CorpusConfig, number: int, entries: Sequence[sources.Entry]) -> None:
     """A shard in a process of its own."""
     keep_memory()
-    _fill(cfg, cfg.tensors(), number, _read(entries))
+    fill_shard(shard_path(cfg.output, number), cfg, cfg.tensors(), _read(entries))
 
 
 def _is_packed(path: Path, keys: Sequence[str]) -> bool:
@@ -189,7 +189,8 @@ def _pack_sequence(cfg: CorpusConfig, tensors: Mapping[str, Tensor]) -> None:
             if first is None:
                 break
             part = itertools.islice(named, cfg.shard_samples - 1)
-            _fill(cfg, tensors, number, itertools.chain([first], part))
+            path = shard_path(cfg.output, number)
+            fill_shard(path, cfg, tensors, itertools.chain([first], part))
     if not done and not bar.n:
         raise UserError(f"{where}: no sample")
 
@@ -215,21 +216,27 @@ def _told(
         yield key, features, f"{where}: {key}"
 
 
-def _fill(
-    cfg: CorpusConfig,
+def fill_shard(
+    path: Path,
+    options: FillOptions,
     tensors: Mapping[str, Tensor],
-    number: int,
     samples: Iterable[tuple[str, dict[str, np.ndarray], str]],
 ) -> None:
-    """Write a shard, or what it lacks. Its samples are on the disk when it is closed."""
-    path = shard_path(cfg.output, number)
-    with write_stream(path, tensors, **cfg.identities) as writer:
+    """Write a shard, or what it lacks. Its samples are on the disk when it is closed.
+
+    Args:
+        samples: key, tensors by name, and what messages say of each.
+
+    Raises:
+        UserError: the file is another's, or a sample does not fit; the message names it.
+    """
+    with write_stream(path, tensors, **options.identities) as writer:
         known = [*writer.keys] if writer.keys != [""] else []
         there = {key: place for place, key in enumerate(known)}
         for place, (key, features, where) in enumerate(samples):
             if place < len(known) and known[place] != key:
                 raise UserError(f"{path}: holds {known[place]!r} as sample {place}, not {key!r}")
-            append_sample(writer, key, features, cfg.frame_rows, there, where)
+            append_sample(writer, key, features, options.frame_rows, there, where)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

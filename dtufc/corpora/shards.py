@@ -1,9 +1,10 @@
 """The files of a corpus: shards of a fixed number of samples, and ``corpus.json`` beside them."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dtufc import files
 from dtufc.bitstream import BitstreamError
@@ -32,8 +33,12 @@ class Shard:
     """Whether its writer finished it."""
 
 
+def shard_name(number: int) -> str:
+    return f"{_PREFIX}{number:05d}{SUFFIX}"
+
+
 def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"{_PREFIX}{number:05d}{SUFFIX}"
+    return folder / shard_name(number)
 
 
 def list_shards(folder: Path) -> list[Path]:
@@ -69,29 +74,70 @@ def read_shard(path: Path) -> Shard:
     return Shard(path, layout.session.tensors, index.keys, index.totals, layout.problem is None)
 
 
-def write_record(folder: Path, source: Sequence[str], codecs: Sequence[str]) -> dict[str, Any]:
-    """Write ``corpus.json``, the mark of a finished corpus -> what it says."""
-    shards = [read_shard(path) for path in list_shards(folder)]
-    totals = [sum(each) for each in zip(*(rows for s in shards for rows in s.rows), strict=True)]
+@dataclass(frozen=True)
+class ShardFacts:
+    """What ``corpus.json`` tells of a shard, or sums up of all."""
+
+    file: str
+    samples: int
+    bytes: int
+    tensors: dict[str, dict[str, int]]
+    """Of each tensor, its ``rows`` and ``points``."""
+
+    def dump(self) -> str:
+        """Itself as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> Self:
+        """What :meth:`dump` told of.
+
+        Raises:
+            TypeError, ValueError: the text tells of nothing such.
+        """
+        return cls(**json.loads(text))
+
+
+def facts_of(shard: Shard, file: str | None = None) -> ShardFacts:
+    """What there is to tell of a shard.
+
+    Args:
+        file: its name in the corpus, where that is not the name of the file that was read.
+    """
+    totals = [sum(each) for each in zip(*shard.rows, strict=True)]
     tensors = {
-        spec.name: {"codec": codec, "rows": rows, "points": points(spec.shape(rows))}
-        for spec, codec, rows in zip(shards[0].tensors, codecs, totals, strict=True)
+        spec.name: {"rows": rows, "points": points(spec.shape(rows))}
+        for spec, rows in zip(shard.tensors, totals, strict=True)
     }
-    size = sum(shard.path.stat().st_size for shard in shards)
-    record = {
+    size = shard.path.stat().st_size
+    return ShardFacts(file or shard.path.name, len(shard.keys), size, tensors)
+
+
+def corpus_record(
+    shards: Sequence[ShardFacts], source: Sequence[str], codecs: Sequence[str]
+) -> dict[str, Any]:
+    """What ``corpus.json`` says of these shards."""
+    tensors = {
+        name: {"codec": codec}
+        | {what: sum(shard.tensors[name][what] for shard in shards) for what in ("rows", "points")}
+        for name, codec in zip(shards[0].tensors, codecs, strict=True)
+    }
+    size = sum(shard.bytes for shard in shards)
+    return {
         "source": [*source],
-        "samples": sum(len(shard.keys) for shard in shards),
+        "samples": sum(shard.samples for shard in shards),
         "tensors": tensors,
         "bytes": size,
         "bits_per_point": 8 * size / sum(each["points"] for each in tensors.values()),
         "shards": [
-            {
-                "file": shard.path.name,
-                "samples": len(shard.keys),
-                "bytes": shard.path.stat().st_size,
-            }
-            for shard in shards
+            {"file": shard.file, "samples": shard.samples, "bytes": shard.bytes} for shard in shards
         ],
     }
+
+
+def write_record(folder: Path, source: Sequence[str], codecs: Sequence[str]) -> dict[str, Any]:
+    """Write ``corpus.json``, the mark of a finished corpus -> what it says."""
+    shards = [facts_of(read_shard(path)) for path in list_shards(folder)]
+    record = corpus_record(shards, source, codecs)
     files.write_json(folder / CORPUS_JSON, record)
     return record

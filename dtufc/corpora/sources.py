@@ -1,5 +1,7 @@
 """Where a corpus comes from: folders of .npy, tars of .npy, a tar on a pipe, a machine's front half.
 
+Folders and tars lie on this machine or in an object store (:mod:`dtufc.corpora.stores`).
+
 A sample is a key and one .npy per tensor. In folders, the key is the path below the folder without its
 ending, and each tensor has a folder of its own. In tars, as WebDataset writes them, a member is
 ``<key>.npy``, or ``<key>.<tensor>.npy`` where there are several tensors; a sample's members follow each
@@ -11,25 +13,29 @@ import itertools
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from dtufc.corpora.stores import Location, Remote, find
 from dtufc.errors import UserError
 from dtufc.feature import FeatureError, check_feature, check_name, read_array
 
 NPY, TAR = ".npy", ".tar"
 PIPE = Path("-")
 """Stands for a tar on the standard input."""
+TAR_READERS = 8
+"""Tars whose headers are read side by side."""
 
 
 @dataclass(frozen=True)
 class Place:
     """A .npy: a file, or some bytes of one."""
 
-    path: Path
+    path: Location
     offset: int = 0
     size: int | None = None
     """Bytes from ``offset`` on; ``None``: the whole file."""
@@ -46,6 +52,8 @@ class Place:
             FeatureError: not a sound feature; the message names the file.
             FileNotFoundError: it is not there any more.
         """
+        if isinstance(self.path, Remote):
+            return _parse(self.path.read_bytes(self.offset, self.size), str(self))
         if self.size is None:
             return check_feature(read_array(self.path), self.path)
         with self.path.open("rb") as file:
@@ -69,6 +77,20 @@ class Entry:
         """Names it in messages."""
         return ", ".join(map(str, self.places.values()))
 
+    def record(self) -> list[Any]:
+        """Itself as JSON values."""
+        places = {
+            name: [str(place.path), place.offset, place.size, place.member]
+            for name, place in self.places.items()
+        }
+        return [self.key, places]
+
+    @classmethod
+    def of_record(cls, values: Sequence[Any]) -> Self:
+        """The entry that :meth:`record` told of."""
+        key, places = values
+        return cls(key, {name: Place(find(path), *rest) for name, (path, *rest) in places.items()})
+
 
 def _parse(data: bytes, where: str) -> np.ndarray:
     with io.BytesIO(data) as file:
@@ -79,8 +101,10 @@ def _parse(data: bytes, where: str) -> np.ndarray:
     return check_feature(x, where)
 
 
-def list_entries(inputs: Sequence[Path], names: Sequence[str]) -> list[Entry]:
+def list_entries(inputs: Sequence[Location], names: Sequence[str]) -> list[Entry]:
     """The samples of folders, one per tensor, or of tars, in the order of their keys or members.
+
+    Of tars no feature is read, their headers alone.
 
     Raises:
         FileNotFoundError: no such folder or tar.
@@ -91,7 +115,27 @@ def list_entries(inputs: Sequence[Path], names: Sequence[str]) -> list[Entry]:
     else:
         if odd := next((path for path in inputs if path.suffix != TAR or path.is_dir()), None):
             raise UserError(f"input: {odd}: expected folders of {NPY} or tars alone, not both")
-        entries = [entry for path in inputs for entry in _grouped(_members(path), names, str(path))]
+        with ThreadPoolExecutor(TAR_READERS) as pool:  # headers take waiting, where tars are far
+            found = pool.map(lambda path: tar_entries(path, names), inputs)
+            entries = [entry for each in found for entry in each]
+    return check_keys(entries, inputs)
+
+
+def tar_entries(path: Location, names: Sequence[str]) -> list[Entry]:
+    """The samples of one tar.
+
+    Raises:
+        FileNotFoundError, UserError: as :func:`list_entries`.
+    """
+    return [*_grouped(_members(path), names, str(path))]
+
+
+def check_keys(entries: list[Entry], inputs: Sequence[Location]) -> list[Entry]:
+    """The entries, if no key comes twice.
+
+    Raises:
+        UserError: one does.
+    """
     keys = [entry.key for entry in entries]
     if len(set(keys)) < len(keys):
         twice = next(key for key, again in itertools.pairwise(sorted(keys)) if key == again)
@@ -99,7 +143,7 @@ def list_entries(inputs: Sequence[Path], names: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def _of_folders(folders: Sequence[Path], names: Sequence[str]) -> list[Entry]:
+def _of_folders(folders: Sequence[Location], names: Sequence[str]) -> list[Entry]:
     if len(folders) != len(names):
         raise UserError(f"input: expected a folder per codec, {len(names)}, got {len(folders)}")
     found = []
@@ -117,14 +161,16 @@ def _of_folders(folders: Sequence[Path], names: Sequence[str]) -> list[Entry]:
     ]
 
 
-def _key(path: Path, folder: Path) -> str:
-    return check_name(path).relative_to(folder).with_suffix("").as_posix()
+def _key(path: Location, folder: Location) -> str:
+    if isinstance(path, Path):
+        check_name(path)
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _members(path: Path) -> Iterator[tuple[str, Place]]:
+def _members(path: Location) -> Iterator[tuple[str, Place]]:
     """Name and place of each .npy in a tar."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile() and member.name.endswith(NPY):
                     yield member.name, Place(path, member.offset_data, member.size, member.name)

@@ -3,15 +3,20 @@
     python run_batch.py                                    the tiny machines (suite ``tiny``)
     python run_batch.py --arch klt                         the codec without a network alone
     python run_batch.py --suite published --arch elic2022-official --train_task hybrid
+    python run_batch.py --engine ray --address auto        on the cluster that this machine belongs to
 
 For every run it builds one train command and one evaluation command per machine, prints them and runs
 them as subprocesses with logs. Features, mappings and patches are made first. Codecs that are fitted to
 one kind of feature are fitted once and evaluated there at each quality. What is current is skipped, so
 that a killed batch goes on where it ended, and after a change only what depends on it is made again.
 ``--dry_run`` prints the commands only.
+
+With ``--engine ray`` the same commands run on the nodes of a cluster, over a data root that all of them
+share, see :mod:`dtufc.experiments.ray_engine`.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -19,13 +24,16 @@ from typing import Literal
 from dtufc import config, locks, records
 from dtufc.errors import UserError
 from dtufc.experiments import tables
-from dtufc.experiments.jobs import run_jobs
+from dtufc.experiments.jobs import Job, run_jobs
 from dtufc.experiments.plan import Batch, Choice, Making
 from dtufc.experiments.suite import load_suite
 from dtufc.experiments.tables import TableRow
 from dtufc.paths import default_data_root
 from dtufc.prepare import ensure_features
 from dtufc.transform.choices import Assignment, Normalise, TransformType
+
+Run = Callable[[Sequence[Job]], None]
+"""What an engine is: it runs commands and returns when all have ended well, else raises JobError."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,19 @@ class BatchConfig:
     """torch device of training and coding; by default the best one trains and the CPU codes."""
     data_root: Path = field(default_factory=default_data_root)
     """Data root."""
+    engine: Literal["local", "ray"] = "local"
+    """Where commands run: local, on this machine; ray, on a cluster that shares the data root."""
     jobs: int = 1
-    """Commands side by side, evaluations by machines too; the cores are shared out."""
+    """Of the local engine: commands side by side, evaluations by machines too; the cores are shared
+    out."""
+    address: str = ""
+    """Of Ray: auto, host:port or ray://host:port; empty starts a Ray on this machine alone."""
+    cpus_per_job: int = 1
+    """Of Ray: cores that each command takes on its node; its threads are as many."""
+    gpus_per_job: float | None = None
+    """Of Ray: GPUs of each command that can use one; null: one where the cluster has any."""
+    retries: int = 3
+    """Of Ray: how often a command is begun again after its worker or node died."""
     accuracy: bool = True
     """Have each machine evaluate the decoded features, where its YAML names a script."""
     dry_run: bool = False
@@ -85,6 +104,17 @@ class BatchConfig:
     def __post_init__(self):
         if self.jobs < 1:
             raise UserError(f"jobs: must be at least 1, got {self.jobs}")
+        if self.cpus_per_job < 1:
+            raise UserError(f"cpus_per_job: must be at least 1, got {self.cpus_per_job}")
+        if min(self.retries, self.gpus_per_job or 0) < 0:
+            raise UserError("retries, gpus_per_job: must be at least 0")
+        if self.address and self.engine != "ray":
+            raise UserError("address: goes with --engine ray")
+        if self.engine == "ray" and ":" in (self.device or ""):
+            raise UserError(
+                f"device: {self.device}: a task of Ray sees its own GPUs alone; expected the kind, "
+                "such as cuda"
+            )
 
     def batch(self) -> Batch:
         """The plan.
@@ -132,15 +162,14 @@ def run_batch(cfg: BatchConfig) -> list[TableRow]:
         [batch.coded_by_made] if test else [],
         [batch.judged] if test and cfg.accuracy else [],
     ]
-    if not cfg.dry_run:
-        for machine in batch.machines:
-            ensure_features(machine, cfg.data_root)
-    for stage in stages:
-        jobs = [job for part in stage for job in part()]
-        for job in jobs:
-            print(f"{job.title}: {job.why}\n  {job.line}", flush=True)
+    with _engine(cfg) as run:
+        if cfg.engine == "ray":
+            _run_stage(batch.features(), run)  # by nodes that have what a model takes
         if not cfg.dry_run:
-            run_jobs(jobs, cfg.jobs)
+            for machine in batch.machines:
+                ensure_features(machine, cfg.data_root)
+        for stage in stages:
+            _run_stage([job for part in stage for job in part()], run)
     rows = [] if cfg.dry_run else tables.table(batch)
     if rows:
         path = cfg.data_root / "coded" / f"{cfg.table_name(batch)}.csv"
@@ -148,6 +177,28 @@ def run_batch(cfg: BatchConfig) -> list[TableRow]:
             records.write_rows(path, rows)
         print(records.format_table(rows), f"\n{path}", sep="\n")
     return rows
+
+
+def _run_stage(jobs: Sequence[Job], run: Run) -> None:
+    for job in jobs:
+        print(f"{job.title}: {job.why}\n  {job.line}", flush=True)
+    run(jobs)
+
+
+@contextlib.contextmanager
+def _engine(cfg: BatchConfig) -> Iterator[Run]:
+    """What runs the commands of each stage while the block runs."""
+    if cfg.dry_run:
+        yield lambda jobs: None
+        return
+    if cfg.engine == "local":
+        yield lambda jobs: run_jobs(jobs, cfg.jobs)
+        return
+    from dtufc.experiments.ray_engine import Needs, RayEngine
+
+    needs = Needs(cfg.cpus_per_job, cfg.gpus_per_job, cfg.retries)
+    with RayEngine.open(cfg.address, cfg.data_root, needs) as engine:
+        yield engine.run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

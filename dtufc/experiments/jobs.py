@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -44,6 +44,11 @@ class Job:
     module: str | None = None
     """Of a command ``python -m module`` or ``python script`` that is forked from a process which has
     imported it, see :mod:`dtufc.experiments.forked`."""
+    gpu: bool = False
+    """Whether it computes on a GPU where there is one."""
+    again: Callable[[], Sequence["Job"]] | None = field(default=None, compare=False, repr=False)
+    """What of it is left to do, planned anew from what is there: nothing or one command. ``None``:
+    nobody can tell."""
 
     @property
     def line(self) -> str:
@@ -72,18 +77,17 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> None:
         while waiting or running:
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
-                bar = tqdm(total=1, desc=job.title, file=sys.stdout, bar_format=_FORMAT)
-                running.append((job, _start(job, threads), bar))
+                running.append((job, _start(job, threads), open_bar(job)))
             time.sleep(0.2)
             for entry in list(running):
                 job, process, bar = entry
                 status = process.poll()
-                _show(bar, job.log, finished=status == 0)
+                show(bar, job.log, finished=status == 0)
                 if status is not None:
                     running.remove(entry)
                     bar.close()
                     if status != 0:
-                        raise JobError(_failure(job, status))
+                        raise JobError(failure(job, status))
     finally:
         signal.signal(signal.SIGTERM, previous)
         for _, process, bar in running:
@@ -109,7 +113,12 @@ def _start(job: Job, threads: int | None) -> subprocess.Popen | Forked:
         )  # fmt: skip
 
 
-def _show(bar: tqdm, log: Path, finished: bool) -> None:
+def open_bar(job: Job) -> tqdm:
+    """The progress bar of a command."""
+    return tqdm(total=1, desc=job.title, file=sys.stdout, bar_format=_FORMAT)
+
+
+def show(bar: tqdm, log: Path, finished: bool) -> None:
     """Show how far the command of a log is."""
     stage, done, total = read_progress(log) or ("", 0, 1)
     if finished:
@@ -135,7 +144,8 @@ def read_progress(log: Path) -> tuple[str, int, int] | None:
     return None
 
 
-def _failure(job: Job, status: int) -> str:
+def failure(job: Job, status: int) -> str:
+    """What to say of a command that ended with this status: the tail of its log."""
     lines = job.log.read_text(errors="replace").replace("\r", "\n").splitlines()
     tail = "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:])
     return f"{job.title}: ended with status {status}; the end of {job.log}:\n{tail}"

@@ -9,6 +9,7 @@ Each stage is planned when the one before has run, since the stamps of its produ
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from dtufc.paths import (
     DataRoot,
     FeatureRoot,
 )
-from dtufc.prepare import script_path
+from dtufc.prepare import extraction, missing_features, script_path
 from dtufc.states import Facts, StateFacts
 from dtufc.transform.generate_data import GenerateConfig
 from dtufc.transform.nonlinear_transform import FitConfig
@@ -289,6 +290,21 @@ class Batch:
 
     # The stages, in their order.
 
+    def features(self) -> list[Job]:
+        """Extractions of features that are not there, of machines whose YAML names a script."""
+        jobs = [job for machine in self.machines for job in self._extraction(machine)]
+        return [*{job.line: job for job in jobs}.values()]  # tensors of a machine come together
+
+    def _extraction(self, machine: str) -> list[Job]:
+        facts, missing = self.machines[machine], missing_features(machine, self.root.folder)
+        if facts.script is None or not missing:
+            return []
+        command = extraction(machine, self.root.folder)
+        log = self.feature_root(machine).folder / "extract.log"
+        why = f"features are missing in {', '.join(map(str, missing))}"
+        again = partial(self._extraction, machine)
+        return [Job(f"extract {facts.kind}", command, log, why, gpu=True, again=again)]
+
     def mappings(self) -> list[Job]:
         """Mappings that must be fitted."""
         jobs = []
@@ -343,30 +359,31 @@ class Batch:
 
     def judged(self) -> list[Job]:
         """The machines' own evaluation of features whose accuracy is not known or not current."""
-        jobs = []
-        for machine, facts in self.machines.items():
-            if facts.script is None:
-                continue
-            root, preset = self.feature_root(machine), find_machine_config(machine)
-            waiting = []
-            for each in self.codings():
-                folder = each.cfg.output
-                if each.machine == machine and (folder / SUMMARY_JSON).is_file():
-                    waiting.append((folder / ACCURACY_JSON, folder / DECODED))
-            waiting.insert(0, (root.accuracy, root.feature_test))
-            folders = []
-            for record, folder in waiting:
-                if why := accuracy.why_not_judged(record, preset, folder):
-                    folders.append((str(folder), why))
-            if folders:
-                script = script_path(machine)
-                command = [sys.executable, str(script), "--mode", "evaluate"]
-                command += ["--machine", str(preset), "--data_root", str(self.root.folder)]
-                command += ["--features", *(folder for folder, _ in folders)]
-                log = root.folder / "accuracy.log"
-                title, why = f"accuracy {facts.kind}", folders[0][1]
-                jobs.append(Job(title, command, log, why, machine_module(script)))
-        return jobs
+        return [job for machine in self.machines for job in self._judging(machine)]
+
+    def _judging(self, machine: str) -> list[Job]:
+        facts = self.machines[machine]
+        if facts.script is None:
+            return []
+        root, preset = self.feature_root(machine), find_machine_config(machine)
+        waiting = [(root.accuracy, root.feature_test)]
+        for each in self.codings():
+            folder = each.cfg.output
+            if each.machine == machine and (folder / SUMMARY_JSON).is_file():
+                waiting.append((folder / ACCURACY_JSON, folder / DECODED))
+        folders = []
+        for record, folder in waiting:
+            if why := accuracy.why_not_judged(record, preset, folder):
+                folders.append((str(folder), why))
+        if not folders:
+            return []
+        script = script_path(machine)
+        command = [sys.executable, str(script), "--mode", "evaluate"]
+        command += ["--machine", str(preset), "--data_root", str(self.root.folder)]
+        command += ["--features", *(folder for folder, _ in folders)]
+        log, again = root.folder / "accuracy.log", partial(self._judging, machine)
+        title, why = f"accuracy {facts.kind}", folders[0][1]
+        return [Job(title, command, log, why, machine_module(script), gpu=True, again=again)]
 
 
 def _job(title: str, module: str, cfg: Product, log: Path) -> list[Job]:
@@ -375,6 +392,8 @@ def _job(title: str, module: str, cfg: Product, log: Path) -> list[Job]:
     if why is None:
         return []
     command = [sys.executable, "-m", module, *config.to_argv(cfg)]
+    device = getattr(cfg, "device", "cpu")
     # a forked process cannot use CUDA
-    forked = module in SHORT and getattr(cfg, "device", "cpu") in (None, "cpu")
-    return [Job(title, command, log, why, module if forked else None)]
+    forked = module in SHORT and device in (None, "cpu")
+    again = partial(_job, title, module, cfg, log)
+    return [Job(title, command, log, why, module if forked else None, device != "cpu", again)]
