@@ -20,6 +20,7 @@ from transformers import (
     StaticCache,
 )
 
+from dtufc import provenance
 from dtufc.bitstream import BitstreamError, write_varint
 from dtufc.errors import UserError
 from dtufc.kv import KvCodec, KvLimits, load_kv
@@ -497,7 +498,8 @@ def test_the_commands(fitted, checkpoint, tmp_path, capsys):
     few = ["--windows", "3", "--qualities", "[-1, 2, 5]"]
     main(["evaluate", *shared, "--codec", str(codec), *few, "--output", str(tmp_path / "kv.csv")])
     assert "quanto is not among them" in capsys.readouterr().out
-    lines = (tmp_path / "kv.csv").read_text().splitlines()
+    with (tmp_path / "kv.csv").open(newline="") as file:
+        records = list(csv.DictReader(file))
     rows = evaluate(
         KvEvalConfig(
             machine=machine,
@@ -509,7 +511,13 @@ def test_the_commands(fitted, checkpoint, tmp_path, capsys):
             qualities=[-1, 2, 5],
         )
     )[0]
-    assert len(lines) == 1 + len(rows)
+    assert len(records) == len(rows)
+    for record, row in zip(records, rows, strict=True):
+        assert record["codec"] == row.codec and record["kl"] == str(row.kl)
+        assert record["processor"] and record["windows"] == "3"
+        assert record["revision"] == (provenance.git_revision() or "")
+        told = (record["fit_windows"], record["fit_probed"], record["seed"])
+        assert told == (("8", "4", "0") if row.codec == "kv" else ("", "", ""))
     exact, coarse, middle, fine, *others = rows
     assert exact.kl == 0 and exact.agreement == 1 and exact.tokens == 3 * 15
     assert coarse.bits < middle.bits < fine.bits and coarse.kl > middle.kl > fine.kl > 0

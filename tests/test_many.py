@@ -386,6 +386,22 @@ def test_the_pages_yaml_is_a_machine(tmp_path):
     assert [facts.tensors["k0"].kind, *facts.tensors] == ["mine_kv@k0", "hidden", "k0", "v0"]
 
 
+def test_a_suite_trains_on_one_tensor_at_a_time(toy, tmp_path):
+    """Trained codecs have one rate, which tensors could not share; the message names what may be."""
+    row = {
+        "codec": "hyperprior",
+        "train_task": "kv",
+        "lambda_value": [0.01],
+        "epochs": 1,
+        "batch_size": 4,
+    }
+    suite = {"machines": [str(toy / "toy.yaml")], "rows": [row]}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    argv = ["--suite", str(tmp_path / "suite.yaml"), "--data_root", str(toy)]
+    with pytest.raises(SystemExit, match=r"hyperprior is trained on one .*toy\.yaml@hidden, "):
+        driver.main(argv)
+
+
 @pytest.mark.slow
 def test_from_a_suite_to_the_report(toy, tmp_path):
     """The driver takes a state for one kind of feature, and a tensor alone for another."""

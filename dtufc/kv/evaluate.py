@@ -3,13 +3,15 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dtufc import files, provenance
 from dtufc.devices import check_device
 from dtufc.errors import UserError
 from dtufc.kv.caches import read_cache
@@ -17,6 +19,7 @@ from dtufc.kv.capture import Language, continue_from, fill_cache, open_language,
 from dtufc.kv.codec import KvCodec
 from dtufc.kv.evaluate_kv import KvEvalConfig
 from dtufc.kv.rivals import Rival, rivals, why_not
+from dtufc.paths import RUN_JSON
 from dtufc.records import write_rows
 
 QUALITIES = [half / 2 for half in range(-2, 9)]
@@ -45,6 +48,34 @@ class KvRow:
     """Share of tokens whose likeliest next token is that with the exact cache."""
     tokens: int
     """Judged."""
+
+
+@dataclass(frozen=True)
+class KvRecord(KvRow):
+    """A row with all that tells where it comes from: what ``--output`` writes."""
+
+    machine: str
+    windows: int
+    """Of the text."""
+    window: int
+    """Tokens of each."""
+    prompt: int
+    """Those whose cache is coded."""
+    dtype: str
+    device: str
+    threads: str
+    cores: int | None
+    processor: str
+    revision: str
+    """Of the code that judged."""
+    fitted: str
+    """Revision of the code that fitted the codec; empty where no codec is fitted, as below."""
+    fit_windows: int | None
+    """Windows of text that it was fitted to."""
+    fit_probed: int | None
+    """Those of them whose gradients were taken."""
+    seed: int | None
+    """Of the fit."""
 
 
 @dataclass
@@ -122,8 +153,30 @@ def evaluate(cfg: KvEvalConfig) -> tuple[list[KvRow], list[str]]:
         else:
             said.append(f"{rival.name} is left out: it gives distributions that are not finite")
     if cfg.output is not None:
-        write_rows(cfg.output, rows)
+        write_rows(cfg.output, _records(cfg, rows))
     return rows, said
+
+
+def _records(cfg: KvEvalConfig, rows: Sequence[KvRow]) -> list[KvRecord]:
+    """The rows with what they come from."""
+    record = cfg.codec / RUN_JSON
+    fit = files.read_json(record) if record.is_file() else {}
+    made_by = fit.get("config", {})
+    fitted = {
+        "fitted": fit["processes"][-1].get("revision") or "" if fit else "",
+        "fit_windows": made_by.get("windows"),
+        "fit_probed": made_by.get("probed"),
+        "seed": made_by.get("seed"),
+    }
+    none = {"fitted": "", "fit_windows": None, "fit_probed": None, "seed": None}
+    shared = {
+        "machine": Path(cfg.machine).name,
+        **{name: getattr(cfg, name) for name in ("windows", "window", "prompt", "dtype", "device")},
+        **provenance.computer(provenance.environment()),
+    }
+    return [
+        KvRecord(**asdict(row), **shared, **(fitted if row.codec == "kv" else none)) for row in rows
+    ]
 
 
 def _missing(language: Language) -> list[str]:
