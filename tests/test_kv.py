@@ -38,7 +38,6 @@ from dtufc.kv.model import WEIGHTS
 from dtufc.kv.rivals import quantise
 from dtufc.kv.rope import NO_ROPE, Rope
 from dtufc.machines.tiny import llama3_training
-from dtufc.paths import REPOSITORY
 
 LADDER_FIT = kv_fit.fit_ladder.fit
 TEXT = " ".join(text for text, _ in llama3_training.draw(0, 400, 0))
@@ -562,16 +561,3 @@ def test_texts_and_machines_that_are_none(checkpoint, tmp_path):
 def test_layers_of_no_size_are_none():
     with pytest.raises(UserError, match="window: expected at least 2"):
         LayerShape(1, 2, 2, 1)
-
-
-def test_the_page_of_results_says_what_was_measured():
-    """Each line of the table in results/kv.md is a row of results/kv.csv."""
-    with (REPOSITORY / "results" / "kv.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    page = (REPOSITORY / "results" / "kv.md").read_text()
-    for row in rows:
-        cells = [row["codec"], row["quality"], row["focus"]]
-        cells += [
-            f"{float(row[name]):.4g}" for name in ("bits", "ratio", "kl", "perplexity", "agreement")
-        ]
-        assert "| " + " | ".join(cell or "–" for cell in cells) + " |" in page, row["codec"]

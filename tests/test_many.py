@@ -403,6 +403,23 @@ def test_a_suite_trains_on_one_tensor_at_a_time(toy, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_codec_that_is_trained_on_one_tensor(toy, tmp_path):
+    """What the message names works, from mapping to coded tensors."""
+    root = tmp_path / "root"
+    shutil.copytree(toy / "toy", root / "toy")
+    shutil.copy(toy / "toy.yaml", root / "toy.yaml")
+    row = {
+        "codec": "hyperprior", "train_task": "kv@k0", "arch": {"N": 8, "M": 12}, "epochs": 1,
+        "lambda_value": [0.01], "batch_size": 4, "patch_size": "64-64",
+    }  # fmt: skip
+    (root / "suite.yaml").write_text(yaml.safe_dump({"machines": ["toy.yaml@k0"], "rows": [row]}))
+    driver.main(["--suite", str(root / "suite.yaml"), "--data_root", str(root), "--device", "cpu"])
+    (run,) = (root / "coded" / "hyperprior").rglob("summary.json")
+    assert files.read_json(run)["files"] == 3
+    assert files.read_json(run)["points"] == 3 * PREFIX * 16
+
+
+@pytest.mark.slow
 def test_from_a_suite_to_the_report(toy, tmp_path):
     """The driver takes a state for one kind of feature, and a tensor alone for another."""
     root = tmp_path / "root"
