@@ -25,8 +25,9 @@ from dtufc.bitstream import BitstreamError, write_varint
 from dtufc.errors import UserError
 from dtufc.kv import KvCodec, KvLimits, load_kv
 from dtufc.kv import capture as kv_capture
+from dtufc.kv import evaluate as kv_evaluate
 from dtufc.kv import fit as kv_fit
-from dtufc.kv.caches import LayerShape, read_cache
+from dtufc.kv.caches import LayerShape, make_cache, read_cache
 from dtufc.kv.capture import continue_from, fill_cache
 from dtufc.kv.command import main
 from dtufc.kv.container import Frame, Header
@@ -35,7 +36,7 @@ from dtufc.kv.evaluate_kv import KvEvalConfig
 from dtufc.kv.fit_kv import KvFitConfig
 from dtufc.kv.importance import FAR, Probed, fit_importance, saved, to_classes
 from dtufc.kv.model import WEIGHTS
-from dtufc.kv.rivals import quantise
+from dtufc.kv.rivals import Rival, quantise
 from dtufc.kv.rope import NO_ROPE, Rope
 from dtufc.machines.tiny import llama3_training
 
@@ -523,6 +524,28 @@ def test_the_commands(fitted, checkpoint, tmp_path, capsys):
     assert {row.codec for row in others} >= {"int8", "int4", "int3", "int2", "fp8 cast"}
     kls = {row.codec: row.kl for row in others}
     assert kls["int8"] < kls["int4"] < kls["int2"]
+
+
+def test_a_rival_that_does_not_run_is_left_out(fitted, checkpoint, tmp_path, monkeypatch):
+    """It is said, and the others are judged."""
+
+    def fail(snapshot, fill):
+        raise RuntimeError("Ninja is\nrequired")
+
+    def two(config):
+        yield Rival("works", 16, lambda snapshot, fill: make_cache(snapshot))
+        yield Rival("fails", 4, fail)
+
+    monkeypatch.setattr(kv_evaluate, "rivals", two)
+    (tmp_path / "text.txt").write_text(TEXT)
+    _, folder = fitted("grouped")
+    cfg = KvEvalConfig(
+        machine=str(checkpoint("grouped")), codec=folder, texts=tmp_path / "text.txt",
+        window=40, prompt=24, windows=2, qualities=[1],
+    )  # fmt: skip
+    rows, said = evaluate(cfg)
+    assert [row.codec for row in rows] == ["exact", "kv", "works"]
+    assert "fails is left out: it does not run here (Ninja is required)" in said
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from dtufc.paths import RUN_JSON
 from dtufc.records import write_rows
 
 QUALITIES = [half / 2 for half in range(-2, 9)]
+BROKEN = (ImportError, OSError, RuntimeError, ValueError)
+"""What a library raises that is installed, and does not work here."""
 RAW_BITS = 16
 """Per value of a cache in bfloat16, which ratios are to."""
 
@@ -133,6 +135,7 @@ def evaluate(cfg: KvEvalConfig) -> tuple[list[KvRow], list[str]]:
     focuses = [codec.settings.focus] if cfg.focus is None else cfg.focus
     uncoded, coded = Sums(), {(q, f): Sums() for f in focuses for q in qualities}
     beside = {rival.name: Sums() for rival in others}
+    broken: dict[str, str] = {}
     for ids in tqdm(windows, desc="windows"):
         judge = Judge(language, ids, cfg.prompt)
         uncoded.add(judge.exact, judge.exact, judge.targets)
@@ -141,12 +144,18 @@ def evaluate(cfg: KvEvalConfig) -> tuple[list[KvRow], list[str]]:
             sums.bytes += len(data)
             sums.points += judge.points
             judge.score(codec.decode_cache(data, device=language.device), sums)
-        for rival in others:
-            judge.score(judge.rival(rival), beside[rival.name])
+        for rival in [each for each in others if each.name not in broken]:
+            try:
+                cache = judge.rival(rival)
+            except BROKEN as error:  # of its library, which may lack a compiler
+                broken[rival.name] = " ".join(str(error).split())[:200]
+            else:
+                judge.score(cache, beside[rival.name])
     rows = [uncoded.row("exact", bits=RAW_BITS)]
     rows += [sums.row("kv", *settings) for settings, sums in coded.items()]
     said = _missing(language) if cfg.rivals else []
-    for rival in others:
+    said += [f"{name} is left out: it does not run here ({why})" for name, why in broken.items()]
+    for rival in [each for each in others if each.name not in broken]:
         row = beside[rival.name].row(rival.name, bits=rival.bits)
         if math.isfinite(row.kl):
             rows.append(row)
