@@ -8,8 +8,10 @@ over the file. An unknown key, a wrong type or an impossible value (``__post_ini
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -145,6 +147,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return value
 
 
+_BUILDING = threading.RLock()
+"""Held where a parser is used that is kept: nothing says that threads may share it."""
+
+
+@functools.cache
+def _value_parser(config_class: type) -> ArgumentParser:
+    """A parser of one value of a class. To make one takes three times as long as to use it."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=config_class)
+    return parser
+
+
 def build(config_class: type[T], values: dict[str, Any], where: str) -> T:
     """Make a (nested) dataclass from plain values with the same checks as the command line.
 
@@ -152,11 +166,10 @@ def build(config_class: type[T], values: dict[str, Any], where: str) -> T:
         UserError: an unknown key, a missing one or a wrong type; the message, one line, starts with
             ``where``.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=config_class)
     try:
-        namespace = parser.parse_object({"value": values})
-        built = parser.instantiate_classes(namespace).value
+        with _BUILDING:
+            parser = _value_parser(config_class)
+            built = parser.instantiate_classes(parser.parse_object({"value": values})).value
         _refuse_nulls(built)
         return built
     except Exception as error:  # jsonargparse wraps every cause; the text names the key

@@ -3,6 +3,9 @@
 Writes one feature ``<name>.npy`` per bitstream ``<name>.ufc``, in the source's shape and dtype. Nothing
 but the bitstream and the codec folder is read. Beside the features lies ``decoded.json``, which names
 what they were decoded from. Features that decode.py did not write are never replaced.
+
+With a codec of states (:mod:`dtufc.many`), the input is stream files ``<sample>.ufs``, and what is
+decoded lies as the states' own files did: ``k0/<sample>.npy``, ``<sample>/k0.npy`` or ``<sample>.npz``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +24,7 @@ from dtufc.options import CodecOptions, progress
 from dtufc.overlap import check_coders, overlap
 from dtufc.paths import DECODED_JSON
 from dtufc.stamps import Stamp, digest_files
+from dtufc.states import is_state_codec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class DecodeConfig(CodecOptions):
     """Bitstreams to feature files."""
 
     input: Path
-    """A bitstream, or a folder of them."""
+    """A bitstream, or a folder of them; of states, stream files."""
     output: Path
     """Folder of the decoded features."""
     coders: int = 2
@@ -39,7 +43,7 @@ class DecodeConfig(CodecOptions):
         check_coders(self.coders)
 
 
-def list_bitstreams(path: Path) -> list[Path]:
+def list_bitstreams(path: Path, suffix: str = SUFFIX) -> list[Path]:
     """The bitstreams of a folder, sorted by name; a single file is itself.
 
     Raises:
@@ -50,9 +54,9 @@ def list_bitstreams(path: Path) -> list[Path]:
         return [check_name(path)]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    found = sorted(p for p in path.glob(f"*{SUFFIX}") if not p.name.startswith("."))
+    found = sorted(p for p in path.glob(f"*{suffix}") if not p.name.startswith("."))
     if not found:
-        raise UserError(f"{path}: holds no *{SUFFIX} file")
+        raise UserError(f"{path}: holds no *{suffix} file")
     return [check_name(path) for path in found]
 
 
@@ -75,6 +79,11 @@ def decode(cfg: DecodeConfig) -> None:
         BitstreamError: a file is not sound or not of this codec; the message names it.
         UserError: the output holds features of these names that decode.py did not write.
     """
+    if is_state_codec(cfg.codec):
+        from dtufc.many.coding import decode_states
+
+        decode_states(cfg)
+        return
     codec = cfg.load()
     paths = list_bitstreams(cfg.input)
 

@@ -1,6 +1,10 @@
 """Encode features: ``python encode.py --codec DIR --input FILE_OR_DIR --output DIR``.
 
 Writes one bitstream ``<name>.ufc`` per feature ``<name>.npy``. What is already there is made again.
+
+With a codec of states (:mod:`dtufc.many`), the input is a folder of states: a folder per tensor
+(``k0/<sample>.npy``), a file per tensor (``k0.npy``), or an ``.npz`` per state; or one ``.npz``. Each
+state becomes one stream file ``<sample>.ufs``.
 """
 
 from collections.abc import Sequence
@@ -16,6 +20,7 @@ from dtufc.feature import list_features, points, read_feature
 from dtufc.memory import keep_memory
 from dtufc.options import RateOptions, progress
 from dtufc.overlap import check_coders, overlap
+from dtufc.states import is_state_codec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,7 @@ class EncodeConfig(RateOptions):
     """Feature files to bitstreams."""
 
     input: Path
-    """A feature .npy, or a folder of them."""
+    """A feature .npy, or a folder of them; of states, an .npz or a folder."""
     output: Path
     """Folder of the bitstreams."""
     kind: str | None = None
@@ -42,6 +47,11 @@ def encode(cfg: EncodeConfig) -> None:
     Raises:
         FeatureError, FileNotFoundError, UserError: as the codec API; the message names the file.
     """
+    if is_state_codec(cfg.codec):
+        from dtufc.many.coding import encode_states
+
+        encode_states(cfg)
+        return
     paths = list_features(cfg.input)
     codec, each = cfg.load_for(paths, cfg.kind), cfg.each
     total_bytes = total_points = most = 0

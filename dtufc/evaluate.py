@@ -5,8 +5,8 @@ Every feature is encoded to a bitstream file, and decoded from that file alone. 
 figures and per-file means) and ``run.json``. A killed run goes on where it ended, and after a change
 only what depends on it is coded again.
 
-With a codec of states (:mod:`dtufc.many`), the folder of features holds a folder per tensor, and so do
-``bitstreams/`` and ``decoded/``; ``tensors.csv`` has one row per tensor.
+With a codec of states (:mod:`dtufc.many`), the folder of features holds a folder per tensor, and so does
+``decoded/``. ``bitstreams/*.ufs`` has one stream file per state, ``tensors.csv`` one row per tensor.
 """
 
 import time
@@ -220,12 +220,12 @@ def _code(
 
 
 def finished_rows(
-    output: Path, stamp: Stamp, tensors: Sequence[str] = ("",)
+    output: Path, stamp: Stamp, tensors: Sequence[str] = ("",), suffix: str = SUFFIX
 ) -> dict[str, records.RateRow]:
     """Rows of an earlier run by the same config and codec, of features that are as they were.
 
     Args:
-        tensors: names of the folders of each tensor.
+        tensors: names of the folders of each tensor. suffix: of the files of bytes.
     """
     table, known = output / RATE_CSV, read_stamp(output / RUN_JSON)
     if known is None or known.config != stamp.config or not table.is_file():
@@ -235,9 +235,8 @@ def finished_rows(
         return {}
 
     def is_there(name: str) -> bool:
-        return all(
+        return (output / BITSTREAMS / f"{name}{suffix}").is_file() and all(
             f"{FEATURES}{Path(tensor, name)}.npy" in same
-            and (output / BITSTREAMS / tensor / f"{name}{SUFFIX}").is_file()
             and (output / DECODED / tensor / f"{name}.npy").is_file()
             for tensor in tensors
         )
@@ -246,7 +245,10 @@ def finished_rows(
 
 
 def clear_stale(
-    output: Path, done: dict[str, records.RateRow], tensors: Sequence[str] = ("",)
+    output: Path,
+    done: dict[str, records.RateRow],
+    tensors: Sequence[str] = ("",),
+    suffix: str = SUFFIX,
 ) -> None:
     """Leave only what belongs to finished rows, before a new stamp vouches for it."""
     (output / SUMMARY_JSON).unlink(missing_ok=True)
@@ -254,7 +256,7 @@ def clear_stale(
         records.write_rows(output / RATE_CSV, done.values())
     else:
         (output / RATE_CSV).unlink(missing_ok=True)
-    patterns = [f"{BITSTREAMS}/{Path(tensor)}/*{SUFFIX}" for tensor in tensors]
+    patterns = [f"{BITSTREAMS}/*{suffix}"]
     patterns += [f"{DECODED}/{Path(tensor)}/*.npy" for tensor in tensors]
     for pattern in patterns:
         for path in output.glob(pattern):

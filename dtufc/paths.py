@@ -19,9 +19,9 @@ A codec that is fitted to one kind of feature has any rate and no transform: <tr
 <run> is ``fit`` under ``codecs`` and ``quality<q>`` under ``coded``.
 
 Of a machine of several tensors, each folder of features holds a folder per tensor,
-``feature_test/k0/*.npy``, ``feature_train/train/k0/*.npy``, and so do ``bitstreams/`` and
-``decoded/``. Beside ``origin.json`` lies ``sensitivity.json``. A tensor alone is the task
-``<task>@<tensor>``.
+``feature_test/k0/*.npy``, ``feature_train/train/k0/*.npy``, and so does ``decoded/``;
+``bitstreams/*.ufs`` has a file per state. Beside ``origin.json`` lies ``sensitivity.json``. A tensor
+alone is the task ``<task>@<tensor>``.
 """
 
 import os

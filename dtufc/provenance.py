@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,6 +104,17 @@ def git_revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get(REVISION) or None
     return done.stdout.strip()
+
+
+def computer(process: Mapping[str, Any]) -> dict[str, Any]:
+    """What tables of results say of a process of a record: threads, cores, processor and revision."""
+    host = process.get("machine") or {}
+    return {
+        "threads": str(host.get("threads") or "all"),
+        "cores": host.get("cores"),
+        "processor": host.get("processor") or "",
+        "revision": process.get("revision") or "",
+    }
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
     bytes      of a session, or of a file, cut, flipped, spliced, added
     frames     payloads, settings, rows, tensors, keys and places changed, every check made right again
     headers    the session's description changed, every check made right again
+    states     bytes of a coded state, or its payloads and rows with every check made right again
 
 Sound is ``BitstreamError``, with nothing but the very rows before it. Rows of other values are sound
 where a forger made the checks right again. Damage passes a frame's check of 16 bits once in 65 536
@@ -21,6 +22,7 @@ import small_codecs
 
 from dtufc.bitstream import MAGIC, STREAM_VERSION, BitstreamError, write_varint
 from dtufc.codec import Codec
+from dtufc.many import container
 from dtufc.streams import (
     Block,
     Limits,
@@ -32,6 +34,7 @@ from dtufc.streams import (
     write_stream,
 )
 from dtufc.streams.frames import (
+    End,
     FrameReader,
     Item,
     Restart,
@@ -60,6 +63,9 @@ class StreamSeed:
     blocks: Sequence[Block]
     samples: Sequence[dict[str, np.ndarray]]
     items: Sequence[Item]
+    tensors: dict[str, Codec]
+    state: bytes
+    """All tensors of one sample, as ``encode.py`` writes it."""
 
 
 def make_seed(codecs: Sequence[Codec], folder: Path) -> StreamSeed:
@@ -90,9 +96,11 @@ def make_seed(codecs: Sequence[Codec], folder: Path) -> StreamSeed:
     decoder.finish()
     with open_stream(path, codecs) as stream:
         samples = [{name: stream[name][n] for name in stream} for n in range(len(stream))]
+    state = container.write(tensors, {"tokens": tokens, "maps": maps}, "npz")
     return StreamSeed(
-        codecs, encoder.session, data, path.read_bytes(), blocks, samples, _items(data, path)
-    )
+        codecs, encoder.session, data, path.read_bytes(), blocks, samples, _items(data, path),
+        tensors, state,
+    )  # fmt: skip
 
 
 def _items(data: bytes, path: Path) -> list[Item]:
@@ -160,14 +168,32 @@ def forge(seed: StreamSeed, rng: random.Random, mutate: Mutate) -> bytes:
     return frame(seed.session, header, items)
 
 
+def forge_state(seed: StreamSeed, rng: random.Random, mutate: Mutate) -> bytes:
+    """A coded state with one payload or number of rows changed, and every check right."""
+    session, segments = container.read(seed.tensors, seed.state)
+    place = rng.randrange(len(segments))
+    item = segments[place]
+    if rng.randrange(2):
+        item = item._replace(payload=mutate(item.payload, rng))
+    else:
+        item = item._replace(rows=rng.choice((1, item.rows + 1, 1 << 16, 1 << 20)))
+    items: list[Item] = [*segments]
+    items[place] = item
+    return frame(session, session.header(named=True), [*items, End(0)])
+
+
 def attacks(
     seed: StreamSeed, rng: random.Random, mutate: Mutate, folder: Path
 ) -> Iterator[tuple[bytes, Callable[[], str]]]:
     """(damaged bytes, a call that decodes them -> what became of it), without end."""
     path = folder / "mutant.ufs"
     while True:
-        way = rng.randrange(3)
-        if way == 0:
+        way = rng.randrange(4)
+        if way == 3:
+            sealed = bool(rng.randrange(2))
+            data = forge_state(seed, rng, mutate) if sealed else mutate(seed.state, rng)
+            yield data, lambda data=data, sealed=sealed: judge_state(seed, data, sealed)
+        elif way == 0:
             data = mutate(seed.data, rng)
             yield data, lambda data=data: judge_session(seed, data, False, rng)
         elif way == 1:
@@ -226,3 +252,17 @@ def judge_file(seed: StreamSeed, path: Path) -> str:
     except BitstreamError:
         refused = True
     return "other" if other else "refused" if refused else "equal"
+
+
+def judge_state(seed: StreamSeed, data: bytes, sealed: bool) -> str:
+    """Decode a state -> refused, equal, other or an error in words."""
+    try:
+        state = container.decode(seed.tensors, data, LIMITS.frame_points)
+    except BitstreamError:
+        return "refused"
+    true = container.decode(seed.tensors, seed.state)
+    if all(np.array_equal(x, true[name]) for name, x in state.items()):
+        return "equal"
+    if not all(np.isfinite(x).all() for x in state.values()):
+        return "decoded to values that are not finite"
+    return "other" if sealed else "a whole state of other values"

@@ -20,12 +20,14 @@ from transformers import (
     StaticCache,
 )
 
+from dtufc import provenance
 from dtufc.bitstream import BitstreamError, write_varint
 from dtufc.errors import UserError
 from dtufc.kv import KvCodec, KvLimits, load_kv
 from dtufc.kv import capture as kv_capture
+from dtufc.kv import evaluate as kv_evaluate
 from dtufc.kv import fit as kv_fit
-from dtufc.kv.caches import LayerShape, read_cache
+from dtufc.kv.caches import LayerShape, make_cache, read_cache
 from dtufc.kv.capture import continue_from, fill_cache
 from dtufc.kv.command import main
 from dtufc.kv.container import Frame, Header
@@ -34,10 +36,9 @@ from dtufc.kv.evaluate_kv import KvEvalConfig
 from dtufc.kv.fit_kv import KvFitConfig
 from dtufc.kv.importance import FAR, Probed, fit_importance, saved, to_classes
 from dtufc.kv.model import WEIGHTS
-from dtufc.kv.rivals import quantise
+from dtufc.kv.rivals import Rival, quantise
 from dtufc.kv.rope import NO_ROPE, Rope
 from dtufc.machines.tiny import llama3_training
-from dtufc.paths import REPOSITORY
 
 LADDER_FIT = kv_fit.fit_ladder.fit
 TEXT = " ".join(text for text, _ in llama3_training.draw(0, 400, 0))
@@ -497,7 +498,8 @@ def test_the_commands(fitted, checkpoint, tmp_path, capsys):
     few = ["--windows", "3", "--qualities", "[-1, 2, 5]"]
     main(["evaluate", *shared, "--codec", str(codec), *few, "--output", str(tmp_path / "kv.csv")])
     assert "quanto is not among them" in capsys.readouterr().out
-    lines = (tmp_path / "kv.csv").read_text().splitlines()
+    with (tmp_path / "kv.csv").open(newline="") as file:
+        records = list(csv.DictReader(file))
     rows = evaluate(
         KvEvalConfig(
             machine=machine,
@@ -509,13 +511,41 @@ def test_the_commands(fitted, checkpoint, tmp_path, capsys):
             qualities=[-1, 2, 5],
         )
     )[0]
-    assert len(lines) == 1 + len(rows)
+    assert len(records) == len(rows)
+    for record, row in zip(records, rows, strict=True):
+        assert record["codec"] == row.codec and record["kl"] == str(row.kl)
+        assert record["processor"] and record["windows"] == "3"
+        assert record["revision"] == (provenance.git_revision() or "")
+        told = (record["fit_windows"], record["fit_probed"], record["seed"])
+        assert told == (("8", "4", "0") if row.codec == "kv" else ("", "", ""))
     exact, coarse, middle, fine, *others = rows
     assert exact.kl == 0 and exact.agreement == 1 and exact.tokens == 3 * 15
     assert coarse.bits < middle.bits < fine.bits and coarse.kl > middle.kl > fine.kl > 0
     assert {row.codec for row in others} >= {"int8", "int4", "int3", "int2", "fp8 cast"}
     kls = {row.codec: row.kl for row in others}
     assert kls["int8"] < kls["int4"] < kls["int2"]
+
+
+def test_a_rival_that_does_not_run_is_left_out(fitted, checkpoint, tmp_path, monkeypatch):
+    """It is said, and the others are judged."""
+
+    def fail(snapshot, fill):
+        raise RuntimeError("Ninja is\nrequired")
+
+    def two(config):
+        yield Rival("works", 16, lambda snapshot, fill: make_cache(snapshot))
+        yield Rival("fails", 4, fail)
+
+    monkeypatch.setattr(kv_evaluate, "rivals", two)
+    (tmp_path / "text.txt").write_text(TEXT)
+    _, folder = fitted("grouped")
+    cfg = KvEvalConfig(
+        machine=str(checkpoint("grouped")), codec=folder, texts=tmp_path / "text.txt",
+        window=40, prompt=24, windows=2, qualities=[1],
+    )  # fmt: skip
+    rows, said = evaluate(cfg)
+    assert [row.codec for row in rows] == ["exact", "kv", "works"]
+    assert "fails is left out: it does not run here (Ninja is required)" in said
 
 
 @pytest.mark.parametrize(
@@ -554,16 +584,3 @@ def test_texts_and_machines_that_are_none(checkpoint, tmp_path):
 def test_layers_of_no_size_are_none():
     with pytest.raises(UserError, match="window: expected at least 2"):
         LayerShape(1, 2, 2, 1)
-
-
-def test_the_page_of_results_says_what_was_measured():
-    """Each line of the table in results/kv.md is a row of results/kv.csv."""
-    with (REPOSITORY / "results" / "kv.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    page = (REPOSITORY / "results" / "kv.md").read_text()
-    for row in rows:
-        cells = [row["codec"], row["quality"], row["focus"]]
-        cells += [
-            f"{float(row[name]):.4g}" for name in ("bits", "ratio", "kl", "perplexity", "agreement")
-        ]
-        assert "| " + " | ".join(cell or "–" for cell in cells) + " |" in page, row["codec"]

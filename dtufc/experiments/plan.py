@@ -39,6 +39,7 @@ from dtufc.paths import (
     FIT_RUN,
     NO_TRANSFORM,
     SUMMARY_JSON,
+    TENSOR_MARK,
     DataRoot,
     FeatureRoot,
 )
@@ -109,6 +110,7 @@ class Batch:
         names = ("lambda_value", "epochs", "batch_size", "learning_rate", "patch_size")
         overrides = {name: getattr(choice, name) for name in names}
         self.runs = select(suite, **asked, overrides=overrides)
+        self._check_tensors()
         self._check_folders()
 
     def _train_task(self) -> str | None:
@@ -123,6 +125,16 @@ class Batch:
         if task not in (None, *tasks):
             raise UserError(f"train_task: {task!r} is no task of {model!r}, it has {tasks}")
         return task or tasks[0]
+
+    def _check_tensors(self) -> None:
+        """Refuse to train on states: a trained codec has one rate, which tensors could not share."""
+        for name, facts in self.machines.items() if self.runs else ():
+            if isinstance(facts, StateFacts):
+                tensors = ", ".join(f"{name}{TENSOR_MARK}{tensor}" for tensor in facts.tensors)
+                raise UserError(
+                    f"rows: {self.runs[0].codec} is trained on one tensor at a time; name machines of "
+                    f"one in place of {name}: {tensors}"
+                )
 
     def _check_folders(self) -> None:
         folders: dict[Path, Training] = {}

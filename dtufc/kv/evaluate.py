@@ -3,13 +3,15 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dtufc import files, provenance
 from dtufc.devices import check_device
 from dtufc.errors import UserError
 from dtufc.kv.caches import read_cache
@@ -17,9 +19,12 @@ from dtufc.kv.capture import Language, continue_from, fill_cache, open_language,
 from dtufc.kv.codec import KvCodec
 from dtufc.kv.evaluate_kv import KvEvalConfig
 from dtufc.kv.rivals import Rival, rivals, why_not
+from dtufc.paths import RUN_JSON
 from dtufc.records import write_rows
 
 QUALITIES = [half / 2 for half in range(-2, 9)]
+BROKEN = (ImportError, OSError, RuntimeError, ValueError)
+"""What a library raises that is installed, and does not work here."""
 RAW_BITS = 16
 """Per value of a cache in bfloat16, which ratios are to."""
 
@@ -45,6 +50,34 @@ class KvRow:
     """Share of tokens whose likeliest next token is that with the exact cache."""
     tokens: int
     """Judged."""
+
+
+@dataclass(frozen=True)
+class KvRecord(KvRow):
+    """A row with all that tells where it comes from: what ``--output`` writes."""
+
+    machine: str
+    windows: int
+    """Of the text."""
+    window: int
+    """Tokens of each."""
+    prompt: int
+    """Those whose cache is coded."""
+    dtype: str
+    device: str
+    threads: str
+    cores: int | None
+    processor: str
+    revision: str
+    """Of the code that judged."""
+    fitted: str
+    """Revision of the code that fitted the codec; empty where no codec is fitted, as below."""
+    fit_windows: int | None
+    """Windows of text that it was fitted to."""
+    fit_probed: int | None
+    """Those of them whose gradients were taken."""
+    seed: int | None
+    """Of the fit."""
 
 
 @dataclass
@@ -102,6 +135,7 @@ def evaluate(cfg: KvEvalConfig) -> tuple[list[KvRow], list[str]]:
     focuses = [codec.settings.focus] if cfg.focus is None else cfg.focus
     uncoded, coded = Sums(), {(q, f): Sums() for f in focuses for q in qualities}
     beside = {rival.name: Sums() for rival in others}
+    broken: dict[str, str] = {}
     for ids in tqdm(windows, desc="windows"):
         judge = Judge(language, ids, cfg.prompt)
         uncoded.add(judge.exact, judge.exact, judge.targets)
@@ -110,20 +144,48 @@ def evaluate(cfg: KvEvalConfig) -> tuple[list[KvRow], list[str]]:
             sums.bytes += len(data)
             sums.points += judge.points
             judge.score(codec.decode_cache(data, device=language.device), sums)
-        for rival in others:
-            judge.score(judge.rival(rival), beside[rival.name])
+        for rival in [each for each in others if each.name not in broken]:
+            try:
+                cache = judge.rival(rival)
+            except BROKEN as error:  # of its library, which may lack a compiler
+                broken[rival.name] = " ".join(str(error).split())[:200]
+            else:
+                judge.score(cache, beside[rival.name])
     rows = [uncoded.row("exact", bits=RAW_BITS)]
     rows += [sums.row("kv", *settings) for settings, sums in coded.items()]
     said = _missing(language) if cfg.rivals else []
-    for rival in others:
+    said += [f"{name} is left out: it does not run here ({why})" for name, why in broken.items()]
+    for rival in [each for each in others if each.name not in broken]:
         row = beside[rival.name].row(rival.name, bits=rival.bits)
         if math.isfinite(row.kl):
             rows.append(row)
         else:
             said.append(f"{rival.name} is left out: it gives distributions that are not finite")
     if cfg.output is not None:
-        write_rows(cfg.output, rows)
+        write_rows(cfg.output, _records(cfg, rows))
     return rows, said
+
+
+def _records(cfg: KvEvalConfig, rows: Sequence[KvRow]) -> list[KvRecord]:
+    """The rows with what they come from."""
+    record = cfg.codec / RUN_JSON
+    fit = files.read_json(record) if record.is_file() else {}
+    made_by = fit.get("config", {})
+    fitted = {
+        "fitted": fit["processes"][-1].get("revision") or "" if fit else "",
+        "fit_windows": made_by.get("windows"),
+        "fit_probed": made_by.get("probed"),
+        "seed": made_by.get("seed"),
+    }
+    none = {"fitted": "", "fit_windows": None, "fit_probed": None, "seed": None}
+    shared = {
+        "machine": Path(cfg.machine).name,
+        **{name: getattr(cfg, name) for name in ("windows", "window", "prompt", "dtype", "device")},
+        **provenance.computer(provenance.environment()),
+    }
+    return [
+        KvRecord(**asdict(row), **shared, **(fitted if row.codec == "kv" else none)) for row in rows
+    ]
 
 
 def _missing(language: Language) -> list[str]:

@@ -25,7 +25,8 @@ class KvEvalConfig:
     texts: Path
     """UTF-8 text that the codec was not fitted on."""
     output: Path | None = None
-    """CSV that the table is written to."""
+    """CSV that the table is written to, each row with revision, computer and what the codec was fitted
+    to."""
     qualities: list[float] | None = None
     """Qualities to judge; null takes -1 to 4 in steps of a half."""
     windows: int = 16

@@ -339,7 +339,13 @@ class KvModel:
 
     @classmethod
     def _of_values(cls, folder: Path, values: dict[str, Any], arrays) -> Self:
-        layers = tuple(config.build(LayerShape, each, "layers") for each in values["layers"])
+        texts = [json.dumps(each, sort_keys=True) for each in values["layers"]]
+        # most layers are alike, and a check takes milliseconds
+        built = {
+            text: config.build(LayerShape, json.loads(text), "layers")
+            for text in dict.fromkeys(texts)
+        }
+        layers = tuple(built[text] for text in texts)
         if not layers:
             raise UserError(f"{folder / CONFIG_JSON}: layers: expected one at least")
         scales = [read_number({"rope_scale": s}, "rope_scale") for s in values["rope_scale"]]

@@ -1,11 +1,11 @@
 """The codec of a state: a codec per tensor, each at the state's quality plus a shift of its own.
 
     codec = load_state_codec(folder).at_quality(1)
-    streams = codec.encode(state)       # {"hidden": array, "k0": array, ...} -> {"hidden": bytes, ...}
-    state = codec.decode(streams)
+    data = codec.encode(state)          # {"hidden": array, "k0": array, ...} -> bytes
+    state = codec.decode(data)
 
 The folder holds ``tensors.json`` and one codec folder per tensor; each loads alone with
-:func:`dtufc.codec.load_codec` too. Each bitstream is a whole one of its tensor's codec.
+:func:`dtufc.codec.load_codec` too. The bytes are a stream of one frame, see :mod:`dtufc.many.container`.
 """
 
 import math
@@ -17,13 +17,15 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from dtufc import files
-from dtufc.bitstream import BitstreamError
+from dtufc.bitstream import MAX_POINTS
 from dtufc.codec import Codec, codec_digest, load_codec
 from dtufc.errors import UserError
-from dtufc.feature import FeatureError, FeatureFacts, Moments
-from dtufc.paths import TENSORS_JSON
+from dtufc.feature import FeatureError, FeatureFacts, Moments, check_feature
+from dtufc.many import container
+from dtufc.many.container import Layout
+from dtufc.paths import TENSOR_MARK, TENSORS_JSON
 from dtufc.rate import Target, search
-from dtufc.states import State, state_points
+from dtufc.states import State, StateFacts, state_points
 
 FORMAT = 1
 
@@ -31,15 +33,10 @@ FORMAT = 1
 class CodedState(NamedTuple):
     """A coded state."""
 
-    streams: dict[str, bytes]
-    """The whole bitstream of each tensor."""
+    data: bytes
+    """The whole file."""
     quality: float
     """The state's quality that was taken."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of all bitstreams."""
-        return sum(map(len, self.streams.values()))
 
 
 @dataclass(frozen=True)
@@ -79,47 +76,63 @@ class StateCodec:
         }
         return replace(self, codecs=codecs, quality=quality)
 
-    def encode(self, state: State) -> dict[str, bytes]:
-        """A state -> the whole bitstream of each tensor.
+    def encode(self, state: State, *, layout: Layout = "tensors") -> bytes:
+        """A state -> the bytes of a whole stream file.
+
+        Args:
+            layout: how the files of the state lie, which the receiver is told.
 
         Raises:
             FeatureError: it has not the codec's tensors, or one is not of its kind.
         """
         if state.keys() != self.codecs.keys():
             raise FeatureError(f"state: expected the tensors {[*self.codecs]}, got {[*state]}")
-        streams = {}
-        for name, codec in self.codecs.items():
-            try:
-                streams[name] = codec.encode_array(state[name])
-            except FeatureError as error:
-                raise FeatureError(f"{name}: {error}") from error
-        return streams
+        for name, facts in self.facts.items():
+            if why := facts.mismatch(check_feature(state[name], name)):
+                raise FeatureError(f"{name}: {why}")
+        return container.write(self.codecs, state, layout)
 
-    def decode(self, streams: Mapping[str, bytes]) -> dict[str, np.ndarray]:
-        """The bitstreams -> the state.
+    def decode(self, data: bytes, *, max_points: int = MAX_POINTS) -> dict[str, np.ndarray]:
+        """The bytes of a whole file -> the state.
+
+        Args:
+            max_points: largest N*C*H*W of a tensor that is accepted.
 
         Raises:
-            BitstreamError: a bitstream is missing or not sound, or belongs to another codec.
+            BitstreamError: they are not sound, or belong to another codec.
         """
-        if streams.keys() != self.codecs.keys():
-            raise BitstreamError(
-                f"inconsistent: expected the tensors {[*self.codecs]}, got {[*streams]}"
-            )
-        return {name: codec.decode_array(streams[name]) for name, codec in self.codecs.items()}
+        return container.decode(self.codecs, data, max_points)
 
-    def encode_within(self, state: State, target: Target) -> CodedState:
+    def sizes(self, data: bytes) -> dict[str, int]:
+        """Bytes of each tensor in a file: payload and setting. Header, frame and end take the others.
+
+        Raises:
+            BitstreamError: as :meth:`decode`, where payloads are not looked into.
+        """
+        segments = container.read(self.codecs, data)[1]
+        return {
+            name: len(segment.setting) + len(segment.payload)
+            for name, segment in zip(self.codecs, segments, strict=True)
+        }
+
+    def encode_within(
+        self, state: State, target: Target, *, layout: Layout = "tensors"
+    ) -> CodedState:
         """A state at the best quality within the target's bytes, or the lowest within its error.
+
+        Args:
+            layout: as of :meth:`encode`.
 
         Raises:
             UserError: no quality meets the target.
         """
         if target.is_none:
-            return CodedState(self.encode(state), self.quality)
+            return CodedState(self.encode(state, layout=layout), self.quality)
         met: list[CodedState] = []
 
         def measure(trial: "StateCodec", quality: float | None) -> float:
-            coded = CodedState(trial.encode(state), trial.quality)
-            value = trial.value_of([state], [coded.streams], target)
+            coded = CodedState(trial.encode(state, layout=layout), trial.quality)
+            value = trial.value_of([state], [coded.data], target)
             if value <= target.limit:
                 met[:] = [coded]
             return value
@@ -127,19 +140,23 @@ class StateCodec:
         search(self, measure, target)
         return met[0]
 
-    def value_of(
-        self, states: Sequence[State], streams: Sequence[Mapping[str, bytes]], target: Target
-    ) -> float:
+    def value_of(self, states: Sequence[State], coded: Sequence[bytes], target: Target) -> float:
         """What a target is about, of coded states together."""
-        size = sum(len(data) for each in streams for data in each.values())
+        if target.target_nmse is not None:
+            errors = TensorErrors(self.codecs)
+            for state, data in zip(states, coded, strict=True):
+                errors.add(state, self.decode(data))
+            return errors.nmse
+        size = sum(map(len, coded))
         if target.max_bytes is not None:
             return size
-        if target.target_bpfp is not None:
-            return 8 * size / sum(map(state_points, states))
-        errors = TensorErrors(self.codecs)
-        for state, each in zip(states, streams, strict=True):
-            errors.add(state, self.decode(each))
-        return errors.nmse
+        return 8 * size / sum(map(state_points, states))
+
+
+def facts_of(codec: StateCodec) -> StateFacts:
+    """The facts of what a codec knows."""
+    first = next(iter(codec.facts.values()))
+    return StateFacts(first.model, first.task.rpartition(TENSOR_MARK)[0], codec.facts)
 
 
 class TensorErrors:
@@ -192,7 +209,7 @@ def reach(codec: StateCodec, states: Sequence[State], target: Target) -> StateCo
 
 
 class Coded(Sequence):
-    """The bitstreams of states, each coded when it is asked for, so that they are not held."""
+    """The bytes of states, each coded when it is asked for, so that they are not held."""
 
     def __init__(self, codec: StateCodec, states: Sequence[State]):
         self.codec, self.states = codec, states
@@ -200,7 +217,7 @@ class Coded(Sequence):
     def __len__(self) -> int:
         return len(self.states)
 
-    def __getitem__(self, place: int) -> dict[str, bytes]:
+    def __getitem__(self, place: int) -> bytes:
         return self.codec.encode(self.states[place])
 
 

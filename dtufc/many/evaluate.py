@@ -1,39 +1,38 @@
 """Rate and distortion of a codec of states: what ``evaluate.py`` does where its codec is one.
 
-Per sample there is one row in ``rate.csv``: the points and bytes of all tensors. ``tensors.csv`` has a
-row per tensor, over all samples. The pooled NMSE is the mean of the tensors' NMSE, weighted by points.
+Per sample there is one stream file, and one row in ``rate.csv``: the points and bytes of all tensors.
+``tensors.csv`` has a row per tensor, over all samples. The pooled NMSE is the mean of the tensors' NMSE,
+weighted by points.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dtufc import files, locks, provenance, records
-from dtufc.bitstream import SUFFIX
+from dtufc.bitstream import STREAM_VERSION
 from dtufc.errors import UserError
 from dtufc.evaluate import FEATURES, ROWS_PERIOD, EvaluateConfig, clear_stale, finished_rows
 from dtufc.feature import write_feature
 from dtufc.many.codec import (
     StateCodec,
     TensorErrors,
+    facts_of,
     load_state_codec,
-    reach,
     read_tensors_json,
     state_codec_digest,
 )
-from dtufc.options import RateOptions, progress
+from dtufc.many.options import TAKEN, at_rate, check_options
+from dtufc.options import progress
 from dtufc.paths import BITSTREAMS, DECODED, RATE_CSV, RUN_JSON, SUMMARY_JSON, TENSORS_CSV
-from dtufc.rate import Target
 from dtufc.records import RateRow
 from dtufc.stamps import Stamp, digest_file
 from dtufc.states import State, StateFacts, list_states, read_sample, sample_files, state_points
-
-TAKEN = ("codec", "device", "quality", "target_nmse", "target_bpfp", "per_file", "max_bytes")
-"""Options of the rate that a codec of states knows."""
+from dtufc.streams.writer import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class TensorRow:
     name: str
     points: int
     bytes: int
+    """Payloads and settings; what a file has beside them is in ``rate.csv`` alone."""
     bpfp: float
     """8 * bytes / points."""
     nmse: float
@@ -64,12 +64,6 @@ class States(Sequence):
         return read_sample(self.facts, self.folder, self.names[place])
 
 
-def facts_of(codec: StateCodec) -> StateFacts:
-    """The facts of what a codec knows."""
-    first = next(iter(codec.facts.values()))
-    return StateFacts(first.model, first.task.rpartition("@")[0], codec.facts)
-
-
 def stamp_of(cfg: EvaluateConfig) -> Stamp:
     """The stamp of the results that coding would give now.
 
@@ -77,6 +71,7 @@ def stamp_of(cfg: EvaluateConfig) -> Stamp:
         FileNotFoundError, FeatureError: codec or features are not there.
     """
     values = {key: getattr(cfg, key) for key in TAKEN if key not in ("codec", "device")}
+    values["container"] = STREAM_VERSION
     tensors = list(read_tensors_json(Path(cfg.codec))["shifts"])
     facts = StateFacts("", "", dict.fromkeys(tensors))
     inputs = {"codec": state_codec_digest(cfg.codec)}
@@ -92,29 +87,22 @@ def evaluate_states(cfg: EvaluateConfig) -> dict[str, float | int]:
     Raises:
         FeatureError, FileNotFoundError, UserError: as :func:`dtufc.evaluate.evaluate`.
     """
-    _check(cfg)
+    check_options(cfg)
+    _check_output(cfg)
     codec = load_state_codec(cfg.codec, cfg.device)
     facts = facts_of(codec)
     states = States(facts, cfg.features, list_states(facts, cfg.features))
-    if cfg.quality is not None:
-        codec = codec.at_quality(cfg.quality)
-    elif not cfg.per_file and (cfg.target_nmse or cfg.target_bpfp):
-        codec = reach(codec, states, Target(None, cfg.target_bpfp, cfg.target_nmse))
+    codec = at_rate(cfg, codec, states)
     with locks.hold(cfg.output):
         return _evaluate(cfg, codec, facts, states)
 
 
-def _check(cfg: EvaluateConfig) -> None:
-    """Refuse what a codec of states does not know.
+def _check_output(cfg: EvaluateConfig) -> None:
+    """Refuse to replace features that are no results.
 
     Raises:
-        UserError: an option is given that it does not take, or results would replace features.
+        UserError: the output holds such.
     """
-    known = [each for each in fields(RateOptions) if each.name not in TAKEN]
-    given = [each.name for each in known if getattr(cfg, each.name) != each.default]
-    if given or cfg.published:
-        wrong = given[0] if given else "published"
-        raise UserError(f"{wrong}: a codec of states does not take it")
     if cfg.features.resolve() == (cfg.output / DECODED).resolve():
         raise UserError(f"output: the results would replace the features in {cfg.features}")
     decoded = cfg.output / DECODED
@@ -126,8 +114,8 @@ def _evaluate(
     cfg: EvaluateConfig, codec: StateCodec, facts: StateFacts, states: States
 ) -> dict[str, float | int]:
     stamp, tensors = cfg.stamp(), list(facts.tensors)
-    done = finished_rows(cfg.output, stamp, tensors)
-    clear_stale(cfg.output, done, tensors)
+    done = finished_rows(cfg.output, stamp, tensors, SUFFIX)
+    clear_stale(cfg.output, done, tensors, SUFFIX)
     run = provenance.Run(cfg.output, cfg, stamp, labels=_labels(cfg, facts))
     rows, written = [], time.perf_counter()
     errors = TensorErrors(facts.tensors)
@@ -143,8 +131,7 @@ def _evaluate(
             written = time.perf_counter()
         run.update()
     records.write_rows(cfg.output / RATE_CSV, rows)
-    table = [_tensor_row(cfg, codec, errors, name, states.names) for name in tensors]
-    records.write_rows(cfg.output / TENSORS_CSV, table)
+    records.write_rows(cfg.output / TENSORS_CSV, _tensor_rows(cfg, codec, errors, states.names))
     summary = records.summarise(rows, 0.0) | {"nmse_pooled": errors.nmse}
     files.write_json(cfg.output / SUMMARY_JSON, summary)
     run.finish(summary=summary)
@@ -159,30 +146,37 @@ def _code(codec: StateCodec, name: str, state: State, cfg: EvaluateConfig) -> Ra
     except UserError as error:
         raise type(error)(f"{name}: {error}") from error
     encode_s = time.perf_counter() - start
-    paths = {tensor: cfg.output / BITSTREAMS / tensor / f"{name}{SUFFIX}" for tensor in state}
-    for tensor, path in paths.items():
-        files.write_bytes(path, coded.streams[tensor])
-    streams = {tensor: path.read_bytes() for tensor, path in paths.items()}
+    path = cfg.output / BITSTREAMS / f"{name}{SUFFIX}"
+    files.write_bytes(path, coded.data)
+    data = path.read_bytes()
     start = time.perf_counter()
-    decoded = codec.decode(streams)
+    decoded = codec.decode(data)
     decode_s = time.perf_counter() - start
     for tensor, x in decoded.items():
         write_feature(cfg.output / DECODED / tensor / f"{name}.npy", x)
     squares = sum(float(np.sum((decoded[t].astype(np.float64) - x) ** 2)) for t, x in state.items())
-    count, size = state_points(state), coded.size
+    count, size = state_points(state), len(data)
     return RateRow(
         name, count, size, 8 * size / count, squares / count, encode_s, decode_s, coded.quality
     )
 
 
-def _tensor_row(
-    cfg: EvaluateConfig, codec: StateCodec, errors: TensorErrors, tensor: str, names: Sequence[str]
-) -> TensorRow:
-    folder = cfg.output / BITSTREAMS / tensor
-    size = sum((folder / f"{name}{SUFFIX}").stat().st_size for name in names)
-    count = errors.moments[tensor].count
-    quality = codec.codecs[tensor].quality if cfg.each.is_none else None
-    return TensorRow(tensor, count, size, 8 * size / count, errors.nmse_of(tensor), quality)
+def _tensor_rows(
+    cfg: EvaluateConfig, codec: StateCodec, errors: TensorErrors, names: Sequence[str]
+) -> list[TensorRow]:
+    sizes = dict.fromkeys(codec.codecs, 0)
+    for name in names:
+        data = (cfg.output / BITSTREAMS / f"{name}{SUFFIX}").read_bytes()
+        for tensor, size in codec.sizes(data).items():
+            sizes[tensor] += size
+    rows = []
+    for tensor, size in sizes.items():
+        count = errors.moments[tensor].count
+        quality = codec.codecs[tensor].quality if cfg.each.is_none else None
+        rows.append(
+            TensorRow(tensor, count, size, 8 * size / count, errors.nmse_of(tensor), quality)
+        )
+    return rows
 
 
 def _labels(cfg: EvaluateConfig, facts: StateFacts) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class FitConfig:
         entry = find_codec(self.codec)
         if entry.trained or not entry.any_rate:
             raise UserError(
-                f"codec: expected one that is fitted and has any rate, got {self.codec!r}"
+                f"codec: expected one that is fitted and has any rate, got {self.codec!r}; train that "
+                f"on one tensor, {self.machine}{TENSOR_MARK}NAME"
             )
         known = entry.load_config().__dataclass_fields__.keys() - {"machine", "features", "output"}
         if wrong := self.flags.keys() - known:

@@ -7,13 +7,13 @@ root is gone.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from dtufc import files
+from dtufc import files, provenance
 from dtufc.errors import UserError
 from dtufc.paths import SUMMARY_JSON, FeatureRoot
 from dtufc.report.curves import Machine, own_curves, read_machine
@@ -124,7 +124,7 @@ def _row(run: Run) -> ResultRow:
         encode_s=summary.get("encode_s"),
         decode_s=summary.get("decode_s"),
         device=config.get("device") or "",
-        **_computer(run.record["processes"][-1]),
+        **provenance.computer(run.record["processes"][-1]),
         less_is_better=run.less_is_better,
         **{name: getattr(run, name) for name in BESIDE},
     )
@@ -137,20 +137,10 @@ def _uncompressed(machine: Machine) -> ResultRow:
         published=False, unseen=False, lambda_value=None, quality=None, seed=0, files=None,
         points=None, bpfp=float(machine.bits), nmse=0.0, metric=told["metric"],
         value=float(told["value"]), low=told.get("low"), high=told.get("high"), within_noise=None,
-        samples=told.get("samples"), encode_s=None, decode_s=None, device="", **_computer(told),
-        less_is_better=bool(told.get("less_is_better")), **told_beside(told),
+        samples=told.get("samples"), encode_s=None, decode_s=None, device="",
+        less_is_better=bool(told.get("less_is_better")), **provenance.computer(told),
+        **told_beside(told),
     )  # fmt: skip
-
-
-def _computer(process: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a record's process: what it ran on, and of which revision."""
-    host = process.get("machine") or {}
-    return {
-        "threads": str(host.get("threads") or "all"),
-        "cores": host.get("cores"),
-        "processor": host.get("processor") or "",
-        "revision": process.get("revision") or "",
-    }
 
 
 def to_csv(rows: Iterable[ResultRow]) -> str:

@@ -39,17 +39,21 @@ class Tensor:
             raise UserError(f"kind: expected one of {known}, got {self.kind!r}")
         return found[0]
 
+    @property
+    def axis(self) -> int:
+        """The axis along which rows follow each other: 2, tokens, or 0, whole features."""
+        facts = self.facts
+        return 2 if not facts.views.is_map and facts.shape[2] is None else 0
+
     def spec(self, name: str) -> TensorSpec:
         """The tensor as a session describes it.
 
         Raises:
             UserError: the kind, the row or the name is none.
         """
-        facts = self.facts
-        tokens = not facts.views.is_map and facts.shape[2] is None
-        axis = 2 if tokens else 0
+        facts, axis = self.facts, self.axis
         row = self.row or tuple(
-            1 if size is None and place in (0, 1 if tokens else 0, axis) else size
+            1 if size is None and place in (0, 1 if axis == 2 else 0, axis) else size
             for place, size in enumerate(facts.shape)
         )
         if None in row:

@@ -24,6 +24,10 @@ DIGEST = 8
 _TEXTS = ("model", "tokenizer", "split")
 
 
+class UnknownSession(BitstreamError):
+    """A header names a session that the receiver does not know."""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One tensor of a session.
@@ -207,7 +211,8 @@ def read_header(
         known: sessions that a header may name.
 
     Raises:
-        BitstreamError: foreign, of another version, damaged, beyond the limits, or unknown.
+        BitstreamError: foreign, of another version, damaged, beyond the limits, or unknown
+            (:class:`UnknownSession`).
     """
     start = reader.at
     for number, expected in enumerate(MAGIC):
@@ -229,7 +234,7 @@ def read_header(
         for session in known:
             if session.digest == body:
                 return session, crc
-        raise BitstreamError(f"the header names the session {body.hex()}, which is not known here")
+        raise UnknownSession(f"the header names the session {body.hex()}, which is not known here")
     session = _inflate(body, limits.header_bytes)
     if len(session.tensors) > limits.tensors:
         raise BitstreamError(f"too large: {len(session.tensors)} tensors, limit {limits.tensors}")
