@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dtufc.errors import UserError
 from dtufc.states import State
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 Split = Literal["train", "validation", "test"]
 
@@ -92,6 +93,24 @@ class Machine(ABC):
     def predict_batch(self, samples: Sequence[Sample], features: Sequence[np.ndarray]) -> list[Any]:
         """:meth:`predict` of ``batch_size`` samples, fewer at the end of a list."""
         return [self.predict(*pair) for pair in zip(samples, features, strict=True)]
+
+    def slopes(
+        self, sample: Sample, feature: np.ndarray, draws: int, generator: "Generator"
+    ) -> np.ndarray:
+        """Gradients that tell what errors of a feature cost: the mean of their outer products is the
+        Fisher information of the answer's distribution by the feature.
+
+        Args:
+            feature: (N, C, H, W), as :meth:`extract` gives it.
+            draws: independent draws.
+
+        Returns:
+            (draws, N, C, H, W) float32.
+
+        Raises:
+            UserError: the machine has no gradients.
+        """
+        raise UserError(f"machine: {type(self).__name__} gives no gradients")
 
     def picture_of(self, prediction: Any) -> np.ndarray | None:
         """The picture as which a prediction is saved: classes (H, W) or RGB (H, W, 3), uint8; None
