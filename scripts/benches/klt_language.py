@@ -22,7 +22,6 @@ from dtufc.machines.opening import open_machine
 from dtufc.records import write_rows
 from dtufc.token_error import TokenErrors
 
-UNCODED = "uncoded"
 ABOVE = 1.01  # of the uncut model's perplexity
 
 
@@ -31,7 +30,7 @@ class Row:
     """A codec at one quality."""
 
     codec: str
-    quality: float | None
+    quality: float
     bpfp: float
     """Bits per feature point, all bytes counted."""
     token_error: float
@@ -40,6 +39,7 @@ class Row:
     kl_error: float
     """Standard error of it over the windows."""
     perplexity: float
+    uncut_perplexity: float
     agreement: float
     """Share of places whose most likely next token is the uncut model's."""
     windows: int
@@ -72,15 +72,15 @@ def run(cfg: LanguageConfig) -> tuple[list[Row], list[At]]:
     extract(machine, train, cfg.work / "train")
     extract(machine, tests, cfg.work / "test")
     judge = Judge(machine, tests, cfg.work / "test")
-    rows = [judge.uncoded()]
+    rows: list[Row] = []
     for name in cfg.ways:
         folder = fit(cfg, name)
         codec = load_codec(folder)
         for quality in near(codec, judge.features[:3], cfg.bits):
             rows.append(judge.row(name, codec.at_quality(quality), folder))
             write_rows(cfg.output, rows)
-    at = list(told(rows, cfg.divergences))
-    write_rows(cfg.output.with_name(f"{cfg.output.stem}_at.csv"), at)
+        at = list(told(rows, cfg.divergences))
+        write_rows(cfg.output.with_name(f"{cfg.output.stem}_at.csv"), at)
     return rows, at
 
 
@@ -157,12 +157,6 @@ class Judge:
         about = provenance.environment()
         self.processor, self.revision = about["machine"]["processor"], about["revision"]
 
-    def uncoded(self) -> Row:
-        predictions = [
-            self.machine.predict(*pair) for pair in zip(self.samples, self.features, strict=True)
-        ]
-        return self._row(UNCODED, None, 32.0, 0.0, predictions, (0.0, 0.0))
-
     def row(self, name: str, codec: Codec, folder: Path) -> Row:
         """A codec's row, which is kept beside the codec."""
         about = [codec_digest(folder), codec.identity, [sample.name for sample in self.samples]]
@@ -181,32 +175,28 @@ class Judge:
             predictions.append(self.machine.predict(sample, decoded))
         count = len(self.samples)
         bpfp = 8 * size / sum(x.size for x in self.features)
-        per_window = (seconds / count).tolist()
-        row = self._row(name, codec.quality, bpfp, error / count, predictions, per_window)
+        score = self.machine.score(self.samples, predictions)
+        kls, others = np.array([each["kl"] for each in score.rows]), score.others
+        row = Row(
+            name, codec.quality, bpfp, error / count, others["kl"],
+            float(kls.std(ddof=1) / count**0.5), score.value, others["uncut_perplexity"],
+            others["agreement"], count, *(seconds / count).tolist(), self.processor, self.revision,
+        )  # fmt: skip
         files.write_json(path, {"about": about, "row": asdict(row)})
         return row
-
-    def _row(self, name, quality, bpfp, error, predictions, seconds) -> Row:
-        score = self.machine.score(self.samples, predictions)
-        kls = np.array([each["kl"] for each in score.rows])
-        return Row(
-            name, quality, bpfp, error, score.others["kl"], float(kls.std(ddof=1) / len(kls) ** 0.5),
-            score.value, score.others["agreement"], len(kls), *seconds, self.processor, self.revision,
-        )  # fmt: skip
 
 
 def told(rows: Sequence[Row], divergences: Sequence[float]) -> list[At]:
     """Bits at divergences and at a perplexity, of each codec."""
-    uncoded, coded = rows[0], rows[1:]
-    names = list(dict.fromkeys(row.codec for row in coded))
+    names = list(dict.fromkeys(row.codec for row in rows))
     out = []
     wanted = [(f"KL {kl:g}", math.log(kl), lambda row: math.log(max(row.kl, 1e-12)))
               for kl in divergences]  # fmt: skip
-    wanted.append(("perplexity +1 %", ABOVE * uncoded.perplexity, lambda row: row.perplexity))
+    wanted.append(("perplexity +1 %", ABOVE * rows[0].uncut_perplexity, lambda row: row.perplexity))
     for text, level, value in wanted:
         first = None
         for name in names:
-            own = sorted((row for row in coded if row.codec == name), key=lambda row: row.bpfp)
+            own = sorted((row for row in rows if row.codec == name), key=lambda row: row.bpfp)
             found = crossing([(row.bpfp, value(row)) for row in own], level)
             first = found if name == names[0] else first
             change = None if found is None or first is None else 100 * (found / first - 1)
