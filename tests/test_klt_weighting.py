@@ -16,7 +16,15 @@ from dtufc.codec import load_codec
 from dtufc.errors import UserError
 from dtufc.feature import write_feature
 from dtufc.klt import fit_klt, fit_metric
-from dtufc.klt.metric import Measured, costs, metric_of, saved_by, weigh
+from dtufc.klt.metric import (
+    DIVERGENCES,
+    SHRINKAGES,
+    Measured,
+    choose,
+    costs,
+    metric_of,
+    weigh,
+)
 from dtufc.klt.weighting import FAR_OFF, Weighting
 from dtufc.machines.fisher import fisher_probe
 from dtufc.machines.opening import open_machine
@@ -117,7 +125,17 @@ def test_importances_are_told_from_tokens(tmp_path):
     classes = weighting.classes(weighting.forward(flat)[0], TOKENS)
     assert np.corrcoef(classes, np.log2(matters(flat)))[0, 1] > 0.8
     assert abs(costs(known.slopes, weighting).mean() / 2.0 ** classes.mean() - 1) < 20
-    assert saved_by(known, config(tmp_path)) > 0.5  # of at most 9 ln 2 / 4 = 1.56
+
+
+def test_the_shrinkage_is_chosen_by_what_it_promises(tmp_path):
+    known = measured()
+    weighting, told = choose(known, config(tmp_path, shrinkage=None))
+    assert told["shrinkage"] == min(SHRINKAGES)  # the information spans four orders of magnitude
+    assert weighting.predictor is not None
+    bits = {(each["weighed"], each["kl"]): each["bits"] for each in told["promises"]}
+    for kl in DIVERGENCES:
+        assert bits["none", kl] - 0.5 > bits["channels", kl] > bits["tokens", kl] + 0.3
+    assert bits["none", 0.008] > bits["none", 0.04] + 1
 
 
 @pytest.mark.parametrize("name", ["full", "tokens", "both"])

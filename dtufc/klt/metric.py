@@ -4,7 +4,7 @@ gradients ─ outer products, over importances ─ F ─ root ─ weighed tokens
      └───────────────────────── what an error of a token costs ────────────────────────┴─ importances
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,16 @@ from dtufc.feature import FeatureFacts, list_features, load_facts
 from dtufc.klt.fit_metric import MetricConfig
 from dtufc.klt.weighting import Predictor, Weighting
 from dtufc.kv.fit import weight_of
-from dtufc.kv.importance import FAR, Probed, fit_importance, saved, to_classes
+from dtufc.kv.importance import FAR, Probed, fit_importance, to_classes
 from dtufc.machines.machine import Machine
 from dtufc.machines.opening import open_machine
 
 TURNS = 2
 """Of metric and importances, which depend on each other."""
-HELD = 4  # of so many samples the last tells what importances save
+HELD = 4  # the last of so many parts of the samples tells what is promised
+SHRINKAGES = (0.03, 0.1, 0.3, 0.6)
+DIVERGENCES = (0.04, 0.008)
+"""Nats per token for which bits are promised."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,18 @@ class Measured:
         return Measured(self.x[samples], self.slopes[samples], self.position)
 
 
+@dataclass(frozen=True)
+class Promise:
+    """Bits that an ideal codec takes for a divergence of the answers."""
+
+    weighed: str
+    """none, channels, or tokens: channels, and tokens by their importance."""
+    kl: float
+    """Nats per token."""
+    bits: float
+    """Per point."""
+
+
 def measure(cfg: MetricConfig) -> dict[str, Any]:
     """Measure and write the file; what is told of it.
 
@@ -49,15 +64,75 @@ def measure(cfg: MetricConfig) -> dict[str, Any]:
     """
     with locks.hold(cfg.output):
         measured = capture(cfg, open_machine(cfg.machine, cfg.options), load_facts(cfg.machine))
-        weighting = weigh(measured, cfg)
-        told = {
+        weighting, told = choose(measured, cfg)
+        told |= {
             "machine": cfg.machine, "samples": len(measured.x), "draws": cfg.draws, "seed": cfg.seed,
-            "shrinkage": cfg.shrinkage, "channels": weighting.channels,
+            "channels": weighting.channels,
         }  # fmt: skip
-        if cfg.importance:
-            told["saved"] = saved_by(measured, cfg)
         weighting.save(cfg.output, told | {"environment": provenance.environment()})
     return told
+
+
+def choose(measured: Measured, cfg: MetricConfig) -> tuple[Weighting, dict[str, Any]]:
+    """The weighting, of the shrinkage that promises the fewest bits on samples that it was not fitted
+    to; the shrinkage and what it promises there."""
+    last = len(measured.x) - max(1, len(measured.x) // HELD)
+    told, unseen = measured.part(slice(0, last)), measured.part(slice(last, None))
+    tried = {}
+    for shrinkage in SHRINKAGES if cfg.shrinkage is None else (cfg.shrinkage,):
+        weighting = weigh(told, replace(cfg, shrinkage=shrinkage))
+        tried[shrinkage] = weighting, promise(told, unseen, weighting)
+    best = min(tried, key=lambda shrinkage: np.log2(tried[shrinkage][1]).sum())
+    draft, bits = tried[best]
+    ways = {"none": promise(told, unseen, None), "channels": bits}
+    if draft.predictor is not None:
+        ways |= {"channels": promise(told, unseen, replace(draft, predictor=None)), "tokens": bits}
+    promises = [
+        {"weighed": way, "kl": kl, "bits": bits}
+        for way, found in ways.items()
+        for kl, bits in zip(DIVERGENCES, found, strict=True)
+    ]
+    found = weigh(measured, replace(cfg, shrinkage=best))
+    return found, {"shrinkage": best, "promises": promises}
+
+
+def promise(told: Measured, unseen: Measured, weighting: Weighting | None) -> list[float]:
+    """Bits per point at the DIVERGENCES, by reverse water-filling over components that are Gaussian.
+
+    Args:
+        told: what variances are of. unseen: whose gradients tell what errors cost.
+        weighting: None: the error is that of the channels.
+    """
+    channels, slopes = told.x.shape[2], unseen.slopes.mean(1)
+    shares = [(0, slopes.reshape(-1, channels))]
+    z = told.x.reshape(-1, channels)
+    if weighting is not None:
+        z = weighting.forward(z)[0]
+        slopes = weighting.inverse(slopes)
+        n, t = slopes.shape[:2]
+        seen = weighting.forward(unseen.x.reshape(n * t, channels))[0]
+        classes = weighting.told(seen, np.tile(unseen.position, n))
+        flat = slopes.reshape(n * t, channels)
+        shares = [(each, flat[classes == each]) for each in np.unique(classes).tolist()]
+    away = torch.from_numpy(z - z.mean(0))
+    values, basis = torch.linalg.eigh((away.T @ away).double() / len(away))
+    power = values.clamp(min=1e-30).numpy()
+    costs = [
+        (each, len(mine), np.square(mine @ basis.float().numpy()).mean(0, dtype=np.float64))
+        for each, mine in shares
+    ]
+    total = sum(count for _, count, _ in costs)
+    top = np.log2(power.max())
+    curve = []
+    for level in np.arange(top - 48, top + 12, 0.25):  # log2 of the largest error of a component
+        bits = kl = 0.0
+        for each, count, cost in costs:
+            error = np.minimum(power, 2.0 ** (level - each))
+            bits += count / total * np.log2(power / error).mean() / 2
+            kl += count / total * (error * cost).sum() / 2
+        curve.append((np.log(max(kl, 1e-30)), bits))
+    logs, bits = np.array(curve).T
+    return [float(np.interp(np.log(kl), logs, bits)) for kl in DIVERGENCES]
 
 
 def capture(cfg: MetricConfig, machine: Machine, facts: FeatureFacts) -> Measured:
@@ -146,15 +221,3 @@ def _predictor(measured: Measured, weighting: Weighting) -> tuple[Predictor, np.
     importance = fit_importance(probed, sigma, t)
     known = importance.log2(y, np.tile(behind, n), np.tile(measured.position, n))
     return Predictor(mean, basis, importance), known.reshape(n, t)
-
-
-def saved_by(measured: Measured, cfg: MetricConfig) -> float:
-    """Bits per point at high rates that steps by importance save over one step, on samples that none of
-    it was fitted to."""
-    last = len(measured.x) - max(1, len(measured.x) // HELD)
-    told, unseen = measured.part(slice(0, last)), measured.part(slice(last, None))
-    weighting = weigh(told, cfg)
-    n, t, channels = unseen.x.shape
-    z = weighting.forward(unseen.x.reshape(n * t, channels))[0]
-    classes = weighting.predictor.classes(z, np.tile(unseen.position, n))
-    return saved(costs(unseen.slopes, weighting), classes.reshape(n, t).astype(np.float64))

@@ -107,9 +107,13 @@ class Weighting:
         Args:
             z: (R, C) weighed tokens, sequences of ``length`` in a row.
         """
+        return self.told(z, np.arange(len(z)) % length)
+
+    def told(self, z: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """The class of each token, (R,) int32, by its position (R,) in its sequence."""
         if self.predictor is None:
             return np.zeros(len(z), np.int32)
-        return self.predictor.classes(z, np.arange(len(z)) % length)
+        return self.predictor.classes(z, position)
 
     def write(self, classes: np.ndarray) -> bytes:
         """The string of classes (R,); empty where all tokens are alike."""
