@@ -318,7 +318,7 @@ def test_a_metric_is_refused_where_there_is_none(preset, tmp_path):  # noqa: F81
     write_feature(tmp_path / "train" / "strange.npy", np.zeros((1, 1, 20, 32), np.float32))
     texts = json.dumps({"train": str(tmp_path / "words.txt")})
     options = json.dumps([f"texts={texts}", f"data_root={tmp_path}"])
-    with pytest.raises(SystemExit, match="strange.npy"):
+    with pytest.raises(SystemExit, match=r"strange\.npy"):
         fit_metric.main(["--machine", str(preset), "--features", str(tmp_path / "train"),
                          "--output", str(tmp_path / "metric"), "--options", options])  # fmt: skip
     assert not (tmp_path / "metric").exists()
