@@ -11,6 +11,11 @@ folders of format 1 write, have one rANS string in place of the two: the cluster
 are several, and the symbols, vector by vector. The string's checksum covers all of it and the
 shape; in mode 0, which earlier versions wrote, it covers the symbols alone.
 
+A model with a weighting (:mod:`dtufc.klt.weighting`) has other parts: quality; the string of the tokens'
+classes; per class, from the lowest, what the weighed tokens of that class have behind their quality, an
+empty part where no vector is sent as it is; and, where there are any, the tokens that are too far off to
+be weighed.
+
 Guarantees: the symbols depend on the bytes and on integers of the model alone, so that they are the same
 on every machine; the floats made of them differ in their last bits at most. What was damaged, or sealed
 again by a forger who did not recompute the 31-bit checksum, is taken for sound once in 2^31 times.
@@ -32,6 +37,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.klt import coder
 from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, KltModel, Rung, Transform, dct_basis, rung
+from dtufc.klt.weighting import by_class
 from dtufc.views import Shape
 
 MAX_GRADE = 1 << 14  # of either sign, in a file: steps of 2^128 and 2^-128 standard deviations
@@ -69,7 +75,9 @@ class KltCodec(OneKindCodec):
     @property
     def modes(self) -> tuple[int, ...]:
         """Payload modes that it reads; it writes the last."""
-        return (2,) if self.model.format == 2 else (0, 1)
+        if self.model.format == 2:
+            return (2,)
+        return (0, 1) if self.model.weighting is None else (1,)
 
     @property
     def id(self) -> bytes:
@@ -93,6 +101,21 @@ class KltCodec(OneKindCodec):
         return type(self)(self.model, quality)
 
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
+        if self.model.weighting is not None:
+            return self._encode_weighed(feature)
+        return self._encode(feature)
+
+    def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
+        if self.model.weighting is not None:
+            return self._decode_weighed(parts, shape, mode)
+        return self._decode(parts, shape, mode)
+
+    def _encode(self, feature: np.ndarray, sealed: int = 0) -> tuple[bytes, ...]:
+        """The parts of a feature.
+
+        Args:
+            sealed: CRC-32 of what is beside the parts and must be whole as well.
+        """
         owners = self.model.transform.layout.owners(feature.shape)
         vectors = self.model.to_vectors(feature)
         grade = self.grade.to_bytes(2, "little", signed=True)
@@ -103,17 +126,24 @@ class KltCodec(OneKindCodec):
             more = raw_part(vectors, raw)
             if self.model.memory is not None:
                 more.insert(0, self.model.memory.write(found.modes, found.references, length))
-            check = check_of(grade, more, feature.shape)
+            check = check_of(grade, more, feature.shape, sealed)
             return grade, *coder.encode(tables, found, check), *more
         quantised = self.model.quantise(vectors, self.grade, length, owners)
         clusters, symbols, _, raw, references = quantised
         more = raw_part(vectors, raw)
         if self.model.memory is not None:
             more.insert(0, self.model.memory.write(clusters, references, length))
-        check = check_of(grade, more, feature.shape)
+        check = check_of(grade, more, feature.shape, sealed)
         return grade, rans.encode(*self._coded(clusters, symbols), tables.tables, check), *more
 
-    def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
+    def _decode(
+        self, parts: tuple[bytes, ...], shape: Shape, mode: int, sealed: int = 0
+    ) -> np.ndarray:
+        """The way back of :meth:`_encode`.
+
+        Raises:
+            BitstreamError: the parts are not sound.
+        """
         strings = 2 if mode == 2 else 1
         remembers = int(self.model.memory is not None)
         least = 1 + strings + remembers
@@ -123,7 +153,7 @@ class KltCodec(OneKindCodec):
         layout = self.model.transform.layout
         count = self.facts.views.count_vectors(layout.seen(shape), layout.block)
         beside = parts[1 + strings :]  # references of a memory, and vectors sent raw
-        check = check_of(parts[0], beside, shape) if mode > 0 else 0
+        check = check_of(parts[0], beside, shape, sealed) if mode > 0 else 0
         length = self.facts.views.sequence(shape)
         if mode == 2:
             clusters, found, _ = self.read_lanes(parts[1], parts[2], grade, count, check)
@@ -135,6 +165,71 @@ class KltCodec(OneKindCodec):
         if len(parts) > least:
             put_raw(parts[-1], vectors)
         return self.model.from_vectors(vectors, shape)
+
+    def _encode_weighed(self, feature: np.ndarray) -> tuple[bytes, ...]:
+        """The parts of a feature whose tokens are weighed."""
+        weighting, shape = self.model.weighting, feature.shape
+        vectors = self.model.to_vectors(feature)
+        z, wild = weighting.forward(vectors[:, :, 0])
+        more = raw_part(vectors, wild)
+        classes = weighting.classes(z, self.facts.views.sequence(shape) or len(z))
+        head = self.grade.to_bytes(2, "little", signed=True), weighting.write(classes)
+        sealed, strings = check_of(b"".join(head), more, shape), []
+        for rows, grade in by_class(classes, self.grade):
+            part = KltCodec(self.model.weighed, grade / PER_OCTAVE)
+            found = part._encode(self._weighed_feature(z[rows], shape), sealed)[1:]
+            strings += [*found, *[b""] * (self._strings - len(found))]
+        return *head, *strings, *more
+
+    def _decode_weighed(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
+        """The way back of :meth:`_encode_weighed`.
+
+        Raises:
+            BitstreamError: the parts are not sound.
+        """
+        weighting = self.model.weighting
+        if len(parts) < 2:
+            raise BitstreamError("inconsistent: not the parts of a weighed klt bitstream")
+        quality = grade_in(parts[0], self.model.transform)
+        count = self.facts.views.count_vectors(shape, 1)
+        try:
+            classes = weighting.read(parts[1], count)
+        except ValueError as error:
+            raise BitstreamError(f"corrupted: {error}") from error
+        batches = list(by_class(classes, quality))
+        last = 2 + self._strings * len(batches)
+        if len(parts) not in (last, last + 1):
+            raise BitstreamError(f"inconsistent: {len(parts)} parts of {len(batches)} classes")
+        sealed = check_of(parts[0] + parts[1], parts[last:], shape)
+        part, z = KltCodec(self.model.weighed, 0), None
+        for number, (rows, grade) in enumerate(batches):
+            mine = parts[2 + self._strings * number :][: self._strings]
+            head = grade.to_bytes(2, "little", signed=True)
+            seen = self._weighed_shape(len(rows), shape)
+            found = part._decode((head, *(mine if mine[-1] else mine[:-1])), seen, mode, sealed)
+            if z is None:  # memory for all, once some of it is known to be sound
+                z = np.empty((count, weighting.channels), np.float32)
+            z[rows] = part.model.to_vectors(found)[:, :, 0]
+        vectors = weighting.inverse(z)[:, :, None]
+        if len(parts) > last:
+            put_raw(parts[-1], vectors)
+        return self.model.from_vectors(vectors, shape)
+
+    @property
+    def _strings(self) -> int:
+        """Parts of a class of weighed tokens, that of vectors sent as they are included."""
+        return (2 if self.model.format == 2 else 1) + int(self.model.memory is not None) + 1
+
+    def _weighed_shape(self, count: int, shape: Shape) -> Shape:
+        """As what feature ``count`` weighed tokens of one of ``shape`` are coded: as one sequence, but
+        where all tokens are of one class they stay the sequences that they are."""
+        width = self.model.weighting.channels
+        if self.model.weighting.predictor is not None:
+            return 1, 1, count, width
+        return shape[0], 1, count // shape[0], width
+
+    def _weighed_feature(self, z: np.ndarray, shape: Shape) -> np.ndarray:
+        return z.reshape(self._weighed_shape(len(z), shape))
 
     def _read_references(self, part: bytes, clusters: np.ndarray, length: int) -> np.ndarray:
         """The references of a model with a memory, (R,) int64.
@@ -149,8 +244,8 @@ class KltCodec(OneKindCodec):
 
     def encode_rows(self, rows: np.ndarray, kind: str | None = None) -> tuple[bytes, bytes]:
         """Setting: form and grade. Payload: vectors sent raw (form 1: length v, content), and one string
-        of the range coder. A row's symbols do not depend on the rows beside it. A codec of format 2, or
-        with a memory, has the parts of a bitstream instead."""
+        of the range coder. A row's symbols do not depend on the rows beside it. A codec of format 2,
+        with a memory or with a weighting has the parts of a bitstream instead."""
         if self._is_whole:
             return super().encode_rows(rows, kind)
         self.check_kind(rows, kind)
@@ -195,7 +290,8 @@ class KltCodec(OneKindCodec):
     @property
     def _is_whole(self) -> bool:
         """Whether rows are coded as bitstreams are."""
-        return self.model.format == 2 or self.model.memory is not None
+        weighed = self.model.weighting is not None
+        return self.model.format == 2 or self.model.memory is not None or weighed
 
     @cached_property
     def _rows_model(self) -> KltModel:
@@ -315,9 +411,9 @@ def check_quality(quality: float) -> None:
         raise UserError(f"quality: expected {LOWEST} .. {HIGHEST}, got {quality}")
 
 
-def check_of(grade: bytes, more: Sequence[bytes], shape: Shape) -> int:
-    """CRC-32 of what decides values beside the symbols."""
-    return zlib.crc32(b"".join([grade, *more, np.array(shape, "<u4").tobytes()]))
+def check_of(grade: bytes, more: Sequence[bytes], shape: Shape, sealed: int = 0) -> int:
+    """CRC-32 of what decides values beside the symbols, behind what has the CRC-32 ``sealed``."""
+    return zlib.crc32(b"".join([grade, *more, np.array(shape, "<u4").tobytes()]), sealed)
 
 
 def grade_in(part: bytes, transform: Transform) -> int:

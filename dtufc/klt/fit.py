@@ -2,12 +2,15 @@
 
     files ─ moments, samples ─ race of layouts ─ means and bases ─ tables of all steps ─ post-filter
 
-With ``--memory true`` a memory is looked for behind the race (:mod:`dtufc.klt.fit_memory`).
+With ``--memory true`` a memory is looked for behind the race (:mod:`dtufc.klt.fit_memory`). With a
+metric (``--metric FILE``) all of it sees weighed tokens (:mod:`dtufc.klt.weighting`).
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -15,7 +18,7 @@ from tqdm import tqdm
 from dtufc import locks, provenance
 from dtufc.devices import check_device
 from dtufc.errors import UserError
-from dtufc.feature import FeatureFacts, list_features
+from dtufc.feature import FeatureFacts, list_features, write_feature
 from dtufc.klt import fit_ladder, fit_tables
 from dtufc.klt.bases import Bases
 from dtufc.klt.fit_filter import fit_filter
@@ -25,6 +28,7 @@ from dtufc.klt.fit_tables import WEIGHT, Coded
 from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel
 from dtufc.klt.race import FEW, Race
 from dtufc.klt.statistics import read_folds
+from dtufc.klt.weighting import Weighting, weighed_facts
 
 ALIKE = 0.06  # of the vectors held out: with so few more, means and bases stay what they are
 
@@ -42,12 +46,64 @@ def fit(cfg: FitConfig) -> KltModel:
         raise UserError(f"shape: a klt codec takes a fixed number of channels, got {facts.shape}")
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    with locks.hold(cfg.output):
-        return _fit(cfg, paths, facts, device)
+    weighting, made_by = _read_metric(cfg, facts)
+    with locks.hold(cfg.output), tempfile.TemporaryDirectory() as room:
+        run = provenance.Run(cfg.output, cfg, cfg.stamp())
+        if weighting is None:
+            model, told, name = _fit(cfg, paths, facts, device)
+        else:
+            weighed = write_weighed(paths, facts, weighting, Path(room))
+            if weighting.predictor is not None:
+                cfg = replace(cfg, post_filter=False)
+            inner = weighed_facts(weighting.channels)
+            model, told, name = _fit(cfg, weighed, inner, device)
+            model = replace(model, facts=facts, weighting=weighting)
+            told, name = told | {"files": len(paths), "metric": made_by}, f"{name}, weighed"
+        model.save(cfg.output, cfg.quality, told)
+        run.finish(layout=name, vectors=told["vectors"])
+    return model
 
 
-def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, device: str) -> KltModel:
-    run = provenance.Run(cfg.output, cfg, cfg.stamp())
+def _read_metric(
+    cfg: FitConfig, facts: FeatureFacts
+) -> tuple[Weighting | None, dict[str, Any] | None]:
+    """The metric that errors are weighed by, and its provenance.
+
+    Raises:
+        FileNotFoundError, UserError: it is missing, not sound, or of other features.
+    """
+    if cfg.metric is None:
+        return None, None
+    weighting, made_by = Weighting.load(cfg.metric)
+    channels = facts.views.channels(facts.shape)
+    if facts.views.is_map or channels != weighting.channels:
+        raise UserError(
+            f"metric: {cfg.metric} is for tokens of {weighting.channels} channels, the features are "
+            f"{facts.shape}, {facts.axes}"
+        )
+    return weighting, made_by
+
+
+def write_weighed(
+    paths: Sequence[Path], facts: FeatureFacts, weighting: Weighting, room: Path
+) -> list[Path]:
+    """Weighed features, a file for each sequence of the ``paths``, in the folder ``room``."""
+    found = []
+    for path in tqdm(paths, desc="weighed"):
+        x = facts.read(path)
+        vectors = facts.views.to_vectors(x, 1)[:, :, 0]
+        length = facts.views.sequence(x.shape) or len(vectors)
+        z = weighting.forward(vectors)[0]
+        for each in z.reshape(-1, 1, 1, length, weighting.channels):
+            found.append(room / f"{len(found):08d}.npy")
+            write_feature(found[-1], each)
+    return found
+
+
+def _fit(
+    cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, device: str
+) -> tuple[KltModel, dict[str, Any], str]:
+    """The model, what is told of its making, and the name of its layout."""
     folds = read_folds(paths, facts, blocks(facts), cfg.sample, FEW, cfg.seed, device)
     if not folds:
         raise UserError(f"{paths[0]}: a single file of so few vectors; klt takes two files or more")
@@ -88,9 +144,7 @@ def _fit(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, device: str
         basis = bases.common if transform.layout.clusters > 1 else None
         post, made_by["post_filter"] = fit_filter(paths, known.mean[:, 0], basis, model)
         model = replace(model, post=post)
-    model.save(cfg.output, cfg.quality, made_by)
-    run.finish(layout=name, vectors=made_by["vectors"])
-    return model
+    return model, made_by, name
 
 
 def blocks(facts: FeatureFacts) -> list[int]:

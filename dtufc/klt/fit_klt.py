@@ -10,11 +10,13 @@ are all that is kept.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from dtufc import config
 from dtufc.errors import UserError
 from dtufc.fitting import FitOptions
+from dtufc.stamps import Stamp, digest_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,9 @@ class FitConfig(FitOptions):
     memory: bool = False
     """Look for a memory of tokens (:mod:`dtufc.klt.memory`); it is kept where it lowers the rate by 1.4%
     or more, on files that it was not made of. It takes a larger model and more time."""
+    metric: Path | None = None
+    """What errors cost the model behind, a file of fit_metric.py: bits then go where they count. Where
+    it tells tokens apart there is no post-filter."""
     search: Literal["race", "exhaustive"] = "race"
     """race: layouts that fall behind on small samples are dropped. exhaustive: all are compared on the
     whole sample, which takes several times as long."""
@@ -51,6 +56,14 @@ class FitConfig(FitOptions):
     """Of the sample and the mixtures."""
     device: str | None = None
     """torch device of matrix products; the first GPU where there is one."""
+
+    def stamp(self) -> Stamp:
+        found = super().stamp()
+        values = {key: value for key, value in found.config.items() if key != "metric"}
+        inputs = dict(found.inputs)
+        if self.metric is not None:
+            inputs["metric"] = digest_file(self.metric)
+        return Stamp(values, inputs)
 
     def __post_init__(self):
         if self.clusters is not None and (not self.clusters or min(self.clusters) < 1):

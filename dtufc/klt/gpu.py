@@ -74,15 +74,15 @@ class GpuCoder:
         codec: of tokens. device: CUDA; or the CPU under Triton's interpreter.
 
     Raises:
-        UserError: a codec of maps, of format 1, or with a memory.
+        UserError: a codec of maps, of format 1, or with a memory or a weighting.
     """
 
     def __init__(self, codec: KltCodec, device: str | torch.device = "cuda"):
         model = codec.model
         if model.format != 2 or model.transform.layout.block > 1 or model.facts.views.is_map:
             raise UserError("gpu: expected a klt codec of tokens, of format 2")
-        if model.memory is not None:
-            raise UserError("gpu: a klt codec with a memory takes the CPU")
+        if model.memory is not None or model.weighting is not None:
+            raise UserError("gpu: a klt codec with a memory or a weighting takes the CPU")
         self.codec, self.device = codec, torch.device(device)
         transform = model.transform
         self.mean = torch.from_numpy(transform.mean[:, :, 0]).to(self.device)

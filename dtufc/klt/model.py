@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -35,6 +35,7 @@ from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
 from dtufc.klt.recall import Recall, recall
 from dtufc.klt.tables import Tables
+from dtufc.klt.weighting import Weighting, weighed_facts
 from dtufc.views import Shape
 
 WEIGHTS = "model.safetensors"
@@ -210,6 +211,14 @@ class KltModel:
     """Of tokens, where it was found to help."""
     memory: Memory | None = None
     """Of tokens, where it was found to help."""
+    weighting: Weighting | None = None
+    """Of tokens; all else is of the weighed ones then."""
+
+    @cached_property
+    def weighed(self) -> Self:
+        """What codes weighed tokens, as features of one layer."""
+        facts = weighed_facts(self.transform.mean.shape[1])
+        return replace(self, facts=facts, weighting=None)
 
     @property
     def plain(self) -> int:
@@ -432,6 +441,7 @@ class KltModel:
         if self.transform.basis is not None:
             out["basis"] = self.transform.basis.astype(np.float16)
         out |= self.memory.arrays() if self.memory else {}
+        out |= self.weighting.arrays() if self.weighting else {}
         return out | (self.post.arrays() if self.post else {})
 
     @cached_property
@@ -502,12 +512,31 @@ class KltModel:
             post = PostFilter.of_arrays(arrays, own_basis=layout.clusters > 1)
             rungs = ladder.rungs(arrays) if version == 2 else _rungs(arrays)
             memory = Memory.of_arrays(arrays)
-            model = cls(facts, transform, rungs, numbers["weight"], post, memory)
+            weighting = _read_weighting(arrays, layout, facts)
+            model = cls(facts, transform, rungs, numbers["weight"], post, memory, weighting)
             return model, numbers["quality"]
         except _ArrayError as error:
             raise UserError(f"{path}: not a sound klt codec ({error})") from error
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder}: not a sound klt codec ({error!r})") from error
+
+
+def _read_weighting(
+    arrays: dict[str, np.ndarray], layout: Layout, facts: FeatureFacts
+) -> Weighting | None:
+    """The weighting of a codec folder's arrays, if it has one.
+
+    Raises:
+        UserError: it is not sound, or of what no weighting is for.
+    """
+    channels = facts.views.channels(facts.shape)
+    try:
+        found = Weighting.of_arrays(arrays, channels)
+    except UserError as error:
+        raise _ArrayError(str(error)) from error
+    if found is not None and (facts.views.is_map or layout.layers != "joint"):
+        raise UserError("a weighting is for tokens, all layers together")
+    return found
 
 
 @kernel

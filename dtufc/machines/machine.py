@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dtufc.errors import UserError
 from dtufc.states import State
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 Split = Literal["train", "validation", "test"]
 
@@ -97,6 +98,24 @@ class Machine(ABC):
         """Which features :meth:`predict_batch` computes at once, whatever ``batch_size`` is: those of
         which this gives the same. None: each alone. A batch may give other last bits."""
         return None
+
+    def slopes(
+        self, sample: Sample, feature: np.ndarray, draws: int, generator: "Generator"
+    ) -> np.ndarray:
+        """Gradients that tell what errors of a feature cost: the mean of their outer products is the
+        Fisher information of the answer's distribution by the feature.
+
+        Args:
+            feature: (N, C, H, W), as :meth:`extract` gives it.
+            draws: independent draws.
+
+        Returns:
+            (draws, N, C, H, W) float32.
+
+        Raises:
+            UserError: the machine has no gradients.
+        """
+        raise UserError(f"machine: {type(self).__name__} gives no gradients")
 
     def picture_of(self, prediction: Any) -> np.ndarray | None:
         """The picture as which a prediction is saved: classes (H, W) or RGB (H, W, 3), uint8; None

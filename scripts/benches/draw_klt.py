@@ -54,8 +54,11 @@ def follow(codec: KltCodec, x: np.ndarray, token: int) -> Followed:
         UserError: the codec is none of tokens and format 2, or there is no such token.
     """
     model, grade = codec.model, codec.grade
-    if model.format != 2 or model.facts.views.is_map or model.memory is not None:
-        raise UserError("codec: expected a klt codec of tokens, of format 2, without a memory")
+    plain = model.memory is None and model.weighting is None
+    if model.format != 2 or model.facts.views.is_map or not plain:
+        raise UserError(
+            "codec: expected a klt codec of tokens, of format 2, without a memory or a metric"
+        )
     vectors = model.to_vectors(x)
     if not 0 <= token < len(vectors):
         raise UserError(f"token: expected 0 .. {len(vectors) - 1}, got {token}")

@@ -19,6 +19,7 @@ from dtufc.machines.checkpoints import (
     open_weights,
     weights_digest,
 )
+from dtufc.machines.fisher import fisher_probe
 from dtufc.machines.llama3.llama3 import LlamaOptions
 from dtufc.machines.llama3.tasks import (
     LanguageTask,
@@ -92,8 +93,9 @@ class LlamaMachine(Machine):
     @cached_property
     def back(self) -> nn.Module:
         """Hidden states (1, T, width), as ``inputs_embeds`` -> logits."""
-        model = load_back(self.folder, self.layer + 1, self.options.torch_dtype)
-        return model.eval().to(self.options.torch_device)
+        with torch.inference_mode(False):  # else gradients could not pass through it
+            model = load_back(self.folder, self.layer + 1, self.options.torch_dtype)
+            return model.eval().to(self.options.torch_device)
 
     def samples(self, split: Split) -> list[Sample]:
         return self.task.samples(split)
@@ -141,13 +143,35 @@ class LlamaMachine(Machine):
 
     @torch.inference_mode()
     def predict(self, sample: Sample, feature: np.ndarray) -> Any:
-        hidden = torch.from_numpy(feature[0]).to(self.options.torch_device, self.back.dtype)
+        return self.task.predict(sample, self._logits(self._states(sample, self._hidden(feature))))
+
+    def _hidden(self, feature: np.ndarray) -> Tensor:
+        """(1, T, width) of a feature, in the back half's dtype."""
+        return torch.from_numpy(feature[0]).to(self.options.torch_device, self.back.dtype)
+
+    def _states(self, sample: Sample, hidden: Tensor) -> list[Tensor]:
+        """The states of each sequence of the task."""
         shared = self.task.shared(sample)
         lengths = [len(ids) for ids in self.task.sequences(sample)]
         expected = shared + sum(length - shared for length in lengths)
         if hidden.shape[1] != expected:
             raise UserError(f"{sample.name}: {hidden.shape[1]} tokens, the sample has {expected}")
-        return self.task.predict(sample, self._logits(split(hidden, lengths, shared)))
+        return split(hidden, lengths, shared)
+
+    def slopes(
+        self, sample: Sample, feature: np.ndarray, draws: int, generator: torch.Generator
+    ) -> np.ndarray:
+        """Of the distributions of all next tokens that the task reads."""
+        self.back.requires_grad_(False)
+        hidden = self._hidden(feature).requires_grad_()
+        logits = [each[self.task.judged] for each in self._logits(self._states(sample, hidden))]
+        found = []
+        for draw in range(draws):
+            probes = [fisher_probe(each.detach(), generator) for each in logits]
+            more = draw + 1 < draws
+            (slope,) = torch.autograd.grad(logits, hidden, probes, retain_graph=more)
+            found.append(slope.float().cpu().numpy())
+        return np.stack(found)[:, None]
 
     def score(self, samples: Sequence[Sample], predictions: Iterable[Any]) -> Score:
         return self.task.score(samples, predictions)

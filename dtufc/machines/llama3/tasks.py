@@ -38,6 +38,8 @@ class Task(ABC):
 
     places = 0
     """Last places of a sequence whose logits are asked for; 0: all."""
+    judged = slice(None)
+    """Places among those whose distributions decide the score."""
 
     @abstractmethod
     def samples(self, split: Split) -> list[Sample]: ...
@@ -132,6 +134,8 @@ class LanguageTask(Task):
         window: tokens of a window, that token included.
         counts: windows by split; a split that is not named has all of its text.
     """
+
+    judged = slice(-1)
 
     def __init__(self, model: Model, source: Texts, window: int, counts: dict[str, int]):
         self.model, self.source, self.window, self.counts = model, source, window, counts
