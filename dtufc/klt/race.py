@@ -2,6 +2,7 @@
 
     round 1    every block, without mixtures          a small sample      the best blocks go on
     round 2    and mixtures, one shrinkage each       a small sample      the best layouts go on
+               (of the other blocks the largest one)
     round 3    and other shrinkages of these          a middle sample     the best go on
     round 4                                           the whole sample    the best wins
 
@@ -146,21 +147,29 @@ class Race:
         if self.cfg.search == "exhaustive":
             return self.compare(every, LAST)[0]
         kept = self.compare([each for each in every if each.layout.clusters == 1], SINGLES)
-        blocks = {each.layout.block for each in kept}
         mixtures = [each for each in every if each.layout.clusters > 1]
-        mixtures = [each for each in mixtures if each.layout.block in blocks]
         if mixtures:
-            usual = [each for each in mixtures if self._is_usual(each)]
+            usual = self._usual(mixtures, {each.layout.block for each in kept})
             kept = self.compare([*kept, *usual], SMALL)
             alike = {each.layout for each in kept if each.layout.clusters > 1}
             others = [each for each in mixtures if each.layout in alike and each not in kept]
             kept = self.compare([*kept, *others], MIDDLE) if others else kept
         return self.compare(kept, LAST)[0] if len(kept) > 1 else kept[0]
 
-    def _is_usual(self, candidate: Candidate) -> bool:
-        """Whether a mixture has the shrinkage of the first rounds."""
-        channels = len(self.folds[candidate.layout.block].told.covariance)
-        return candidate.shrinkage == SHRINKAGE * channels
+    def _usual(self, mixtures: Sequence[Candidate], blocks: set[int]) -> list[Candidate]:
+        """The mixtures of the first rounds: one shrinkage each, and of a block that lost without
+        mixtures the largest one alone. Many bases may do what a block does, so that the order of blocks
+        can turn about."""
+        most: dict[int, int] = {}
+        for each in mixtures:
+            layout = each.layout
+            most[layout.block] = max(most.get(layout.block, 0), layout.clusters)
+        return [
+            each
+            for each in mixtures
+            if each.shrinkage == SHRINKAGE * len(self.folds[each.layout.block].told.covariance)
+            and (each.layout.block in blocks or each.layout.clusters == most[each.layout.block])
+        ]
 
     def _candidates(self, block: int) -> list[Candidate]:
         told = self.folds[block].told
