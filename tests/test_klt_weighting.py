@@ -28,6 +28,7 @@ from dtufc.klt.metric import (
 from dtufc.klt.weighting import FAR_OFF, Weighting
 from dtufc.machines.fisher import fisher_probe
 from dtufc.machines.opening import open_machine
+from dtufc.streams import StreamDecoder
 
 CHANNELS, TOKENS = 16, 40
 COST = np.geomspace(100, 0.01, CHANNELS)
@@ -173,9 +174,9 @@ def test_weighing_pays_where_it_is_judged(room):
 
 def test_the_rate_control_measures_true_errors(room):
     codec, x = load_codec(room / "full"), feature(300)
-    decoded = codec.decode(codec.encode(x, target_nmse=0.05))
+    decoded = codec.decode(codec.encode(x, target_nmse=0.2))
     nmse = np.mean((decoded.astype(np.float64) - x) ** 2) / x.var(dtype=np.float64)
-    assert 0.04 < nmse <= 0.05
+    assert 0.16 < nmse <= 0.2
 
 
 def test_tokens_that_are_far_off_come_back_as_they_are(room):
@@ -215,11 +216,10 @@ def test_damage_is_refused(room, name):
 
 def test_rows_of_a_stream_are_whole_bitstreams(room):
     codec, x = load_codec(room / "tokens"), feature(600)
-    encoder = codec.stream("state")
-    assert len(encoder.encode({"state": x[:, :, :10]})) > 0
-    setting, payload = codec.encode_rows(x)
-    decoded = codec.decode_rows(setting, payload, codec.facts, x.shape)
-    assert (decoded == codec.decode(codec.encode(x))).all()
+    encoder, decoder = codec.stream("x"), StreamDecoder(codec)
+    for part in (x[:, :, :10], x[:, :, 10:11], x[:, :, 11:]):
+        found = decoder.feed(encoder.append({"x": part}))["x"]
+        assert (found == codec.decode(codec.encode(part))).all()
 
 
 @pytest.mark.parametrize(
