@@ -399,7 +399,7 @@ def free_tables(folder) -> None:
     write_weights(folder / WEIGHTS, state)
 
 
-@pytest.mark.parametrize("name", ["hyperprior", "elic"])
+@pytest.mark.parametrize("name", ["hyperprior", pytest.param("elic", marks=pytest.mark.slow)])
 def test_few_bytes_take_little_memory_where_symbols_are_free(toy_mapping, tmp_path, name):
     """Of the published widths, in the payload modes of our own: one string, and two in tiles."""
     torch.manual_seed(0)

@@ -358,6 +358,7 @@ def test_names_of_folders(tmp_path):
     assert [*compare.folder_names([paths[2]]).values()] == ["hybrid-features"]
 
 
+@pytest.mark.slow
 def test_trained_codecs_are_stated_and_trained(folders, tmp_path, in_process):
     """One hybrid codec for all folders, one native codec each, in suites that load; both run."""
     output = tmp_path / "out"

@@ -36,7 +36,7 @@ FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<language>\w+)\n(?P<co
 PROGRAMS = ("python", "bash", "accelerate", "docker")
 ROOMS = "dtufc|coding|machines|configs|docker|docs|scripts|results|tests"
 # pages whose every block starts several processes; the tests of their commands always run
-SLOW_PAGES = ("corpora", "kv", "streaming")
+SLOW_PAGES = ("cluster", "corpora", "deploying", "kv", "streaming")
 # what would take minutes is run with one epoch of one codec
 SHORTER = {
     "run_batch.py": [

@@ -265,6 +265,7 @@ def test_values_move_by_a_level_at_most(untrained, assignment):
                 assert np.abs(mapping.forward(found[0]) - mapping.forward(other)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_compiled_networks_decode_what_plain_ones_encoded(untrained):
     """Graph capture in place of eager calls; the code generator itself needs a C++ compiler."""
     backend = "inductor" if shutil.which("g++") else "aot_eager"

@@ -105,6 +105,7 @@ def test_only_what_depends_on_a_change_is_made_again(suite, tmp_path, capsys):
     assert jobs_of(capsys.readouterr().out) == []
 
 
+@pytest.mark.slow
 def test_what_was_put_there_by_hand_is_kept(suite, tmp_path, capsys):
     """A published mapping and a pretrained codec have no records, and are never replaced."""
     one = [*suite, "--lambda_value", "0.05"]
@@ -123,6 +124,7 @@ def test_what_was_put_there_by_hand_is_kept(suite, tmp_path, capsys):
     assert (mapping.read_bytes(), codec.read_bytes()) == content
 
 
+@pytest.mark.slow
 def test_seeds_have_folders_of_their_own(suite, tmp_path, capsys):
     """Two seeds of one row, and one that the flag asks for; the table gives their mean and spread."""
     path = tmp_path / "suite.yaml"
@@ -347,6 +349,7 @@ def test_every_training_set_is_evaluated_on_every_machine(task, suite_name, tmp_
         assert patches == {own[task]}
 
 
+@pytest.mark.slow
 def test_normalised_transform(suite, tmp_path):
     """It goes through fit, patches, training and both ways of the codec, under its own name."""
     rows = driver.run_batch(

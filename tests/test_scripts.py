@@ -202,7 +202,8 @@ def test_cross_table(tmp_path, capsys):
         cross_table.main(["--table", str(table), "--codec", "klt"])
 
 
-@pytest.mark.parametrize("codec", ["hyperprior", pytest.param("elic", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["hyperprior", "elic"])
 def test_bench_codec(codec, capsys):
     bench_codec.main(["--small", "--repeats", "1", "--codecs", f"[{codec}]"])
     out = capsys.readouterr().out

@@ -58,6 +58,7 @@ def test_resumed_run_ends_with_the_same_weights(toy_patches, tmp_path, codec, mo
     ).read_text()
 
 
+@pytest.mark.slow
 def test_killed_process_resumes_to_the_same_weights(toy_patches, tmp_path):
     """SIGKILL in the middle of an epoch, in another process; then the run goes on."""
     cfg = train_config(toy_patches, tmp_path / "cut", epochs=12, resume=True)

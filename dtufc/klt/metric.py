@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dtufc import locks, provenance
+from dtufc import provenance
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, list_features, load_facts
 from dtufc.klt.fit_metric import MetricConfig
@@ -62,14 +62,13 @@ def measure(cfg: MetricConfig) -> dict[str, Any]:
     Raises:
         FileNotFoundError, UserError: no such machine or features, or it has no gradients.
     """
-    with locks.hold(cfg.output):
-        measured = capture(cfg, open_machine(cfg.machine, cfg.options), load_facts(cfg.machine))
-        weighting, told = choose(measured, cfg)
-        told |= {
-            "machine": cfg.machine, "samples": len(measured.x), "draws": cfg.draws, "seed": cfg.seed,
-            "channels": weighting.channels,
-        }  # fmt: skip
-        weighting.save(cfg.output, told | {"environment": provenance.environment()})
+    measured = capture(cfg, open_machine(cfg.machine, cfg.options), load_facts(cfg.machine))
+    weighting, told = choose(measured, cfg)
+    told |= {
+        "machine": cfg.machine, "samples": len(measured.x), "draws": cfg.draws, "seed": cfg.seed,
+        "channels": weighting.channels,
+    }  # fmt: skip
+    weighting.save(cfg.output, told | {"environment": provenance.environment()})
     return told
 
 
