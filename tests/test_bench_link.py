@@ -144,6 +144,16 @@ def test_break_evens_follow_from_the_stages(table):
     check_break_evens(table[1])
 
 
+def test_results_follow_from_the_stages():
+    """The committed results, too."""
+    with (REPOSITORY / "results/link.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    check_break_evens(rows)
+    parts = {(row["machine"], row["part"]) for row in rows}
+    tiny = {(name, "whole") for name in bench_link.TINY[1:]}
+    assert parts >= tiny | {("llama3_tiny", "prompt"), ("llama3_tiny", "token")}
+
+
 @pytest.mark.slow
 def test_a_language_model_has_two_parts(tmp_path):
     argv = ["--machine", "llama3_tiny", "--samples", "2", "--tokens", "3", "--check", "[]"]
