@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,18 @@ class RateRow:
     """Relative error per token, see :mod:`dtufc.token_error`; none where ``tokens`` is."""
 
 
-def write_rows(path: Path, rows: Iterable[Any]) -> None:
-    """Write dataclass rows as CSV, whole or not at all."""
-    rows = list(rows)
+def write_rows(path: Path, rows: Iterable[Any], shared: Mapping[str, Any] | None = None) -> None:
+    """Write dataclass rows as CSV, whole or not at all.
+
+    Args:
+        shared: further columns, the same in all rows, such as :func:`dtufc.provenance.computer` tells.
+    """
+    rows, shared = list(rows), shared or {}
     out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in fields(rows[0])], lineterminator="\n")
+    names = [*(field.name for field in fields(rows[0])), *shared]
+    writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(asdict(row) | shared for row in rows)
     files.write_text(path, out.getvalue())
 
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtufc import config
+from dtufc import config, provenance
 from dtufc.errors import UserError
-from dtufc.records import format_table
+from dtufc.records import format_table, write_rows
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class ClusterBenchConfig:
     """Data root of a batch: simulated commands wait as long as its runs took."""
     scale: float = 1
     """Factor on the seconds of --recorded."""
+    output: Path | None = None
+    """CSV of the rows, with revision and computer; null: none."""
 
     def __post_init__(self):
         counts = [*self.workers, *self.simulated, self.jobs, self.shards, self.shard_samples]
@@ -56,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = config.parse(ClusterBenchConfig, argv, __doc__)
         from benches.cluster import bench
 
-        print(format_table(bench(cfg)))
+        rows = bench(cfg)
+        print(format_table(rows))
+        if cfg.output is not None:
+            write_rows(cfg.output, rows, provenance.computer(provenance.environment()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Ray takes seconds to start, and many more on a machine that does other work; nothing here is timed.
 """
 
+import csv
 import os
 import re
 import signal
@@ -280,10 +281,11 @@ def test_a_corpus_survives_its_nodes(nodes, golden_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_bench_cluster():
+def test_bench_cluster(tmp_path):
     script = REPOSITORY / "scripts" / "bench_cluster.py"
     sizes = ["--jobs", "2", "--shards", "2", "--shard_samples", "2"]
     command = [sys.executable, str(script), "--workers", "1", "--simulated", "2", *sizes]
+    command += ["--output", str(tmp_path / "cluster.csv")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split() for line in done.stdout.splitlines() if "per_second" not in line]
@@ -292,3 +294,7 @@ def test_bench_cluster():
         ("commands", "1", False), ("features", "1", False),
         ("commands", "2", True), ("features", "2", True),
     ]  # fmt: skip
+    with (tmp_path / "cluster.csv").open() as file:
+        assert [(row["what"], row["workers"]) for row in csv.DictReader(file)] == [
+            row[:2] for row in found
+        ]

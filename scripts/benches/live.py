@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 
+from dtufc import provenance
 from dtufc.codec import Codec, load_codec
 from dtufc.live.backend import identify
 from dtufc.machines.llama3.generate import BackHalf, FrontHalf, greedy
@@ -126,6 +127,7 @@ class Watch:
         self.cfg, self.url, self.tally = cfg, url, Tally()
         self.moments: list[Moment] = []
         self._start = time.monotonic()
+        self._computer = provenance.computer(provenance.environment())
 
     def look(self) -> None:
         """One more moment, which the CSV has at once."""
@@ -146,7 +148,7 @@ class Watch:
             )
         )  # fmt: skip
         if self.cfg.output is not None:
-            write_rows(self.cfg.output, self.moments)
+            write_rows(self.cfg.output, self.moments, self._computer)
 
 
 def write_scripts(cfg: Any, codec: Codec) -> Iterator[Script]:
