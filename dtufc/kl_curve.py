@@ -70,18 +70,21 @@ class KlCurve:
         kl = np.maximum([point.kl for point in self.points], LEAST)
         return np.log(np.maximum.accumulate(kl[::-1])[::-1])
 
-    def quality_for(self, kl: float) -> float:
+    def quality_for(self, kl: float, name: str = "target_kl") -> float:
         """The lowest quality with at most this KL, never below the lowest that was measured.
+
+        Args:
+            name: of the option that asks, for messages.
 
         Raises:
             UserError: ``kl`` is not above 0, or less than the finest quality's.
         """
         if not 0 < kl < math.inf:
-            raise UserError(f"target_kl: expected a number above 0, got {kl}")
+            raise UserError(f"{name}: expected a number above 0, got {kl}")
         logs, wanted = self._logs, math.log(kl)
         if logs[-1] > wanted:
             raise UserError(
-                f"target_kl: {kl:g} is out of reach; the curve ends with {math.exp(logs[-1]):.3g} at "
+                f"{name}: {kl:g} is out of reach; the curve ends with {math.exp(logs[-1]):.3g} at "
                 f"quality {self.points[-1].quality:g}"
             )
         after = int(np.argmax(logs <= wanted))  # the first point that meets it
@@ -122,13 +125,16 @@ def read_kl_curve(codec: str | Path) -> KlCurve:
     return curve
 
 
-def quality_for_kl(codec: Codec, folder: str | Path, kl: float) -> float:
+def quality_for_kl(codec: Codec, folder: str | Path, kl: float, name: str = "target_kl") -> float:
     """The lowest of the codec's qualities with at most this KL by the curve in its folder.
+
+    Args:
+        name: of the option that asks, for messages.
 
     Raises:
         UserError: as :func:`read_kl_curve` and :meth:`KlCurve.quality_for`.
     """
-    wanted = read_kl_curve(folder).quality_for(kl)
+    wanted = read_kl_curve(folder).quality_for(kl, name)
     place = bisect_left(codec.qualities, wanted)
     return codec.qualities[min(place, len(codec.qualities) - 1)]
 

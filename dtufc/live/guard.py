@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from dtufc.codec import Codec
 from dtufc.errors import UserError
-from dtufc.kl_curve import quality_for_kl, read_kl_curve
+from dtufc.kl_curve import quality_for_kl
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,7 @@ class Guard:
         Raises:
             UserError: there is no curve, or it does not reach so low a divergence.
         """
-        _ = read_kl_curve(folder)  # its own errors, which tell how to measure one
-        try:
-            return cls(max_kl, quality_for_kl(codec, folder, max_kl), "max_kl")
-        except UserError as error:
-            raise UserError(str(error).replace("target_kl", "max_kl", 1)) from error
+        return cls(max_kl, quality_for_kl(codec, folder, max_kl, "max_kl"), "max_kl")
 
     @classmethod
     def of_server(cls, told: dict[str, Any]) -> Self | None:
