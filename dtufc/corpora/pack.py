@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from dtufc import config, locks
+from dtufc import config, locks, threads
 from dtufc.bitstream import BitstreamError
 from dtufc.corpora import sources
 from dtufc.corpora.shards import CORPUS_JSON, Shard, read_shard, shard_path, write_record
@@ -32,8 +32,6 @@ from dtufc.memory import keep_memory
 from dtufc.streams.encoder import Tensor
 from dtufc.streams.fill import FillOptions, append_sample
 from dtufc.streams.writer import write_stream
-
-_THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +128,8 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 @contextmanager
 def _few_threads(workers: int) -> Iterator[None]:
     """Let processes that start here have their share of the cores."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ |= dict.fromkeys(_THREADS, str(max(1, (os.cpu_count() or 1) // workers)))
+    before = {name: os.environ.get(name) for name in threads.VARIABLES}
+    os.environ |= threads.thread_environment(max(1, (os.cpu_count() or 1) // workers))
     try:
         yield
     finally:

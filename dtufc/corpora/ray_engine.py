@@ -16,6 +16,7 @@ from dtufc import cluster, extras
 from dtufc.corpora.code import CodeConfig, ShardCoder, Work
 from dtufc.corpora.shards import ShardFacts
 from dtufc.errors import UserError
+from dtufc.threads import thread_environment
 
 
 class ShardActor:
@@ -99,7 +100,7 @@ def _pass(
             compute=data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
             num_cpus=cfg.cpus_per_worker,
             num_gpus=gpus,
-            runtime_env={"env_vars": _threads(cfg.cpus_per_worker)},
+            runtime_env={"env_vars": thread_environment(cfg.cpus_per_worker)},
             max_restarts=0,
         )
     for row in dataset.iter_rows():
@@ -117,7 +118,3 @@ def _actors(ray: ModuleType, cfg: CodeConfig, gpus: float, shards: int) -> int:
     if gpus:
         count = min(count, room.get("GPU", 0) // gpus)
     return max(1, min(int(count), shards))
-
-
-def _threads(count: int) -> dict[str, str]:
-    return dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(count))

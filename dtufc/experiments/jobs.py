@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dtufc import locks
 from dtufc.errors import UserError
 from dtufc.experiments.forked import Forked
+from dtufc.threads import thread_environment
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 4096
@@ -99,7 +100,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> None:
 def _start(job: Job, threads: int | None) -> subprocess.Popen | Forked:
     environment = dict(os.environ)
     if threads is not None:
-        environment |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+        environment |= thread_environment(threads)
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("w") as log:
         log.write(job.line + "\n")

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from dtufc import cluster, locks
 from dtufc.errors import UserError
 from dtufc.experiments.jobs import Job, JobError, failure, open_bar, show
+from dtufc.threads import thread_environment
 
 PERIOD = 0.2
 """Seconds between looks at a command."""
@@ -70,7 +71,7 @@ def run_command(
             f"data_root: {proof.parent} of the driver is not seen on node {node}; expected a folder "
             "that all nodes share"
         )
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+    environment = os.environ | thread_environment(threads)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a" if attempt else "w") as file:
         file.write(f"{Job('', [*command], log).line}\non node {node}, attempt {attempt + 1}\n")
