@@ -61,7 +61,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON; NaN and infinity are refused, they are not JSON."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, indented_json(value))
+
+
+def indented_json(value: Any) -> str:
+    """``value`` as the text of a JSON file, to be read by people too."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def dump_json(value: Any) -> str:

@@ -35,6 +35,7 @@ from dtufc.corpora.shards import (
     ShardFacts,
     corpus_record,
     facts_of,
+    is_shard,
     read_shard,
     shard_name,
 )
@@ -171,7 +172,7 @@ class ShardCoder:
             fill_shard(path, self._cfg, self._tensors, samples)
             facts = facts_of(read_shard(path), name)
         record = asdict(facts) | work.stamp.record()
-        self._out.write(work.marker, (json.dumps(record, indent=2) + "\n").encode())
+        self._out.write(work.marker, files.indented_json(record).encode())
         return facts
 
 
@@ -234,7 +235,7 @@ def code_corpus(cfg: CodeConfig) -> dict[str, object]:
                 bar.update(facts.samples)
         shards = [done[work.number] for work in works]
         record = corpus_record(shards, cfg.input, [str(folder) for folder in cfg.codec])
-        out.write(CORPUS_JSON, (json.dumps(record, indent=2) + "\n").encode())
+        out.write(CORPUS_JSON, files.indented_json(record).encode())
     return record
 
 
@@ -283,9 +284,8 @@ def _what_is_done(cfg: CodeConfig, works: Sequence[Work], out: Folder) -> dict[i
         known = read_marker(out, work.marker) if {work.marker, name} <= there else None
         if known is None:
             if {CORPUS_JSON, name} <= there:
-                stale[name] = (
-                    "it has no done-marker"  # another command's; a killed run's has no JSON
-                )
+                # another command's: a killed run leaves no corpus.json
+                stale[name] = "it has no done-marker"
             continue
         why = work.stamp.differs(known[1])
         if why is None:
@@ -296,7 +296,7 @@ def _what_is_done(cfg: CodeConfig, works: Sequence[Work], out: Folder) -> dict[i
     stale |= {
         name: "it is beyond the last shard"
         for name in there
-        if name.startswith("shard-") and name.endswith(SUFFIX) and name not in expected
+        if is_shard(name) and name not in expected
     }
     if stale and not cfg.replace:
         name, why = min(stale.items())

@@ -37,6 +37,11 @@ def shard_name(number: int) -> str:
     return f"{_PREFIX}{number:05d}{SUFFIX}"
 
 
+def is_shard(name: str) -> bool:
+    """Whether a file's name is a shard's."""
+    return name.startswith(_PREFIX) and name.endswith(SUFFIX)
+
+
 def shard_path(folder: Path, number: int) -> Path:
     return folder / shard_name(number)
 
