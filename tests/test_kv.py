@@ -23,6 +23,7 @@ from transformers import (
 from dtufc import provenance
 from dtufc.bitstream import BitstreamError, write_varint
 from dtufc.errors import UserError
+from dtufc.klt.importance import FAR, Probed, fit_importance, saved, to_classes
 from dtufc.kv import KvCodec, KvLimits, load_kv
 from dtufc.kv import capture as kv_capture
 from dtufc.kv import evaluate as kv_evaluate
@@ -34,7 +35,6 @@ from dtufc.kv.container import Frame, Header
 from dtufc.kv.evaluate import evaluate
 from dtufc.kv.evaluate_kv import KvEvalConfig
 from dtufc.kv.fit_kv import KvFitConfig
-from dtufc.kv.importance import FAR, Probed, fit_importance, saved, to_classes
 from dtufc.kv.model import WEIGHTS
 from dtufc.kv.rivals import Rival, quantise
 from dtufc.kv.rope import NO_ROPE, Rope

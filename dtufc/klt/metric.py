@@ -15,9 +15,8 @@ from dtufc import provenance
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, list_features, load_facts
 from dtufc.klt.fit_metric import MetricConfig
-from dtufc.klt.weighting import Predictor, Weighting
-from dtufc.kv.fit import weight_of
-from dtufc.kv.importance import FAR, Probed, fit_importance, to_classes
+from dtufc.klt.importance import FAR, Probed, fit_importance, to_classes
+from dtufc.klt.weighting import Predictor, Weighting, weight_of
 from dtufc.machines.machine import Machine
 from dtufc.machines.opening import open_machine
 

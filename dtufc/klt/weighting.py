@@ -9,7 +9,7 @@ Small errors e_t of a feature's tokens move the distribution of the answer by ab
 with F the Fisher information of the half behind. The root of F turns this into a squared error, which is
 what klt knows: ``root`` is F^(1/2), or the root of its diagonal. The importances w_t differ by orders of
 magnitude and depend on what is behind, which an encoder does not see. So log2 w_t is predicted from the
-token (:mod:`dtufc.kv.importance`), and sent as its class c_t: the step is finer by 2^(-c_t / 2).
+token (:mod:`dtufc.klt.importance`), and sent as its class c_t: the step is finer by 2^(-c_t / 2).
 
 :mod:`dtufc.klt.fit_metric` measures both on a machine and writes them to a file.
 """
@@ -27,7 +27,7 @@ from safetensors.numpy import save
 from dtufc import files
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
-from dtufc.kv.importance import (
+from dtufc.klt.importance import (
     CLASS_GRADES,
     FAR,
     MOST,
@@ -42,6 +42,7 @@ PREFIX = "weighting_"
 """Of the arrays' names, where others are beside them."""
 LARGEST = 1e15
 """Magnitude of what a root, its inverse or a mean may hold."""
+FLOOR = 1e-9  # of a root's largest eigenvalue, before the root is taken
 FAR_OFF = 1e18
 """Magnitude of a token's values, weighed or not, above which it is sent as it is: float32 holds the
 products of those below."""
@@ -234,3 +235,16 @@ def _times(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """(R, C) by a matrix (C, C), or by its diagonal (C,)."""
     with np.errstate(over="ignore", invalid="ignore"):  # values far off are sent as they are
         return x * matrix if matrix.ndim == 1 else x @ matrix
+
+
+def weight_of(fisher: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """The symmetric root of a Fisher information (C, C), and its inverse.
+
+    Args:
+        shrinkage: share of the mean eigenvalue that is spread over all directions.
+    """
+    mean = max(np.trace(fisher) / len(fisher), float(np.finfo(np.float32).tiny))
+    shrunk = (1 - shrinkage) * fisher + shrinkage * mean * np.eye(len(fisher))
+    values, vectors = np.linalg.eigh(shrunk)
+    root = np.sqrt(np.maximum(values, FLOOR * values.max()))
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T

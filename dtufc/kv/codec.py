@@ -24,11 +24,11 @@ from torch import Tensor
 
 from dtufc.bitstream import ID_BYTES, BitstreamError
 from dtufc.errors import UserError
+from dtufc.klt.importance import FAR
 from dtufc.klt.model import PER_OCTAVE
 from dtufc.kv import container
 from dtufc.kv.caches import DTYPES, Snapshot, make_cache, read_cache
 from dtufc.kv.container import Frame, Header, KvLimits, Unframer, Writer
-from dtufc.kv.importance import FAR
 from dtufc.kv.model import Defaults, Group, KvModel, Part, Rows
 
 ALIKE = 2.0**-7

@@ -18,12 +18,13 @@ from dtufc import locks, provenance
 from dtufc.devices import check_device
 from dtufc.klt import fit_ladder
 from dtufc.klt.fit_tables import WEIGHT, Coded
+from dtufc.klt.importance import Importance, Probed, fit_importance, to_classes
 from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel, Layout, Transform
 from dtufc.klt.tables import Tables
+from dtufc.klt.weighting import weight_of
 from dtufc.kv.caches import read_cache
 from dtufc.kv.capture import Language, fill_cache, gradients, open_language, read_windows
 from dtufc.kv.fit_kv import KvFitConfig
-from dtufc.kv.importance import Importance, Probed, fit_importance, to_classes
 from dtufc.kv.model import Group, KvModel, Part, forward_matrix, group_facts
 from dtufc.kv.rope import NO_ROPE, Rope
 from dtufc.stamps import Stamp, digest_file
@@ -37,7 +38,6 @@ COMPARED_AT = 1.0  # bits per value of the candidate that the others are compare
 STRIDE = 4
 """Of klt's steps, which lie an eighth of an octave apart: tables at the steps of the classes."""
 TURNS = 2  # of weights by importances and importances by weights
-FLOOR = 1e-9  # of a weight's largest eigenvalue
 LEVELS = np.arange(-24.0, 12.0, 0.25)  # log2 of distortions that candidates are tried at
 
 
@@ -170,19 +170,6 @@ class Draft:
     def components(self, rows: np.ndarray) -> np.ndarray:
         """Rows (n, t, D) -> components (n, t, D) float32."""
         return (rows - self.mean) @ self.forward
-
-
-def weight_of(fisher: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """The symmetric root of a Fisher information (C, C), and its inverse.
-
-    Args:
-        shrinkage: share of the mean eigenvalue that is spread over all directions.
-    """
-    mean = max(np.trace(fisher) / len(fisher), float(np.finfo(np.float32).tiny))
-    shrunk = (1 - shrinkage) * fisher + shrinkage * mean * np.eye(len(fisher))
-    values, vectors = np.linalg.eigh(shrunk)
-    root = np.sqrt(np.maximum(values, FLOOR * values.max()))
-    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
 def draft(view: View, parts: Sequence[Part], windows: int, cfg: KvFitConfig) -> Draft:

@@ -11,7 +11,7 @@ weight of a tensor is W with W W' = F, its Fisher information: the next tokens' 
 for a small error e of a token's keys or values. So an error of any component costs the same KL after the
 weights, in keys and values of all layers, and one step serves them all (reverse water-filling). The
 basis is the Karhunen-Loeve basis of the weighted rows. Some tokens matter more than others: each
-token's step follows its importance (:mod:`dtufc.kv.importance`). Quantisation, tables and the entropy
+token's step follows its importance (:mod:`dtufc.klt.importance`). Quantisation, tables and the entropy
 coder are those of :mod:`dtufc.klt`, format 2.
 """
 
@@ -34,9 +34,9 @@ from dtufc.codec import read_number
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.klt.codec import MAX_GRADE, KltCodec
+from dtufc.klt.importance import CLASS_GRADES, MOST, Importance, count_features, to_classes
 from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, KltModel, rung
 from dtufc.kv.caches import LayerShape
-from dtufc.kv.importance import CLASS_GRADES, MOST, Importance, count_features, to_classes
 from dtufc.kv.rope import Rope
 from dtufc.paths import CONFIG_JSON
 from dtufc.rans import PRECISION, RansError

@@ -1,7 +1,8 @@
-"""How much a token matters to what comes behind it, told from its own keys and values.
+"""How much a token matters to what comes behind it, told from its own components: of a feature, or of
+keys and values (:mod:`dtufc.kv`).
 
 A few tokens are read again and again, most hardly ever: what an error costs varies by orders of
-magnitude from token to token. The future is not known when a cache is coded, but tokens that are going
+magnitude from token to token. The future is not known when a token is coded, but tokens that are going
 to matter look alike. So log2 of a token's importance is predicted by a linear model of its
 components, of their energies, and of its place, fitted to measured gradients::
 
