@@ -3,6 +3,7 @@
 Ray takes seconds to start, and many more on a machine that does other work; nothing here is timed.
 """
 
+import contextlib
 import csv
 import os
 import re
@@ -73,6 +74,20 @@ def await_(holds):
     while not holds():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def started(nodes, command: list[str], log: Path, **options):
+    """A command that runs beside the block; it ends with it, and the cluster has two nodes again."""
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, **options)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        while len(nodes.worker_nodes) < 2:
+            nodes.add_node(num_cpus=1, **NODE)
 
 
 def job(folder: Path, name: str, text: str, **values) -> Job:
@@ -233,20 +248,13 @@ def test_a_batch_survives_a_node(nodes, suite, tmp_path):
     command = [sys.executable, str(SCRIPT), *flags, "--engine", "ray", "--address", nodes.address]
     nodes.add_node(num_cpus=1, **NODE)
     log = tmp_path / "driver.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-    try:
+    with started(nodes, command, log, env=environment) as process:
         # one training at least is on a node that goes
         await_(lambda: len([*root.rglob("state.pt")]) == 2 or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         for node in [*nodes.worker_nodes][:2]:
             nodes.remove_node(node, allow_graceful=False)
         assert process.wait(DEADLINE) == 0, log.read_text()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        while len(nodes.worker_nodes) < 2:
-            nodes.add_node(num_cpus=1, **NODE)
     assert "attempt 2" in log.read_text()
     assert (root / name).read_bytes() == (twin / name).read_bytes()
     done = subprocess.run(command[:-4], env=environment, capture_output=True, text=True)
@@ -266,9 +274,7 @@ def test_a_corpus_survives_its_nodes(nodes, golden_folder, tmp_path):
     script = REPOSITORY / "scripts" / "code_corpus.py"
     command = [sys.executable, str(script), *argv(codec, out, **flags, engine="ray")]
     log = tmp_path / "driver.log"
-    with log.open("w") as file:
-        process = subprocess.Popen([*command, "--address", nodes.address], stdout=file, stderr=file)
-    try:
+    with started(nodes, [*command, "--address", nodes.address], log) as process:
         await_(lambda: len([*out.glob("*.done.json")]) > 4 or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         for node in [*nodes.worker_nodes]:
@@ -276,11 +282,6 @@ def test_a_corpus_survives_its_nodes(nodes, golden_folder, tmp_path):
         for _ in range(2):
             nodes.add_node(num_cpus=1, **NODE)
         assert process.wait(DEADLINE) == 0, log.read_text()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        while len(nodes.worker_nodes) < 2:
-            nodes.add_node(num_cpus=1, **NODE)
     assert "an actor or node was lost" in log.read_text()
     shards = [*zip(*map(list_shards, (out, tmp_path / "local")), strict=True)]
     assert len(shards) == 300
