@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtufc import config
+from dtufc import config, provenance
 from dtufc.errors import UserError
-from dtufc.records import format_table
+from dtufc.records import format_table, write_rows
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class BenchConfig:
     """Windows per batch."""
     repeat: int = 1
     """Times that each feature is stored, under different names: a small folder says little of speed."""
+    output: Path | None = None
+    """CSV that the table is written to, with revision and processor."""
 
     def __post_init__(self):
         if min(self.rows, self.batch_size, self.repeat) < 1 or min(self.workers, default=-1) < 0:
@@ -48,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = config.parse(BenchConfig, argv, __doc__)
         from benches.corpus import bench
 
-        print(format_table(bench(cfg)))
+        rows = bench(cfg)
+        if cfg.output is not None:
+            write_rows(cfg.output, rows, provenance.computer(provenance.environment()))
+        print(format_table(rows))
 
 
 if __name__ == "__main__":

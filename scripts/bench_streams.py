@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtufc import config
+from dtufc import config, provenance
 from dtufc.errors import UserError
 from dtufc.paths import default_data_root
-from dtufc.records import format_table
+from dtufc.records import format_table, write_rows
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class BenchConfig:
     """Tokens per append; null: 1, 8, 64."""
     appends: int = 40
     """Appends of each number of tokens."""
+    output: Path | None = None
+    """CSV that the table is written to, with revision and processor."""
 
     def __post_init__(self):
         if self.appends < 4 or any(count < 1 for count in self.tokens or ()):
@@ -50,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = config.parse(BenchConfig, argv, __doc__)
         from benches.streams import bench
 
-        print(format_table(bench(cfg)))
+        rows = bench(cfg)
+        if cfg.output is not None:
+            write_rows(cfg.output, rows, provenance.computer(provenance.environment()))
+        print(format_table(rows))
 
 
 if __name__ == "__main__":

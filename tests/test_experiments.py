@@ -463,3 +463,17 @@ def test_machines_fork_where_their_libraries_are_preloaded(tmp_path, monkeypatch
     command, log = [sys.executable, str(script), "--mode", "no_such"], tmp_path / "x.log"
     with pytest.raises(JobError, match=r"(?s)ended with status 2; .*mode.*no_such"):
         run_jobs([Job("x", command, log, module=names[0])])
+
+
+@pytest.mark.gpu
+def test_a_batch_trains_and_codes_on_a_gpu(suite, tmp_path):
+    """And a CPU decodes what the device coded."""
+    driver.main([*suite, "--jobs", "2", "--device", "cuda"])
+    codecs = {path.parent.name: path.parent for path in tmp_path.rglob("codecs/**/run.json")}
+    streams = sorted(tmp_path.rglob("coded/**/*.ufc"))
+    assert len(codecs) == 2 and len(streams) == 6
+    for path in streams:
+        kind = path.parents[1]
+        decoded = load_codec(codecs[kind.parent.name]).decode(path.read_bytes())
+        there = np.load(kind / "decoded" / f"{path.stem}.npy")
+        assert np.abs(decoded - there).mean() < 0.2 * np.abs(there).mean()  # as in test_exact.py

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from dtufc import decode, encode, evaluate, files
+from dtufc.handcrafted import fit_handcrafted
 from dtufc.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
 
 import bench_codec
+import bench_corpus
 import bench_exact
 import bench_rans
 import bench_streams
@@ -234,9 +236,35 @@ def test_bench_rans(capsys):
     assert "CompressAI, lists" in out
 
 
-def test_bench_streams(toy, capsys):
+def test_bench_streams(toy, tmp_path, capsys):
     argv = ["--machine", str(toy / "toy.yaml"), "--data_root", str(toy)]
-    bench_streams.main([*argv, "--tokens", "[1, 4]", "--appends", "5"])
+    argv += ["--tokens", "[1, 4]", "--appends", "5", "--output", str(tmp_path / "streams.csv")]
+    bench_streams.main(argv)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[-8:]]
     assert [row[0] for row in rows[::2]] == ["int", "cast", "jpegxl", "hevc"]
     assert all(3 <= float(row[4]) <= 4 and float(row[3]) < float(row[5]) for row in rows)
+    written = read(tmp_path / "streams.csv")
+    assert [row["codec"] for row in written] == [row[0] for row in rows]
+    assert all(row["processor"] and row["revision"] for row in written)
+
+
+def test_bench_corpus(toy, tmp_path, capsys):
+    """Less is stored than as float16, at the error that the codec has; all forms are read."""
+    features = toy / "toy" / "hidden" / "feature_test"
+    argv = ["--machine", str(toy / "toy.yaml"), "--features", str(features)]
+    fit_handcrafted.main(["--codec", "int", *argv, "--output", str(tmp_path / "int")])
+    argv = ["--codec", str(tmp_path / "int"), "--features", str(features), "--rows", "16"]
+    argv += ["--workers", "[0]", "--quality", "[4, 8]", "--output", str(tmp_path / "corpus.csv")]
+    bench_corpus.main(argv)
+    half, _, _, *corpora = read(tmp_path / "corpus.csv")
+    assert [row["quality"] for row in corpora] == ["4.0", "8.0"]
+    bits = [float(row["bits"]) for row in (*corpora, half)]
+    assert bits == sorted(bits) and bits[-1] == 16
+    assert float(corpora[0]["token_error"]) > float(corpora[1]["token_error"]) > 0
+    assert all(float(row["read"].removeprefix("0: ")) > 0 for row in (half, *corpora))
+
+
+def read(path):
+    """The rows of a CSV."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
