@@ -419,6 +419,22 @@ def test_a_codec_that_is_trained_on_one_tensor(toy, tmp_path):
     assert files.read_json(run)["points"] == 3 * PREFIX * 16
 
 
+def test_a_suite_says_how_tensors_share_bits(toy, tmp_path, capsys):
+    fitted = [{"codec": "klt", "quality": [0], "name": name, "flags": {"shares": name, "clusters": [1]}}
+              for name in ("sensitivity", "equal")]  # fmt: skip
+    suite = tmp_path / "suite.yaml"
+
+    def dry_run(machine):
+        suite.write_text(yaml.safe_dump({"machines": [str(toy / machine)], "fitted": fitted}))
+        driver.main(["--suite", str(suite), "--data_root", str(toy), "--dry_run", "true"])
+
+    dry_run("toy.yaml")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "fit_many" in line]
+    assert len(lines) == 2 and "--shares equal" in lines[1] and "--shares" not in lines[0]
+    with pytest.raises(SystemExit, match="shares"):
+        dry_run("toy.yaml@k0")
+
+
 @pytest.mark.slow
 def test_from_a_suite_to_the_report(toy, tmp_path):
     """The driver takes a state for one kind of feature, and a tensor alone for another."""

@@ -21,6 +21,7 @@ from dtufc.experiments.jobs import Job
 from dtufc.experiments.products import Product, why_not_made
 from dtufc.experiments.suite import (
     HYBRID,
+    SHARES,
     Fitting,
     Ready,
     Suite,
@@ -222,6 +223,7 @@ class Batch:
         }
         flags = fit.flags | ({"seed": fit.seed} if fit.seed else {})
         if self._has_tensors(fit.machine):
+            values |= {SHARES: flags.pop(SHARES)} if SHARES in flags else {}
             values |= {"codec": fit.codec, "flags": flags}
             return config.build(StateFitConfig, values, f"flags of {fit.codec}")
         values |= {**dict(fit.entry.flags), **flags}

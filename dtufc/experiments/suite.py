@@ -30,6 +30,9 @@ MACHINE_KEYS = ("machines", "unseen")
 """Keys of a suite that name machines."""
 T = TypeVar("T")
 
+SHARES = "shares"
+"""Flag of a fit to several tensors: how they share bits."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -88,7 +91,8 @@ class FittedRow:
     train_task: str | None = None
     """Task of one of the suite's machines, or its kind, <model>_<task>; null for each of them."""
     flags: dict[str, Any] = field(default_factory=dict)
-    """Of the script that fits, beyond --machine, --features and --output."""
+    """Of the script that fits, beyond --machine, --features and --output. Of machines of several tensors
+    also ``shares``, as fit_many.py takes it."""
     name: str = ""
     """Stands behind the names of its folders, where several rows are about one codec and machine."""
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -99,8 +103,8 @@ class FittedRow:
         if entry.trained:
             raise UserError(f"codec: {self.codec!r} is not fitted, but trained")
         _check_seeds(self.seeds)
-        known = entry.load_config().__dataclass_fields__
-        if unknown := self.flags.keys() - known.keys():
+        known = {*entry.load_config().__dataclass_fields__, SHARES}
+        if unknown := self.flags.keys() - known:
             raise UserError(f"flags: {self.codec} takes no {sorted(unknown)}, but {sorted(known)}")
         if "seed" in self.flags:
             raise UserError("flags: seed is given by seeds")
