@@ -21,7 +21,9 @@ from dtufc.experiments import driver, forked
 from dtufc.experiments.jobs import Job, JobError, read_progress, run_jobs
 from dtufc.experiments.suite import Row, load_suite, select, trainings
 from dtufc.feature import write_feature
+from dtufc.klt.model import HIGHEST, LOWEST
 from dtufc.paths import CONFIGS, PACKAGE, REPOSITORY
+from dtufc.registry import find_codec
 
 SCRIPT = REPOSITORY / "coding" / "CompressAI" / "run_batch.py"
 
@@ -274,6 +276,11 @@ def test_every_suite_loads(path):
     runs = select(suite, arch=None, train_task=None, overrides={})
     assert len(runs) == sum(len(row.lambda_value) for row in suite.rows)
     assert len({(run.codec, run.train_task, run.name) for run in runs}) == len(runs)
+    for row in suite.fitted:  # a wrong one would be told after the fit
+        settings = getattr(
+            find_codec(row.codec).load_class(), "settings", range(LOWEST, HIGHEST + 1)
+        )
+        assert all(settings[0] <= quality <= settings[-1] for quality in row.quality)
 
 
 def test_published_tables():
