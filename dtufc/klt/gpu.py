@@ -29,6 +29,8 @@ from dtufc.klt.tables import Tables
 
 TF32_BELOW = 4 * PER_OCTAVE  # grade
 JOINED = 4096  # words that a program moves
+FURTHEST = 16
+"""The most that a step of :class:`Tuning` may look ahead."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Tuning:
     """What decides the kernels' speed, but none of their results."""
 
     forward: int = 4
-    """Components whose values and costs are loaded before they are searched."""
+    """Components whose values and costs are loaded before they are searched, a power of 2."""
     walk: int = 8
     """The same on the way back."""
     push: int = 8
@@ -132,14 +134,17 @@ class GpuCoder:
         return self._resident[place]
 
     def costs(self, grade: int) -> torch.Tensor:
-        """(K, D, PARAMETERS, 2) int32: :meth:`Tables.parameters` of each component and quantiser, of the
-        grade that was asked for last."""
+        """(K, D + FURTHEST, PARAMETERS, 2) int32: :meth:`Tables.parameters` of each component and
+        quantiser, and zeros; of the grade that was asked for last."""
         if grade not in self._costs:
             tables = self.tables(grade).tables
             of_table = tables.parameters(self.codec.model.weight_at(grade) / trellis.FINE**2)
             own = np.where(tables.shift > 0, len(of_table) - 1, tables.chosen)
-            found = np.ascontiguousarray(of_table[own].transpose(1, 2, 3, 0))
-            self._costs = {grade: torch.from_numpy(found).to(self.device)}
+            found = np.pad(
+                of_table[own].transpose(1, 2, 3, 0), ((0, 0), (0, FURTHEST), (0, 0), (0, 0))
+            )
+            found = torch.from_numpy(np.ascontiguousarray(found))
+            self._costs = {grade: found.to(self.device)}
         return self._costs[grade]
 
     def host(self, name: str, count: int) -> torch.Tensor:
@@ -352,7 +357,7 @@ class GpuCoder:
         if len(tables.wide_shift):
             rows = torch.from_numpy(np.flatnonzero(tables.shift)).to(self.device)
             beside = side.pack_low(found.symbols[rows].cpu().numpy(), tables.wide_shift)
-        at, column = _escaped(found.code)
+        at, column = find_escaped(found.code)
         some = (found.hashes, at, column, found.code[at, column], found.symbols[at, column])
         small = torch.cat([each.int() for each in some]).cpu().numpy()
         if len(at):
@@ -387,7 +392,7 @@ class GpuCoder:
         resident = self.tables(grade)
         tables = resident.tables
         coder.check_room(tables, string, beside, count)
-        reader = _Reader(string, count, self)
+        reader = LaneReader(string, count, self)
         number, groups = len(reader.states), len(reader.at)
         words = torch.from_numpy(reader.words.view(np.int16)).to(self.device, non_blocking=True)
         small = torch.empty(number + groups + count, dtype=torch.int32, device=self.device)
@@ -406,7 +411,7 @@ class GpuCoder:
         low = torch.from_numpy(low_bits).to(self.device) if len(low_bits) else None
         code = self.pulled(words, places, states, modes, grade, low)
         y = self.stand_for(code, modes, grade, low, hashes)
-        at, column = _escaped(code)
+        at, column = find_escaped(code)
         some = (small, at, column, code[at, column], modes[column])
         back = torch.cat([each.int() for each in some]).cpu().numpy()
         back, escapes = back[: len(small)], back[len(small) :].reshape(4, -1)
@@ -514,7 +519,7 @@ class _products:
         torch.backends.cuda.matmul.allow_tf32 = self.before
 
 
-class _Reader(lanes.Reader):
+class LaneReader(lanes.Reader):
     """One whose words lie where a device copies them from at its full speed."""
 
     def __init__(self, string: bytes, count: int, coder: GpuCoder):
@@ -536,7 +541,7 @@ def in_units(y: torch.Tensor, fine: float) -> torch.Tensor:
     return units
 
 
-def _escaped(code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def find_escaped(code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Component and vector of the escaped ones of code (D, R) int16, component by component."""
     symbols = code.view(torch.uint8).reshape(len(code), -1)[:, ::2]
     return torch.nonzero(symbols == trellis.ESCAPE, as_tuple=True)

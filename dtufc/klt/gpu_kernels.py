@@ -68,11 +68,11 @@ def estimate(
 
 
 @triton.jit
-def _parameters(parameters, i, q):
-    """What step i costs in quantiser q."""
+def _parameters(own, step: tl.constexpr):
+    """What a step costs, so many behind the one that ``own`` points to."""
     p = ()
     for j in tl.static_range(_PARAMETERS):
-        p = p + (tl.load(parameters + (i * _PARAMETERS + j) * 2 + q),)
+        p = p + (tl.load(own + (step * _PARAMETERS + j) * 2),)
     return p
 
 
@@ -130,7 +130,7 @@ def forward(units, parameters, decisions, last, count, width, AHEAD: tl.constexp
     """Path costs of the eight states, of 16 vectors.
 
     Args:
-        units: (D, R). parameters: (D, PARAMETERS, 2), of each quantiser.
+        units: (D, R). parameters: (D + AHEAD or more, PARAMETERS, 2), of each quantiser.
         decisions: (D, R, 2) int8, written: as :func:`_step` says. last: (R,), written: the best state.
     """
     lane = tl.arange(0, 32)
@@ -145,19 +145,20 @@ def forward(units, parameters, decisions, last, count, width, AHEAD: tl.constexp
     s = (tl.where(q > 0, _NEVER, 0), never, never, never)
     units += r
     decisions += 2 * r + q
-    v = ()
+    own = parameters + q
+    v, costs = (), ()
     for u in tl.static_range(AHEAD):
         v = v + (tl.load(units + u * count, mask=inside & (u < width), other=0),)
+        costs = costs + (_parameters(own, u),)
     whole = width // AHEAD
     for block in range(0, whole):
         i = block * AHEAD
-        coming = ()
+        own += AHEAD * _PARAMETERS * 2
+        coming, dear = (), ()
         for u in tl.static_range(AHEAD):
             n = i + AHEAD + u
             coming = coming + (tl.load(units + n * count, mask=inside & (n < width), other=0),)
-        costs = ()
-        for u in tl.static_range(AHEAD):
-            costs = costs + (_parameters(parameters, i + u, q),)
+            dear = dear + (_parameters(own, u),)
         for u in tl.static_range(AHEAD):
             s, bits = _step(v[u], costs[u], q, bit, s, other)
             tl.store(decisions + (i + u) * 2 * count, bits.to(tl.int8), mask=inside)
@@ -165,10 +166,11 @@ def forward(units, parameters, decisions, last, count, width, AHEAD: tl.constexp
             least = tl.minimum(tl.minimum(s[0], s[1]), tl.minimum(s[2], s[3]))
             least = tl.minimum(least, tl.gather(least, other, 0))
             s = (s[0] - least, s[1] - least, s[2] - least, s[3] - least)
-        v = coming
+        v, costs = coming, dear
     for i in range(whole * AHEAD, width):
         value = tl.load(units + i * count, mask=inside, other=0)
-        s, bits = _step(value, _parameters(parameters, i, q), q, bit, s, other)
+        s, bits = _step(value, _parameters(own, 0), q, bit, s, other)
+        own += _PARAMETERS * 2
         tl.store(decisions + i * 2 * count, bits.to(tl.int8), mask=inside)
     flip = 7 * q
     best, state = _better(s[0], flip, s[1], 4 ^ flip)
@@ -282,7 +284,7 @@ def _emit(x, described, inverse, words, at, active, lane):
     sends = active & ((x >> 20) >= freq)
     those = _those(sends, lane)
     at -= _ones(those)
-    tl.store(words + at + _ones(those & _below(lane)), (x & 0xFFFF).to(tl.int16), mask=sends)
+    tl.store(words + (at + _ones(those & _below(lane))), (x & 0xFFFF).to(tl.int16), mask=sends)
     y = tl.where(sends, x >> 16, x)
     # y // freq, exactly: 2^44 over freq is rounded up, and the product stays below 2^64
     high = (inverse >> 32).to(tl.uint32)
@@ -426,7 +428,7 @@ def pull(
                 second = (machine & 4) > 0
                 base = tl.where(second, (pair[u] >> 32).to(tl.int32), pair[u].to(tl.int32))
                 slot = (x & 4095).to(tl.int32)
-                place = (base >> 4) + tl.load(symbol + base + slot).to(tl.int32)
+                place = (base >> 4) + tl.load(symbol + (base + slot)).to(tl.int32)
                 described = tl.load(interval + place)
                 x, at = _absorb(x, slot, described, words, at, end, inside, lane)
                 tl.store(column + (i + u) * count, place.to(tl.int16), mask=inside)
