@@ -39,9 +39,9 @@ class Tuning:
 
     forward: int = 4
     """Components whose values and costs are loaded before they are searched, a power of 2."""
-    walk: int = 8
+    walk: int = 16
     """The same on the way back."""
-    push: int = 8
+    push: int = 16
     """Symbols of a lane that are loaded before they are coded."""
     pull: int = 8
     """Symbols of a lane whose tables are loaded before they are decoded."""

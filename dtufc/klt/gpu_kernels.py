@@ -5,6 +5,7 @@ lane holds a kilobyte. So kernels that go step by step do only what the next ste
 steps need before they take them, and leave the rest to kernels that take all points at once. One warp
 each: its 32 threads are the lanes of a group, 32 vectors, or the two quantisers of 16 vectors.
 
+Numbers that differ from bitstream to bitstream are not specialised, so that nothing is compiled anew.
 All are integers but for :func:`to_units`. Sums of hashes are added in any order: they wrap.
 """
 
@@ -125,7 +126,7 @@ def _better(cost, state, cost2, state2):
     return tl.where(second, cost2, cost), tl.where(second, state2, state)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def forward(units, parameters, decisions, last, count, width, AHEAD: tl.constexpr):
     """Path costs of the eight states, of 16 vectors.
 
@@ -146,9 +147,11 @@ def forward(units, parameters, decisions, last, count, width, AHEAD: tl.constexp
     units += r
     decisions += 2 * r + q
     own = parameters + q
-    v, costs = (), ()
+    v, later, costs = (), (), ()  # values come from farther away than costs: two blocks ahead
     for u in tl.static_range(AHEAD):
+        n = AHEAD + u
         v = v + (tl.load(units + u * count, mask=inside & (u < width), other=0),)
+        later = later + (tl.load(units + n * count, mask=inside & (n < width), other=0),)
         costs = costs + (_parameters(own, u),)
     whole = width // AHEAD
     for block in range(0, whole):
@@ -156,7 +159,7 @@ def forward(units, parameters, decisions, last, count, width, AHEAD: tl.constexp
         own += AHEAD * _PARAMETERS * 2
         coming, dear = (), ()
         for u in tl.static_range(AHEAD):
-            n = i + AHEAD + u
+            n = i + 2 * AHEAD + u
             coming = coming + (tl.load(units + n * count, mask=inside & (n < width), other=0),)
             dear = dear + (_parameters(own, u),)
         for u in tl.static_range(AHEAD):
@@ -166,7 +169,7 @@ def forward(units, parameters, decisions, last, count, width, AHEAD: tl.constexp
             least = tl.minimum(tl.minimum(s[0], s[1]), tl.minimum(s[2], s[3]))
             least = tl.minimum(least, tl.gather(least, other, 0))
             s = (s[0] - least, s[1] - least, s[2] - least, s[3] - least)
-        v, costs = coming, dear
+        v, later, costs = later, coming, dear
     for i in range(whole * AHEAD, width):
         value = tl.load(units + i * count, mask=inside, other=0)
         s, bits = _step(value, _parameters(own, 0), q, bit, s, other)
@@ -180,7 +183,7 @@ def forward(units, parameters, decisions, last, count, width, AHEAD: tl.constexp
     tl.store(last + r, state, mask=inside & (q == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def walk(decisions, last, path, count, width, AHEAD: tl.constexpr):
     """The best path backwards, of 32 vectors.
 
@@ -293,7 +296,7 @@ def _emit(x, described, inverse, words, at, active, lane):
     return tl.where(active, y, x), at
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["room", "count", "number"])
 def push(
     code, modes, mode_table, interval, inverse, states, words, lengths, room, count, number, width,
     AHEAD: tl.constexpr,
@@ -340,7 +343,7 @@ def push(
     tl.store(lengths + g, room - at)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["room"])
 def join(words, lengths, ends, out, room, BLOCK: tl.constexpr):
     """The words of all groups, one after the other."""
     g, part = tl.program_id(0), tl.program_id(1)
@@ -365,7 +368,7 @@ def _absorb(x, slot, described, words, at, end, active, lane):
     return tl.where(active, y, x), at + _ones(those)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "number", "end"])
 def pull_modes(words, places, states, table, symbol, interval, modes, count, number, end):
     """The modes of all vectors of a group of 32 lanes."""
     g = tl.program_id(0)
@@ -385,7 +388,7 @@ def pull_modes(words, places, states, table, symbol, interval, modes, count, num
     tl.store(places + g, at)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "number", "end"])
 def pull(
     words, places, states, modes, pairs, symbol, interval, wide, low_bits, code, count, number, end,
     width, clusters, WIDE: tl.constexpr, AHEAD: tl.constexpr,
