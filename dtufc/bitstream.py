@@ -20,9 +20,9 @@ Guarantees: :func:`unpack` returns exactly what :func:`pack` was given, or raise
 :class:`BitstreamError` saying what is wrong; it never allocates more than the file's own size.
 """
 
-import zlib
 from dataclasses import dataclass
 
+from dtufc.crc import crc32
 from dtufc.errors import UserError
 from dtufc.feature import DTYPES, FeatureFacts, points
 from dtufc.views import Grid, Shape
@@ -105,9 +105,9 @@ def pack(stream: Bitstream) -> bytes:
     out += write_varint(len(stream.parts))
     for part in stream.parts:
         out += write_varint(len(part))
-    checksum = zlib.crc32(out)
+    checksum = crc32(out)
     for part in stream.parts:
-        checksum = zlib.crc32(part, checksum)
+        checksum = crc32(part, checksum)
     return b"".join((out, *stream.parts, checksum.to_bytes(4, "little")))
 
 
@@ -128,7 +128,7 @@ def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
         raise BitstreamError("version 2: a stream of rows; dtufc.open_stream reads it")
     if data[3] != VERSION:
         raise BitstreamError(f"version {data[3]}: this code reads version {VERSION}")
-    if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
+    if crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
         raise BitstreamError("corrupted or truncated: the checksum does not match")
     at = 4
     codec_id, mapping_id = data[at : at + ID_BYTES], data[at + ID_BYTES : at + 2 * ID_BYTES]

@@ -1,6 +1,7 @@
 """The codec without a network on a CUDA device: speed of each direction, beside casts.
 
     python scripts/bench_klt_gpu.py                       8192 x 4096 and 8192 x 576 at 1.3 bits
+    python scripts/bench_klt_gpu.py --sweep true          and other settings of dtufc.klt.gpu.Tuning
 
 Features are made up, as bench_klt.py's; their transform is the one that they were made with, and the
 tables are fitted in seconds. Times are wall time from a tensor on the device to bytes in memory and
@@ -25,6 +26,8 @@ class GpuBenchConfig:
     """Widths of a token."""
     bpfp: float = 1.3
     """Rate aimed at, in bits per point."""
+    sweep: bool = False
+    """Time other tunings of each kernel too, at the first width, and check that results are the same."""
     repeats: int = 9
     """Each time is the median of so many, after two that are not counted."""
     device: str = "cuda"

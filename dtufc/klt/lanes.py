@@ -155,12 +155,15 @@ class Reader:
             raise LaneError("the coded symbols are truncated")
         self.states = np.frombuffer(data, "<u4", lanes, at).astype(np.uint64)
         words = np.frombuffer(data, "<u2", offset=at + 4 * lanes)
-        self.words = np.zeros(
-            len(words) + GROUP, np.uint16
-        )  # a damaged string reads behind its end
+        self.words = self._room(len(words) + GROUP)
         self.words[: len(words)] = words
+        self.words[len(words) :] = 0  # a damaged string reads behind its end
         ends = np.cumsum([0, *lengths, body // 2 - sum(lengths)])
         self.at, self._ends = ends[:-1].astype(np.int64), ends[1:]
+
+    def _room(self, count: int) -> np.ndarray:
+        """Where the words are kept, (count,) uint16."""
+        return np.empty(count, np.uint16)
 
     def modes(self, slots: Slots, table: int) -> np.ndarray:
         """(R,) int32 of the table's symbols."""

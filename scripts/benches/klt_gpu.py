@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from bench_klt_gpu import GpuBenchConfig
 
+from dtufc.bitstream import pack, unpack
 from dtufc.feature import FeatureFacts
-from dtufc.klt import coder, trellis
+from dtufc.klt import coder, lanes, side, trellis
 from dtufc.klt.codec import KltCodec
-from dtufc.klt.gpu import GpuCoder, in_units
+from dtufc.klt.gpu import Found, GpuCoder, LaneReader, find_escaped, in_units
 from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Transform
 from dtufc.klt.tables import Tables, fit_tables
 
@@ -102,6 +103,8 @@ def bench(cfg: GpuBenchConfig) -> tuple[list[GpuSpeedRow], list[StageRow]]:
         data = gpu.encode(x)
         rows.append(row("klt", size, x, data, gpu.encode, gpu.decode, cfg))
         stages += [StageRow(size, name, 1e3 * seconds(call, cfg)) for name, call in parts(gpu, x)]
+        if cfg.sweep and channels == cfg.channels[0]:
+            stages += sweep(gpu, x, size, cfg)
         for name, there, back in PEERS if x.numel() % 64 == 0 else ():
             rows.append(row(name, size, x, there(x), there, partial(back, like=x), cfg))
     return rows, stages
@@ -137,16 +140,146 @@ def check(gpu: GpuCoder, x: torch.Tensor) -> None:
 
 
 def parts(gpu: GpuCoder, x: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The stages of both directions."""
+    """The stages of both directions: wholes, and what they consist of behind two blanks."""
     grade, vectors = gpu.codec.grade, x[0, 0]
-    found = gpu.search(vectors, grade)
-    strings = gpu.push(found, grade, 0)
-    modes, y, _ = gpu.pull(*strings, len(vectors), grade, 0)
-    yield "transform", lambda: gpu.forward(vectors, 0, grade)
-    yield "transform and search", lambda: gpu.search(vectors, grade)
-    yield "lanes there", lambda: gpu.push(found, grade, 0)
-    yield "lanes back", lambda: gpu.pull(*strings, len(vectors), grade, 0)
-    yield "inverse transform", lambda: gpu.finish(modes, y, grade, len(vectors))
+    made = Made.of(gpu, vectors)
+    data = gpu.encode(x)
+    stream = unpack(data)
+    yield "encode", lambda: gpu.encode(x)
+    yield "search", lambda: gpu.search(vectors, grade)
+    yield "  transform", lambda: gpu.forward(vectors, 0, grade)
+    yield "  to units", lambda: in_units(made.y, made.fine)
+    yield "  forward", lambda: gpu.forwards(made.units, 0, grade)
+    yield "  walk", lambda: gpu.walk(*made.decided)
+    yield "  name symbols", made.name
+    yield "lanes there", lambda: gpu.push(made.found, grade, 0)
+    yield "  escapes, hashes", lambda: gpu.beside(made.found, grade)
+    yield "  push", made.push
+    yield "pack", lambda: pack(stream)
+    yield "decode", lambda: gpu.decode(data)
+    yield "unpack", lambda: unpack(memoryview(data))
+    yield "lanes back", lambda: gpu.pull(*made.strings, len(vectors), grade, 0)
+    yield "  read, copy", made.read
+    yield "  pull", made.pull
+    yield "  stand for", made.stand_for
+    yield "  find escapes", lambda: find_escaped(made.pulled)
+    modes, back, _ = gpu.pull(*made.strings, len(vectors), grade, 0)
+    yield "inverse transform", lambda: gpu.finish(modes, back, grade, len(vectors))
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What the stages of a coder take and give, of one mode."""
+
+    gpu: GpuCoder
+    fine: float
+    y: torch.Tensor
+    units: torch.Tensor
+    decided: tuple[torch.Tensor, torch.Tensor]
+    path: torch.Tensor
+    found: Found
+    strings: tuple[bytes, bytes]
+    words: torch.Tensor
+    places: torch.Tensor
+    states: torch.Tensor
+    low: torch.Tensor | None
+    pulled: torch.Tensor
+
+    @classmethod
+    def of(cls, gpu: GpuCoder, vectors: torch.Tensor) -> "Made":
+        grade = gpu.codec.grade
+        fine = trellis.FINE * gpu.codec.model.transform.step(grade)
+        y = gpu.forward(vectors, 0, grade)
+        units = in_units(y, fine)
+        decided = gpu.forwards(units, 0, grade)
+        found = gpu.search(vectors, grade)
+        strings = gpu.push(found, grade, 0)
+        reader = lanes.Reader(strings[0], len(vectors))
+        words, places, states = (
+            torch.from_numpy(each).to(gpu.device)
+            for each in (
+                reader.words.view(np.int16),
+                reader.at.astype(np.int32),
+                reader.states.astype(np.uint32).view(np.int32),
+            )
+        )
+        shift = gpu.tables(grade).tables.wide_shift
+        low = None
+        if len(shift):
+            low = torch.from_numpy(side.unpack_low(strings[1], shift, len(vectors))).to(gpu.device)
+        pulled = gpu.pulled(words, places.clone(), states.clone(), found.modes, grade, low)
+        path = gpu.walk(*decided)
+        return cls(
+            gpu, fine, y, units, decided, path, found, strings, words, places, states, low, pulled
+        )
+
+    def by(self, gpu: GpuCoder) -> "Made":
+        """The same for another coder of the same codec."""
+        return replace(self, gpu=gpu)
+
+    def forward(self) -> list[torch.Tensor]:
+        return list(self.gpu.forwards(self.units, 0, self.gpu.codec.grade))
+
+    def walk(self) -> list[torch.Tensor]:
+        return [self.gpu.walk(*self.decided)]
+
+    def name(self) -> list[torch.Tensor]:
+        self.gpu.name(self.units, self.path, 0, self.gpu.codec.grade, None, self.found)
+        return [self.found.code, self.found.symbols, self.found.hashes]
+
+    def push(self) -> list[torch.Tensor]:
+        states, _, lengths = self.gpu.pushed(
+            self.found, self.gpu.codec.grade, torch.full_like(self.states, lanes.LOW)
+        )
+        return [states, lengths]
+
+    def read(self) -> None:
+        reader = LaneReader(self.strings[0], self.found.code.shape[1], self.gpu)
+        torch.from_numpy(reader.words.view(np.int16)).to(self.gpu.device, non_blocking=True)
+
+    def pull(self) -> list[torch.Tensor]:
+        grade, modes = self.gpu.codec.grade, self.found.modes
+        places, states = self.places.clone(), self.states.clone()
+        code = self.gpu.pulled(self.words, places, states, modes, grade, self.low)
+        return [code, places, states]
+
+    def stand_for(self) -> list[torch.Tensor]:
+        hashes = torch.empty_like(self.found.hashes)
+        grade, modes = self.gpu.codec.grade, self.found.modes
+        return [self.gpu.stand_for(self.pulled, modes, grade, self.low, hashes), hashes]
+
+
+TRIED = {
+    "forward": [{"forward": n} for n in (4, 2, 8)],
+    "walk": [{"walk": n} for n in (16, 8, 32)],
+    "push": [{"push": n} for n in (16, 8, 4)],
+    "pull": [{"pull": n} for n in (8, 4, 16)],
+    "name": [{"block": 512, "rows": 32}, {"block": 256, "rows": 32}, {"block": 512, "rows": 16}],
+    "stand_for": [
+        {"block": 512, "rows": 32},
+        {"block": 256, "rows": 32},
+        {"block": 512, "rows": 16},
+    ],
+}
+"""What a sweep tries of each kernel, the default first."""
+
+
+def sweep(gpu: GpuCoder, x: torch.Tensor, size: str, cfg: GpuBenchConfig) -> Iterator[StageRow]:
+    """Time other tunings of each kernel.
+
+    Raises:
+        RuntimeError: one gives other results.
+    """
+    made = Made.of(gpu, x[0, 0])
+    for kernel, settings in TRIED.items():
+        expected = [each.clone() for each in getattr(made, kernel)()]
+        for values in settings:
+            other = made.by(GpuCoder(gpu.codec, gpu.device, replace(gpu.tuning, **values)))
+            call = getattr(other, kernel)
+            if not all(map(torch.equal, call(), expected)):
+                raise RuntimeError(f"{kernel} with {values}: other results")
+            name = ", ".join(f"{key} {value}" for key, value in values.items())
+            yield StageRow(size, f"{kernel}: {name}", 1e3 * seconds(call, cfg))
 
 
 def row(name, size, x, data, there, back, cfg: GpuBenchConfig) -> GpuSpeedRow:
