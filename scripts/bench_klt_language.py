@@ -21,6 +21,7 @@ METRICS: dict[str, list[str]] = {
     "channels": ["--importance", "false"],
     "diagonal": ["--importance", "false", "--diagonal", "true"],
     "tokens": [],
+    "tokens by half": ["--focus", "0.5"],
 }
 """What each metric is measured with."""
 WAYS: dict[str, dict[str, str]] = {
@@ -28,7 +29,9 @@ WAYS: dict[str, dict[str, str]] = {
     "format 2, metric of tokens": {"format": "2", "metric": "tokens"},
     "format 2": {"format": "2"},
     "format 2, metric of channels": {"format": "2", "metric": "channels"},
+    "format 2, metric of tokens by half": {"format": "2", "metric": "tokens by half"},
     "format 2, memory": {"format": "2", "memory": "true"},
+    "format 2, memory, metric of channels": {"format": "2", "memory": "true", "metric": "channels"},
     "format 2, memory, metric of tokens": {"format": "2", "memory": "true", "metric": "tokens"},
     "format 1, memory": {"memory": "true"},
     "format 2, diagonal metric": {"format": "2", "metric": "diagonal"},

@@ -126,6 +126,12 @@ def test_importances_are_told_from_tokens(tmp_path):
     classes = weighting.classes(weighting.forward(flat)[0], TOKENS)
     assert np.corrcoef(classes, np.log2(matters(flat)))[0, 1] > 0.8
     assert abs(costs(known.slopes, weighting).mean() / 2.0 ** classes.mean() - 1) < 20
+    half = weigh(known, config(tmp_path, focus=0.5))
+    followed = half.classes(half.forward(flat)[0], TOKENS)
+    assert np.corrcoef(followed, classes)[0, 1] > 0.8
+    assert 0.4 < np.std(followed) / np.std(classes) < 0.7
+    with pytest.raises(UserError, match="focus"):
+        config(tmp_path, focus=2.0)
 
 
 def test_the_shrinkage_is_chosen_by_what_it_promises(tmp_path):

@@ -36,6 +36,8 @@ class MetricConfig:
     what promises the fewest bits on the last quarter of the samples."""
     importance: bool = True
     """Learn which tokens matter, so that their steps follow it."""
+    focus: float = 1.0
+    """How far steps follow it, 0 .. 1: 1 is best at high rates, a half at two bits per point and less."""
     options: list[str] = field(default_factory=list)
     """Flags of the machine's own script, key=value each: device=cuda."""
     seed: int = 0
@@ -45,6 +47,8 @@ class MetricConfig:
         for name, least in (("samples", 4), ("draws", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.focus <= 1:
+            raise UserError(f"focus: expected 0 .. 1, got {self.focus}")
         if self.shrinkage is not None and not 0 < self.shrinkage <= 1:
             raise UserError(f"shrinkage: expected above 0 and at most 1, got {self.shrinkage}")
 

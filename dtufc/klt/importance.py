@@ -130,10 +130,14 @@ class Probed:
         return features(self.y.reshape(n * t, d), sigma, *places, reach).reshape(n, t, -1)
 
 
-def fit_importance(probed: Probed, sigma: np.ndarray, reach: int) -> Importance:
+def fit_importance(probed: Probed, sigma: np.ndarray, reach: int, focus: float = 1.0) -> Importance:
     """The prediction that saves the most bits on windows that it was not fitted to, fitted to all.
 
     Tried are ridges, and factors that pull the prediction towards its mean.
+
+    Args:
+        focus: how far the prediction follows what was found, 0 .. 1. What saves most at fine steps is 1;
+            at coarse ones, where most symbols are 0, less of it saves more.
     """
     f = probed.features(sigma, reach)
     log2 = np.log2(np.maximum(probed.sensitivity, 2.0**-20))
@@ -147,7 +151,7 @@ def fit_importance(probed: Probed, sigma: np.ndarray, reach: int) -> Importance:
             if gain > best:
                 best, found = gain, (ridge, factor)
     theta, bias = _ridge(f, log2, found[0])
-    theta, bias = found[1] * theta, found[1] * bias
+    theta, bias = focus * found[1] * theta, focus * found[1] * bias
     predicted = np.clip(f @ theta + bias, -MOST, MOST)
     bias += np.log2((probed.sensitivity / 2**predicted).mean())  # of mean cost 1
     classes = to_classes(f @ theta + bias).ravel() + MOST

@@ -172,7 +172,7 @@ def weigh(measured: Measured, cfg: MetricConfig) -> Weighting:
         weighting = Weighting(root.astype(np.float32), unroot.astype(np.float32))
         if not cfg.importance:
             break
-        predictor, known = _predictor(measured, weighting)
+        predictor, known = _predictor(measured, weighting, cfg.focus)
         over = 2.0 ** to_classes(known)
         weighting = Weighting(weighting.root, weighting.unroot, predictor)
     return weighting
@@ -201,8 +201,10 @@ def costs(slopes: np.ndarray, weighting: Weighting) -> np.ndarray:
     return np.square(weighting.inverse(slopes)).mean(-1).mean(1, dtype=np.float64)
 
 
-def _predictor(measured: Measured, weighting: Weighting) -> tuple[Predictor, np.ndarray]:
-    """How importances are told, and log2 of those of the tokens (n, T)."""
+def _predictor(
+    measured: Measured, weighting: Weighting, focus: float
+) -> tuple[Predictor, np.ndarray]:
+    """How importances are told, and log2 of those of the tokens (n, T), as far as steps follow them."""
     n, t, channels = measured.x.shape
     z = weighting.forward(measured.x.reshape(n * t, channels))[0]
     mean = z.mean(0, dtype=np.float64).astype(np.float32)
@@ -216,6 +218,6 @@ def _predictor(measured: Measured, weighting: Weighting) -> tuple[Predictor, np.
     probed = Probed(
         y.reshape(n, t, channels), costs(measured.slopes, weighting), behind, measured.position
     )
-    importance = fit_importance(probed, sigma, t)
+    importance = fit_importance(probed, sigma, t, focus)
     known = importance.log2(y, np.tile(behind, n), np.tile(measured.position, n))
     return Predictor(mean, basis, importance), known.reshape(n, t)

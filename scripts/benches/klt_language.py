@@ -112,7 +112,7 @@ def fit(cfg: LanguageConfig, name: str) -> Path:
 
 def measure(cfg: LanguageConfig, kind: str) -> Path:
     """The file of a metric, which is measured where it is not there."""
-    path = cfg.work / f"{kind}.metric"
+    path = cfg.work / f"{kind.replace(' ', '_')}.metric"
     if not path.is_file():
         from dtufc.klt.metric import measure as measure_metric
 
