@@ -37,7 +37,8 @@ class MetricConfig:
     importance: bool = True
     """Learn which tokens matter, so that their steps follow it."""
     focus: float = 1.0
-    """How far steps follow it, 0 .. 1: 1 is best at high rates, a half at two bits per point and less."""
+    """How far steps follow it, 0 .. 1: 1 is best at high rates, a half at two bits per point and
+    less."""
     options: list[str] = field(default_factory=list)
     """Flags of the machine's own script, key=value each: device=cuda."""
     seed: int = 0

@@ -39,13 +39,13 @@ class Tuning:
 
     forward: int = 4
     """Components whose values and costs are loaded before they are searched, a power of 2."""
-    walk: int = 16
+    walk: int = 32
     """The same on the way back."""
     push: int = 16
     """Symbols of a lane that are loaded before they are coded."""
     pull: int = 8
     """Symbols of a lane whose tables are loaded before they are decoded."""
-    block: int = 512
+    block: int = 256
     """Vectors that a program takes at a time where all points are independent."""
     rows: int = 32
     """Components of these."""

@@ -251,13 +251,13 @@ class Made:
 
 TRIED = {
     "forward": [{"forward": n} for n in (4, 2, 8)],
-    "walk": [{"walk": n} for n in (16, 8, 32)],
+    "walk": [{"walk": n} for n in (32, 16, 8)],
     "push": [{"push": n} for n in (16, 8, 4)],
     "pull": [{"pull": n} for n in (8, 4, 16)],
-    "name": [{"block": 512, "rows": 32}, {"block": 256, "rows": 32}, {"block": 512, "rows": 16}],
+    "name": [{"block": 256, "rows": 32}, {"block": 512, "rows": 32}, {"block": 512, "rows": 16}],
     "stand_for": [
-        {"block": 512, "rows": 32},
         {"block": 256, "rows": 32},
+        {"block": 512, "rows": 32},
         {"block": 512, "rows": 16},
     ],
 }
