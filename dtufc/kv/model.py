@@ -441,5 +441,5 @@ def _check(name: str, array: np.ndarray, dtype: str, shape: tuple[int, ...]) -> 
         UserError: the message names it.
     """
     sound = array.dtype == dtype and array.shape == shape and np.isfinite(array).all()
-    if not sound or np.abs(array).max(initial=0) > LARGEST:
+    if not sound or float(np.abs(array).max(initial=0)) > LARGEST:
         raise UserError(f"{name} is not sound: expected finite {dtype} {shape}")
