@@ -23,6 +23,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureError, find_machine_config
 from dtufc.machines.machine import Machine, Sample, Score, StateMachine
 from dtufc.machines.options import MachineOptions
+from dtufc.memory import keep_memory
 from dtufc.paths import (
     ACCURACY_CSV,
     ACCURACY_JSON,
@@ -73,6 +74,7 @@ def run(machine: Machine, options: MachineOptions) -> dict[str, float]:
         FeatureError: an evaluated feature is missing, damaged or of the wrong kind.
         FileNotFoundError, UserError: the machine's inputs or weights are missing.
     """
+    keep_memory()  # the script's process is its own
     _check_origin(machine, options)
     if options.mode in ("extract", "both"):
         with locks.hold(options.root.folder):
