@@ -5,13 +5,14 @@ kind of feature (axes, shape, dtype, range) are data: the ``feature:`` block of 
 ``configs/machines``. A user's own features need such a file and no code.
 """
 
+import copy
 import math
 import os
 import re
 import tokenize
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -196,6 +197,14 @@ def load_facts(path: str | Path) -> FeatureFacts:
 
         return load_tensor_facts(path)
     path = find_machine_config(path)
+    state = path.stat()
+    # a copy: nothing keeps a caller from changing its lists
+    return copy.deepcopy(_read_facts(path, (state.st_ino, state.st_mtime_ns, state.st_size)))
+
+
+@lru_cache(maxsize=256)
+def _read_facts(path: Path, state: tuple[int, ...]) -> FeatureFacts:
+    """The facts of a file in this state. A batch asks for those of each machine hundreds of times."""
     values = read_feature_block(path)
     if isinstance(values, dict) and "tensors" in values:
         raise UserError(

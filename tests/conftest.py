@@ -18,11 +18,14 @@ from dtufc.codec import Codec, load_codec
 from dtufc.CompressAI.checkpoint import Kind, save_checkpoint
 from dtufc.CompressAI.models import ElicArch, HyperpriorArch, build_model
 from dtufc.CompressAI.train import TrainConfig, train
+from dtufc.experiments import forked
 from dtufc.feature import FeatureFacts, load_facts, write_feature
 from dtufc.paths import REPOSITORY
 from dtufc.transform.mapping import Mapping
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))  # scripts are no package
+
+forked.preload("dtufc.CompressAI.training")  # one server forks the commands of all batches here
 
 hypothesis.settings.register_profile("project", deadline=None)  # the first call compiles kernels
 hypothesis.settings.load_profile("project")
@@ -195,3 +198,19 @@ def golden_folder(tmp_path_factory) -> Callable[..., Path]:
 def golden_codec(golden_folder) -> Callable[..., Codec]:
     """The codec in such a folder."""
     return lambda name, kind="tokens": load_codec(golden_folder(name, kind))
+
+
+@pytest.fixture
+def corpus_codec(golden_folder) -> Path:
+    """A folder of the codec ``cast``, which gives tokens back as they were."""
+    return golden_folder("cast")
+
+
+@pytest.fixture
+def corpus_folder(tmp_path) -> Path:
+    """Seven features in folders below each other, see test_corpora.py."""
+    from test_corpora import SAMPLES, feature
+
+    for seed in range(SAMPLES):
+        write_feature(tmp_path / "x" / f"part{seed // 4}" / f"f{seed}.npy", feature(seed))
+    return tmp_path / "x"

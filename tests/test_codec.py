@@ -43,6 +43,7 @@ from dtufc.CompressAI.models import (
 )
 from dtufc.CompressAI.symbols import SymbolEncoder
 from dtufc.errors import UserError
+from dtufc.experiments import forked
 from dtufc.feature import FeatureError, FeatureFacts
 from dtufc.memory import keep_memory
 from dtufc.transform.mapping import Mapping
@@ -353,6 +354,16 @@ WIDE = {
 }
 
 
+def in_a_fresh_process(function, *arguments):
+    """What a function gives in a process of its own, whose peak of memory is that of its imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(forked.PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(forked.THREADS, "1")  # of the server, should it start here
+        with context.Pool(1) as pool:
+            return pool.apply(function, arguments)
+
+
 def peak_growth(folder, published: bool, feature: np.ndarray, streams: list[bytes]) -> int:
     """MiB by which refusing these raises the peak of a process that has decoded before."""
     codec = load_codec(folder, published=published)
@@ -382,8 +393,7 @@ def test_small_files_that_announce_much_take_no_memory(toy_mapping, tmp_path, na
             stream = replace(good, shape=(1, 8, 1 << bits, 32), parts=parts)
             streams.append(bitstream.pack(stream))
     assert max(map(len, streams)) < 60
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(peak_growth, (tmp_path, published, feature, streams)) < 150
+    assert in_a_fresh_process(peak_growth, tmp_path, published, feature, streams) < 150
 
 
 def free_tables(folder) -> None:
@@ -419,8 +429,7 @@ def test_few_bytes_take_little_memory_where_symbols_are_free(toy_mapping, tmp_pa
         shape = (1, 1, count, 512)
         streams.append(bitstream.pack(replace(good, shape=shape, parts=parts, mode=mode)))
     assert max(map(len, streams)) < 60
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(peak_growth, (tmp_path, False, feature, streams)) < 150
+    assert in_a_fresh_process(peak_growth, tmp_path, False, feature, streams) < 150
 
 
 def test_kinds_that_share_a_codebook(toy, toy_facts, toy_mapping, untrained, tmp_path):

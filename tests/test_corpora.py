@@ -36,19 +36,6 @@ def feature(seed: int, kind: str = "tokens") -> np.ndarray:
     return x[:, :, : rows_of(seed)] if kind == "tokens" else x
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Features in folders below each other."""
-    for seed in range(SAMPLES):
-        write_feature(tmp_path / "x" / f"part{seed // 4}" / f"f{seed}.npy", feature(seed))
-    return tmp_path / "x"
-
-
-@pytest.fixture
-def codec(golden_folder):
-    return golden_folder("cast")
-
-
 def write_tar(path, members):
     """Arrays, or bytes, by member name."""
     with tarfile.open(path, "w") as tar:
@@ -77,11 +64,11 @@ def check(corpus: Corpus, name: str = "small_tokens"):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_becomes_shards(folder, codec, tmp_path, capsys, workers):
+def test_a_folder_becomes_shards(corpus_folder, corpus_codec, tmp_path, capsys, workers):
     out = tmp_path / "corpus"
-    pack.main(argv(codec, out, input=folder, workers=workers, model="lm"))
+    pack.main(argv(corpus_codec, out, input=corpus_folder, workers=workers, model="lm"))
     assert "7 samples, 3 shards, " in capsys.readouterr().out
-    corpus = Corpus(out, [codec])
+    corpus = Corpus(out, [corpus_codec])
     check(corpus)
     assert [item["key"] for item in corpus][3:5] == ["part0/f3", "part1/f4"]
     record = files.read_json(out / CORPUS_JSON)
@@ -92,11 +79,11 @@ def test_a_folder_becomes_shards(folder, codec, tmp_path, capsys, workers):
     assert told["rows"] == rows and told["points"] == rows * 6
     assert record["bits_per_point"] == pytest.approx(8 * size / told["points"])
     before = [path.stat().st_mtime_ns for path in list_shards(out)]
-    pack.main(argv(codec, out, input=folder, model="lm"))
+    pack.main(argv(corpus_codec, out, input=corpus_folder, model="lm"))
     assert before == [path.stat().st_mtime_ns for path in list_shards(out)]
 
 
-def test_tars_and_a_pipe_give_the_same(folder, golden_folder, tmp_path, monkeypatch):
+def test_tars_and_a_pipe_give_the_same(corpus_folder, golden_folder, tmp_path, monkeypatch):
     codecs = [golden_folder("cast"), golden_folder("int")]
     named = {f"s/f{seed}.{name}.npy": feature(seed) for seed in range(SAMPLES) for name in "ab"}
     cut = [*named][:8]
@@ -157,24 +144,24 @@ def test_a_machine_is_packed_without_a_file(tmp_path, monkeypatch):
         assert item["llama3_tiny_csr"].mean() == pytest.approx(n, abs=0.7)
 
 
-def test_a_killed_run_is_gone_on_with(folder, codec, tmp_path):
+def test_a_killed_run_is_gone_on_with(corpus_folder, corpus_codec, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    pack.main(argv(codec, whole, input=folder))
-    pack.main(argv(codec, cut, input=folder))
+    pack.main(argv(corpus_codec, whole, input=corpus_folder))
+    pack.main(argv(corpus_codec, cut, input=corpus_folder))
     data = (whole / "shard-00001.ufs").read_bytes()
     for size in (0, 20, len(data) // 2, len(data) - 5):
         (cut / CORPUS_JSON).unlink(missing_ok=True)
         (cut / "shard-00001.ufs").write_bytes(data[:size])
         (cut / "shard-00002.ufs").unlink()
-        pack.main(argv(codec, cut, input=folder))
-        check(Corpus(cut, [codec]))
+        pack.main(argv(corpus_codec, cut, input=corpus_folder))
+        check(Corpus(cut, [corpus_codec]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_windows_for_a_loader(folder, codec, tmp_path, workers):
+def test_windows_for_a_loader(corpus_folder, corpus_codec, tmp_path, workers):
     out = tmp_path / "corpus"
-    pack.main(argv(codec, out, input=folder, frame_rows=4))
-    corpus = Corpus(out, [codec], rows=4, dtype=torch.bfloat16)
+    pack.main(argv(corpus_codec, out, input=corpus_folder, frame_rows=4))
+    corpus = Corpus(out, [corpus_codec], rows=4, dtype=torch.bfloat16)
     assert len(corpus) == 2 * SAMPLES
     loader = DataLoader(corpus, batch_size=5, shuffle=True, num_workers=workers)
     seen = set()
@@ -184,7 +171,7 @@ def test_windows_for_a_loader(folder, codec, tmp_path, workers):
             assert torch.equal(x, torch.from_numpy(expected).bfloat16())
             seen.add((key, int(first)))
     assert len(seen) == 2 * SAMPLES
-    whole = Corpus(out, [codec], rows=4, short=True)
+    whole = Corpus(out, [corpus_codec], rows=4, short=True)
     assert len(whole) == 2 * SAMPLES + 4
     assert sum(len(item["small_tokens"]) for item in whole) == sum(map(rows_of, range(SAMPLES)))
     again = pickle.loads(pickle.dumps(whole))
@@ -194,48 +181,54 @@ def test_windows_for_a_loader(folder, codec, tmp_path, workers):
             whole[wrong]
 
 
-def test_few_files_are_open(folder, codec, tmp_path, monkeypatch):
+def test_few_files_are_open(corpus_folder, corpus_codec, tmp_path, monkeypatch):
     monkeypatch.setattr("dtufc.corpora.dataset.OPEN_FILES", 2)
-    pack.main(argv(codec, tmp_path / "c", input=folder, shard_samples=1))
-    corpus = Corpus(tmp_path / "c", [codec])
+    pack.main(argv(corpus_codec, tmp_path / "c", input=corpus_folder, shard_samples=1))
+    corpus = Corpus(tmp_path / "c", [corpus_codec])
     check(corpus)
     assert len(corpus._files) == 2
 
 
-def test_wrong_input_is_named(folder, codec, tmp_path, capsys):
+def test_wrong_input_is_named(corpus_folder, corpus_codec, tmp_path, capsys):
     out = tmp_path / "out"
     bad = tmp_path / "bad.tar"
     arrays = {"a.npy": feature(0), "b.npy": b"\x93NUMPY"}
     for values, text in (
-        ({"input": folder, "machine": "llama3_tiny"}, "expected either --input or --machine"),
+        (
+            {"input": corpus_folder, "machine": "llama3_tiny"},
+            "expected either --input or --machine",
+        ),
         ({}, "expected either --input or --machine"),
-        ({"input": folder, "shard_samples": 0}, "shard_samples, workers: expected at least 1"),
+        (
+            {"input": corpus_folder, "shard_samples": 0},
+            "shard_samples, workers: expected at least 1",
+        ),
     ):
         with pytest.raises(SystemExit):
-            pack.main(argv(codec, out, **values))
+            pack.main(argv(corpus_codec, out, **values))
         assert text in capsys.readouterr().err
     for source, text in (
         (tmp_path / "none", r"none: expected folders of \.npy or tars"),
         (write_tar(bad, arrays), r"bad\.tar: b\.npy: not a readable \.npy"),
     ):
         with pytest.raises(SystemExit, match=text):
-            pack.main(argv(codec, out, input=source))
-    pack.main(argv(codec, tmp_path / "c", input=folder))
+            pack.main(argv(corpus_codec, out, input=source))
+    pack.main(argv(corpus_codec, tmp_path / "c", input=corpus_folder))
     with pytest.raises(SystemExit, match=r"shard-00000\.ufs: holds other samples"):
-        pack.main(argv(codec, tmp_path / "c", input=folder / "part1"))
-    (folder / "part1" / "f6.npy").unlink()
-    (folder / "part1" / "f5.npy").unlink()
-    (folder / "part1" / "f4.npy").unlink()
-    (folder / "part0" / "f3.npy").unlink()
+        pack.main(argv(corpus_codec, tmp_path / "c", input=corpus_folder / "part1"))
+    (corpus_folder / "part1" / "f6.npy").unlink()
+    (corpus_folder / "part1" / "f5.npy").unlink()
+    (corpus_folder / "part1" / "f4.npy").unlink()
+    (corpus_folder / "part0" / "f3.npy").unlink()
     with pytest.raises(SystemExit, match="holds more samples than"):
-        pack.main(argv(codec, tmp_path / "c", input=folder))
-    write_feature(folder / "part0" / "f2.npy", np.ones((1, 1, 3, 5), np.float32))
+        pack.main(argv(corpus_codec, tmp_path / "c", input=corpus_folder))
+    write_feature(corpus_folder / "part0" / "f2.npy", np.ones((1, 1, 3, 5), np.float32))
     with pytest.raises(SystemExit, match=r"f2\.npy: \(1, 1, 3, 5\) is no feature of rows"):
-        pack.main(argv(codec, tmp_path / "d", input=folder))
+        pack.main(argv(corpus_codec, tmp_path / "d", input=corpus_folder))
     with pytest.raises(FileNotFoundError, match=r"holds no shard-\*\.ufs"):
         Corpus(tmp_path / "x")
     with pytest.raises(UserError, match=r"holds \['small_tokens'\], not 'k'"):
-        Corpus(tmp_path / "c", [codec], tensors=["k"])
+        Corpus(tmp_path / "c", [corpus_codec], tensors=["k"])
 
 
 def test_members_of_a_sample_follow_each_other(tmp_path):
@@ -263,9 +256,9 @@ def test_members_of_a_sample_follow_each_other(tmp_path):
         sources.list_entries(twice, ["h"])
 
 
-def test_shards_are_streams(folder, codec, tmp_path):
+def test_shards_are_streams(corpus_folder, corpus_codec, tmp_path):
     """What unpack.py and open_stream read."""
-    pack.main(argv(codec, tmp_path / "c", input=folder))
-    with open_stream(tmp_path / "c" / "shard-00002.ufs", [load_codec(codec)]) as stream:
+    pack.main(argv(corpus_codec, tmp_path / "c", input=corpus_folder))
+    with open_stream(tmp_path / "c" / "shard-00002.ufs", [load_codec(corpus_codec)]) as stream:
         assert stream.keys == ["part1/f6"]
         assert np.array_equal(stream["small_tokens"][0, 2:5], feature(6)[:, :, 2:5])

@@ -8,13 +8,16 @@ A bash block below ``<!-- run -->`` is run as it stands, with PLACES replaced. A
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -146,15 +149,29 @@ def test_there_are_commands_to_check():
     assert sum(mark == "run" for path in PAGES for mark, _ in blocks(path, "bash")) >= 2
 
 
+def run_here(script: Path, argv: Sequence[str], monkeypatch, capsys) -> str:
+    """What ``python script argv`` prints, run in this process: test_start.py starts one for each."""
+    monkeypatch.setattr(sys, "argv", [str(script), *argv])
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
+    status = None
+    with mock.patch.dict(os.environ):
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    assert not status, status
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_flag_is_known(script):
+def test_every_flag_is_known(script, monkeypatch, capsys):
     path = REPOSITORY / script
     assert path.is_file()
     wanted = [c for c in COMMANDS if c.script and c.script.resolve() == path.resolve()]
     if not any(c.flags for c in wanted):
         return
     python = path.with_suffix(".py")  # a script of the shell hands its flags on
-    text = run([sys.executable, str(python), "--help"]).stdout
+    text = run_here(python, ["--help"], monkeypatch, capsys)
     for command in wanted:
         for flag in command.flags:
             known = re.search(rf"(?<![\w-]){flag}(?![\w-])", text)
@@ -181,12 +198,13 @@ def test_the_commands_one_by_one(tmp_path):
     assert len(list(tmp_path.rglob("summary.json"))) == 4
 
 
-def test_dry_runs_work_as_written():
+def test_dry_runs_work_as_written(monkeypatch, capsys):
     for command in COMMANDS:
         if "--dry_run" in command.words:
-            done = run([sys.executable, *command.words[1:]], cwd=command.folder)
-            assert done.returncode == 0, done.stderr
-            assert "-m dtufc.CompressAI.train" in done.stdout
+            monkeypatch.chdir(command.folder)
+            assert (command.words[0], Path(command.words[1]).suffix) == ("python", ".py")
+            out = run_here(command.script, command.words[2:], monkeypatch, capsys)
+            assert "-m dtufc.CompressAI.train" in out
 
 
 @pytest.mark.parametrize(
@@ -230,9 +248,9 @@ def test_container_commands_name_what_is_there():
     assert scripts == ["llama3.py", "seg.py", "sd3.py", "cls.py"]
 
 
-def test_published_flags_are_known():
+def test_published_flags_are_known(monkeypatch, capsys):
     script = REPOSITORY / "coding/CompressAI/run_batch.py"
-    text = run([sys.executable, str(script), "--help"]).stdout
+    text = run_here(script, ["--help"], monkeypatch, capsys)
     listed = re.search(r"published flags \((.*?)\)", TEXT[PAPER], re.S).group(1)
     flags = listed.replace("`", "").split()
     assert len(flags) == 14

@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import toy_feature
+from conftest import toy_feature, train_config
 
 from dtufc import files
 from dtufc.codec import load_codec
-from dtufc.experiments import driver, forked
+from dtufc.config import to_argv
+from dtufc.experiments import driver, forked, jobs
 from dtufc.experiments.jobs import Job, JobError, read_progress, run_jobs
+from dtufc.experiments.plan import TRAIN
 from dtufc.experiments.suite import Row, load_suite, select, trainings
 from dtufc.feature import write_feature
 from dtufc.klt.model import HIGHEST, LOWEST
 from dtufc.paths import CONFIGS, PACKAGE, REPOSITORY
 from dtufc.registry import find_codec
+from dtufc.threads import cores
 
 SCRIPT = REPOSITORY / "coding" / "CompressAI" / "run_batch.py"
 
@@ -449,6 +452,51 @@ def test_short_commands_run_in_forked_processes(tmp_path, golden_folder):
         assert "bpfp_pooled" in log
     with pytest.raises(JobError, match=r"(?s)bad: ended with status 1; .*no_such: "):
         run_jobs([job("bad", "no_such", "dtufc.evaluate")])
+
+
+def test_trainings_fork_to_the_same_weights(toy_patches, tmp_path, monkeypatch):
+    """In the folder where the driver is: all files but times are those of the command by itself, and so
+    is what the log shows."""
+    monkeypatch.chdir(tmp_path)
+    for name, module in (("plain", None), ("forked", TRAIN)):
+        cfg = train_config(toy_patches, Path(name), epochs=2)
+        command = [sys.executable, "-m", TRAIN, *to_argv(cfg)]
+        run_jobs([Job(name, command, tmp_path / f"{name}.log", module=module)])
+    for name in ("model.safetensors", "last/model.safetensors", "exact.safetensors", "log.csv"):
+        assert Path("forked", name).read_bytes() == Path("plain", name).read_bytes(), name
+    assert read_progress(tmp_path / "forked.log") == read_progress(tmp_path / "plain.log")
+    ends = [Path(f"{name}.log").read_text().splitlines()[-1] for name in ("plain", "forked")]
+    assert ends[0] == ends[1] and ends[0].startswith("best epoch ")
+
+
+def test_forked_processes_have_the_threads_they_are_given(tmp_path, monkeypatch):
+    """Each its share, or as many as there are cores; the server itself has one."""
+    text = (
+        "def main(argv):\n    import os, torch\n    print(os.getcwd(), torch.get_num_threads())\n"
+    )
+    (tmp_path / "says_threads.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for told, expected in (("3", 3), (None, cores())):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if told:
+            monkeypatch.setenv("OMP_NUM_THREADS", told)
+        log = tmp_path / "a.log"
+        run_jobs([Job("it", ["python", "-m", "says_threads"], log, module="says_threads")])
+        assert log.read_text().splitlines()[-1] == f"{tmp_path} {expected}"
+
+
+def test_nothing_forks_where_there_is_an_accelerator(tmp_path, monkeypatch):
+    """What may use it runs by itself, as does what is told to."""
+    started = []
+    monkeypatch.setattr(jobs.locks, "start", lambda command, **options: started.append(command))
+    monkeypatch.setattr(jobs, "Forked", lambda *arguments: started.append("forked"))
+    for there in (True, False):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
+        for gpu in (True, False):
+            job = Job("it", ["python", "-m", TRAIN], tmp_path / "a.log", module=TRAIN, gpu=gpu)
+            jobs._start(job, None)
+    assert started == [["python", "-m", TRAIN], "forked", "forked", "forked"]
 
 
 def test_machines_fork_where_their_libraries_are_preloaded(tmp_path, monkeypatch):

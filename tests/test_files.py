@@ -148,6 +148,22 @@ def test_bad_facts_name_the_key(tmp_path):
         find_machine_config("nothing")
 
 
+def test_facts_are_those_of_the_file_as_it_is(tmp_path):
+    """They are kept from call to call, until the file changes, and a caller may change his own."""
+    path = tmp_path / "m.yaml"
+    text = "feature: {model: m, task: t, shape: [1, 1, null, %d]}\n"
+    text = text.replace("]}", "], axes: [sample, layer, token, channel]}")
+    path.write_text(text % 4)
+    facts = load_facts(path)
+    facts.shape[3] = 9
+    assert load_facts(path).shape == [1, 1, None, 4]
+    path.write_text(text % 5)
+    assert load_facts(path).shape == [1, 1, None, 5]
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"m\.yaml: no such"):
+        load_facts(path)
+
+
 @dataclass(frozen=True)
 class _Config:
     """A config."""

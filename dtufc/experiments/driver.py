@@ -23,7 +23,7 @@ from typing import Literal
 
 from dtufc import config, locks, records
 from dtufc.errors import UserError
-from dtufc.experiments import tables
+from dtufc.experiments import forked, tables
 from dtufc.experiments.jobs import Job, run_jobs
 from dtufc.experiments.plan import Batch, Choice, Making
 from dtufc.experiments.suite import load_suite
@@ -153,6 +153,8 @@ def run_batch(cfg: BatchConfig) -> list[TableRow]:
     """
     batch = cfg.batch()
     train, test = (part in cfg.pipeline_config for part in ("train", "test"))
+    if train and batch.runs and cfg.device in (None, "cpu"):
+        forked.preload("dtufc.CompressAI.training")
     making = [batch.codecs] if train else []
     coding = [batch.coded_by_ready] if test else []
     stages = [

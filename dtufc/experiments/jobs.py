@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dtufc import locks
 from dtufc.errors import UserError
+from dtufc.experiments import forked
 from dtufc.experiments.forked import Forked
 from dtufc.threads import thread_environment
 
@@ -44,7 +45,7 @@ class Job:
     """Why it is run, in words."""
     module: str | None = None
     """Of a command ``python -m module`` or ``python script`` that is forked from a process which has
-    imported it, see :mod:`dtufc.experiments.forked`."""
+    imported it, see :mod:`dtufc.experiments.forked`; not where it computes on a GPU."""
     gpu: bool = False
     """Whether it computes on a GPU where there is one."""
     again: Callable[[], Sequence["Job"]] | None = field(default=None, compare=False, repr=False)
@@ -105,7 +106,7 @@ def _start(job: Job, threads: int | None) -> subprocess.Popen | Forked:
     with job.log.open("w") as log:
         log.write(job.line + "\n")
         log.flush()
-        if job.module is not None:
+        if job.module is not None and not (job.gpu and forked.has_accelerator()):
             first = 3 if job.command[1] == "-m" else 2
             return Forked(job.module, job.command[first:], job.log, environment)
         return locks.start(

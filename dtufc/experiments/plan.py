@@ -53,8 +53,9 @@ from dtufc.transform.options import TransformOptions
 FIT = "dtufc.transform.nonlinear_transform"
 GENERATE = "dtufc.transform.generate_data"
 EVALUATE = "dtufc.evaluate"
-SHORT = (FIT, GENERATE, EVALUATE)
-"""What takes little longer than its imports; see :mod:`dtufc.experiments.forked`."""
+TRAIN = "dtufc.CompressAI.train"
+FORKED = (FIT, GENERATE, EVALUATE, TRAIN)
+"""What may take little longer than its imports; see :mod:`dtufc.experiments.forked`."""
 FIT_MANY = "dtufc.many.fit_many"
 
 
@@ -407,7 +408,6 @@ def _job(title: str, module: str, cfg: Product, log: Path) -> list[Job]:
         return []
     command = [sys.executable, "-m", module, *config.to_argv(cfg)]
     device = getattr(cfg, "device", "cpu")
-    # a forked process cannot use CUDA
-    forked = module in SHORT and device in (None, "cpu")
+    forked = module in FORKED and device in (None, "cpu")
     again = partial(_job, title, module, cfg, log)
     return [Job(title, command, log, why, module if forked else None, device != "cpu", again)]
