@@ -226,11 +226,28 @@ def name_variants(runs: Sequence[Run]) -> list[Run]:
         once = len({(run.rate, run.seed) for run in members}) == len(members)
         names = dict.fromkeys(name for run in members for name in run.options)
         differ = [n for n in names if len({str(run.options.get(n)) for run in members}) > 1]
+        told = {str(run.options): _tell(run.options, differ, short=True) for run in members}
+        if len(set(told.values())) < len(told):
+            told = {str(run.options): _tell(run.options, differ, short=False) for run in members}
         for run in members:
-            words = [] if once else [f"{name} {run.options.get(name)}" for name in differ]
+            words = [told[str(run.options)]] if not once and told[str(run.options)] else []
             words += ["published counting"] * is_published
             named.append(replace(run, variant=", ".join(words)))
     return named
+
+
+def _tell(options: Mapping[str, Any], names: Sequence[str], short: bool) -> str:
+    """Options in words, as far as they are given; short: of a table of values the plain ones alone."""
+    words = []
+    for name in names:
+        value = options.get(name)
+        if value is None or value == {}:
+            continue
+        if isinstance(value, dict) and short:
+            plain = {k: v for k, v in value.items() if not isinstance(v, (list, dict))}
+            value = " ".join(f"{key} {each}" for key, each in sorted(plain.items(), reverse=True))
+        words.append(f"{name} {value}")
+    return ", ".join(words)
 
 
 def find_place(root: Path, kind: str) -> FeatureRoot:
