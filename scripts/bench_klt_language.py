@@ -18,10 +18,10 @@ from dtufc.memory import keep_memory
 from dtufc.records import format_table
 
 METRICS: dict[str, list[str]] = {
-    "channels": ["--importance", "false"],
-    "diagonal": ["--importance", "false", "--diagonal", "true"],
-    "tokens": [],
-    "tokens by half": ["--focus", "0.5"],
+    "channels": [],
+    "diagonal": ["--diagonal", "true"],
+    "tokens": ["--importance", "true"],
+    "tokens by half": ["--importance", "true", "--focus", "0.5"],
 }
 """What each metric is measured with."""
 WAYS: dict[str, dict[str, str]] = {

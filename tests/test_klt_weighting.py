@@ -65,7 +65,7 @@ def measured(count: int = 60) -> Measured:
 
 def config(tmp_path, **values) -> fit_metric.MetricConfig:
     places = {"machine": "smollm2", "features": tmp_path, "output": tmp_path / "metric"}
-    return fit_metric.MetricConfig(**(places | {"shrinkage": 1e-4} | values))
+    return fit_metric.MetricConfig(**(places | {"shrinkage": 1e-4, "importance": True} | values))
 
 
 KINDS = {
@@ -288,7 +288,8 @@ def test_the_command_measures_a_machine(checkpoint, preset, tmp_path, capsys):  
     for sample in machine.samples("train"):
         write_feature(tmp_path / "train" / f"{sample.name}.npy", machine.extract(sample))
     args = ["--machine", str(preset), "--features", str(tmp_path / "train"), "--output",
-            str(tmp_path / "metric"), "--options", json.dumps(options), "--draws", "2"]  # fmt: skip
+            str(tmp_path / "metric"), "--options", json.dumps(options), "--draws", "2",
+            "--importance", "true"]  # fmt: skip
     fit_metric.main(args)
     assert "32 channels, 6 samples" in capsys.readouterr().out
     weighting, made_by = Weighting.load(tmp_path / "metric")

@@ -34,8 +34,8 @@ class MetricConfig:
     shrinkage: float | None = None
     """Share of the information's mean that is spread over all directions; null tries some, and takes
     what promises the fewest bits on the last quarter of the samples."""
-    importance: bool = True
-    """Learn which tokens matter, so that their steps follow it."""
+    importance: bool = False
+    """Learn which tokens matter, so that their steps follow it: KL falls, and perplexity rises."""
     focus: float = 1.0
     """How far steps follow it, 0 .. 1: 1 is best at high rates, a half at two bits per point and
     less."""
