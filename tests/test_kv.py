@@ -497,7 +497,8 @@ def test_the_commands(fitted, checkpoint, tmp_path, capsys):
     assert "2 groups, keys before RoPE, 1 known first tokens" in capsys.readouterr().out
     few = ["--windows", "3", "--qualities", "[-1, 2, 5]"]
     main(["evaluate", *shared, "--codec", str(codec), *few, "--output", str(tmp_path / "kv.csv")])
-    assert "quanto is not among them" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "quanto is not among them" in out and "hqq is not among them" in out
     with (tmp_path / "kv.csv").open(newline="") as file:
         records = list(csv.DictReader(file))
     rows = evaluate(

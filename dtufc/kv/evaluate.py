@@ -18,7 +18,7 @@ from dtufc.kv.caches import read_cache
 from dtufc.kv.capture import Language, continue_from, fill_cache, open_language, read_windows
 from dtufc.kv.codec import KvCodec
 from dtufc.kv.evaluate_kv import KvEvalConfig
-from dtufc.kv.rivals import Rival, rivals, why_not
+from dtufc.kv.rivals import BACKENDS, Rival, rivals, why_not
 from dtufc.paths import RUN_JSON
 from dtufc.records import write_rows
 
@@ -189,8 +189,13 @@ def _records(cfg: KvEvalConfig, rows: Sequence[KvRow]) -> list[KvRecord]:
 
 
 def _missing(language: Language) -> list[str]:
-    why = why_not(language.model.config, {"backend": "quanto"})
-    return [f"QuantizedCache with quanto is not among them: {why}"] if why else []
+    told = {
+        name: why_not(language.model.config, {"backend": name, **axes})
+        for name, axes in BACKENDS.items()
+    }
+    return [
+        f"QuantizedCache with {name} is not among them: {why}" for name, why in told.items() if why
+    ]
 
 
 class Judge:

@@ -12,6 +12,8 @@ from dtufc.kv.caches import Snapshot, make_cache
 GROUP = 64
 SIDE_BITS = 32
 """Scale and offset of a group, 16 bits each."""
+BACKENDS: dict[str, dict[str, int]] = {"quanto": {}, "hqq": {"axis_key": 1, "axis_value": 1}}
+"""Of transformers' quantised caches: packages that are not this project's, and their options."""
 FREE = 4
 """First tokens that integers and casts leave as they are, at no cost: their keys stand far out."""
 
@@ -81,11 +83,12 @@ def rivals(config: Any) -> Iterator[Rival]:
         side = SIDE_BITS / GROUP
         yield Rival(f"int{bits}", bits + side, lambda s, fill, bits=bits: _integers(s, bits))
     yield Rival("fp8 cast", 8, lambda s, fill: _cast(s))
-    for name, bits, options in (
-        ("fp8", 8, {"backend": "fp8"}),
-        ("quanto int4", 4 + SIDE_BITS / GROUP, {"backend": "quanto", "nbits": 4, "q_group_size": GROUP}),
-        ("quanto int2", 2 + SIDE_BITS / GROUP, {"backend": "quanto", "nbits": 2, "q_group_size": GROUP}),
-    ):  # fmt: skip
+    caches = [("fp8", 8.0, {"backend": "fp8"})]
+    for backend, axes in BACKENDS.items():
+        for bits in (4, 2):
+            options = {"backend": backend, "nbits": bits, "q_group_size": GROUP, **axes}
+            caches.append((f"{backend} int{bits}", bits + SIDE_BITS / GROUP, options))
+    for name, bits, options in caches:
         if why_not(config, options) is None:
             yield Rival(
                 f"QuantizedCache {name}", bits,
