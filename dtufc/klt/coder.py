@@ -40,6 +40,14 @@ class Quantised:
     """(R,) int64, of a model with a memory."""
 
 
+def by_value(modes: np.ndarray) -> list[tuple[int, np.ndarray | slice]]:
+    """The modes that some of the vectors (R,) have, ascending, and which these are."""
+    found = np.flatnonzero(np.bincount(modes)).tolist()
+    if len(found) == 1:
+        return [(found[0], slice(None))]
+    return [(mode, modes == mode) for mode in found]
+
+
 def forward(transform, vectors: np.ndarray, mode: int) -> np.ndarray:
     """(R, C, S) -> components (D, R) float32."""
     if vectors.shape[2] > 1:
@@ -115,10 +123,8 @@ def pick(
         return [(0, every, in_units(forward(transform, vectors, 0), 1 / fine))]
     cheapest, modes = np.full(count, NEVER), np.zeros(count, np.int64)
     trials = []
-    for mode in range(clusters):
+    for mode in range(clusters) if tried is None else np.flatnonzero(tried.any(0)).tolist():
         rows = every if tried is None else np.flatnonzero(tried[:, mode])
-        if not len(rows):
-            continue
         mine = vectors if tried is None else vectors[rows]
         units = in_units(forward(transform, mine, mode), 1 / fine)
         cost = np.empty(units.shape[1], np.int64)
@@ -281,7 +287,6 @@ def restore(transform, modes: np.ndarray, y: np.ndarray) -> np.ndarray:
     if len(transform.mean) == 1:
         return inverse(transform, y, 0)
     out = np.empty((len(modes), *transform.mean.shape[1:]), np.float32)
-    for mode in np.unique(modes).tolist():
-        mine = modes == mode
+    for mode, mine in by_value(modes):
         out[mine] = inverse(transform, np.ascontiguousarray(y[:, mine]), mode)
     return out

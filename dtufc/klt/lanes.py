@@ -16,6 +16,7 @@ J. Duda, *Asymmetric numeral systems* (arXiv 1311.2540); F. Giesen, *Interleaved
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -159,8 +160,8 @@ class Reader:
             len(words) + GROUP, np.uint16
         )  # a damaged string reads behind its end
         self.words[: len(words)] = words
-        ends = np.cumsum([0, *lengths, body // 2 - sum(lengths)])
-        self.at, self._ends = ends[:-1].astype(np.int64), ends[1:]
+        ends = np.array([0, *accumulate(lengths), body // 2])
+        self.at, self._ends = ends[:-1].copy(), ends[1:]
 
     def modes(self, slots: Slots, table: int) -> np.ndarray:
         """(R,) int32 of the table's symbols."""

@@ -34,7 +34,7 @@ from dtufc.klt.entropy import CENTROIDS, Bank, choose, mean_squares, reconstruct
 from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
 from dtufc.klt.recall import Recall, recall
-from dtufc.klt.shortlist import FEWEST, Estimate, Shortlist
+from dtufc.klt.shortlist import FEWEST, TRIED, Estimate, Shortlist
 from dtufc.klt.tables import Tables
 from dtufc.klt.weighting import Weighting, weighed_facts
 from dtufc.views import Shape
@@ -222,8 +222,11 @@ class Rung:
 
     def least(self, tells_cluster: bool) -> float:
         """The fewest bits that a vector's symbols take, with its cluster's index where that is coded."""
-        bits = self.tables.least[self.chosen].sum(1).min()
-        return float(bits + (self.tables.least[-1] if tells_cluster else 0))
+        return self._least + (float(self.tables.least[-1]) if tells_cluster else 0.0)
+
+    @cached_property
+    def _least(self) -> float:
+        return float(self.tables.least[self.chosen].sum(1).min())
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,7 @@ class KltModel:
         grade: int,
         length: int | None = None,
         owners: np.ndarray | None = None,
-        every: bool = False,
+        most: int = TRIED,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The cheapest cluster, symbols and, with a memory, reference of each vector at one step.
 
@@ -289,7 +292,7 @@ class KltModel:
             vectors: (R, C, S) float32.
             length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
             owners: (R,) the cluster of each, where it is known.
-            every: try all clusters, where a shortlist is usual.
+            most: clusters that are tried on each vector, where there is a shortlist.
 
         Returns:
             clusters (R,) int32, symbols (R, C * S) int32, bits (R,) float64 that the tables promise,
@@ -297,7 +300,7 @@ class KltModel:
             as :mod:`dtufc.klt.memory` defines them.
         """
         if self.format == 2:
-            found, raw = self.search(vectors, grade, length, every)
+            found, raw = self.search(vectors, grade, length, most)
             bits = self.rungs[rung(grade)].promised(found.code, found.modes)
             if self.memory is not None:
                 bits += self.memory.bits_of(found.modes, length or len(vectors))
@@ -308,7 +311,7 @@ class KltModel:
         if owners is not None:
             tried = owners[:, None] == np.arange(self.transform.layout.clusters)
         else:
-            tried = None if every else self.shortlist(tame, grade)
+            tried = self.shortlist(tame, grade, most)
         clusters, symbols, bits = self._try(tame, grade, tried)
         if raw.any():
             symbols[raw], clusters[raw] = 0, 0 if owners is None else owners[raw]
@@ -328,10 +331,9 @@ class KltModel:
         clusters, bits = np.zeros(count, np.int32), np.zeros(count)
         symbols = np.zeros((count, self.transform.components), np.int32)
         cheapest, rows = np.full(count, np.inf), np.arange(count)
-        for cluster in range(self.plain):
+        some = range(self.plain) if tried is None else np.flatnonzero(tried.any(0)).tolist()
+        for cluster in some:
             mine = rows if tried is None else np.flatnonzero(tried[:, cluster])
-            if not len(mine):
-                continue
             y = self.transform.forward(vectors if tried is None else vectors[mine], cluster) / step
             trial, head = np.empty(y.shape, np.int32), float(heads[cluster])
             tables = model.chosen[cluster], model.bits, model.bank.centroid
@@ -343,11 +345,12 @@ class KltModel:
             cheapest[where], bits[where] = cost[better], rate[better] + head
         return clusters, symbols, bits
 
-    def shortlist(self, vectors: np.ndarray, grade: int) -> np.ndarray | None:
-        """The clusters that are tried on each vector (R, C, S), (R, K) bool; None: all."""
-        if self._shortlist is None:
+    def shortlist(self, vectors: np.ndarray, grade: int, most: int = TRIED) -> np.ndarray | None:
+        """The clusters that are tried on each vector (R, C, S), ``most`` at most, (R, K) bool; None:
+        all."""
+        if most >= self.transform.layout.clusters or self._shortlist is None:
             return None
-        return self._estimate(rung(grade)).tried(self.transform, vectors[:, :, 0])
+        return self._estimate(rung(grade)).tried(self.transform, vectors[:, :, 0], most)
 
     @cached_property
     def _shortlist(self) -> Shortlist | None:
@@ -432,20 +435,20 @@ class KltModel:
         return clusters, symbols, bits, raw, references
 
     def search(
-        self, vectors: np.ndarray, grade: int, length: int | None = None, every: bool = False
+        self, vectors: np.ndarray, grade: int, length: int | None = None, most: int = TRIED
     ) -> tuple[coder.Quantised, np.ndarray]:
         """Modes and symbols of vectors (R, C, S), format 2, and which (R,) bool no symbols can tell.
 
         Args:
             length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
-            every: try all modes, where a shortlist is usual.
+            most: modes that are tried on each vector, where there is a shortlist.
         """
         tame, raw = self._tame(vectors, grade)
         fine = trellis.FINE * self.transform.step(grade)
         weight = self.weight_at(grade) / trellis.FINE**2
         tables = self.rungs[rung(grade)]
         if self.memory is None:
-            tried = None if every else self.shortlist(tame, grade)
+            tried = self.shortlist(tame, grade, most)
             return coder.quantise(self.transform, tables, tame, fine, weight, tried), raw
         recall = Recall(self.transform, tables, self.memory, tame, fine, weight)
         return recall.quantise(length), raw
@@ -516,19 +519,19 @@ class KltModel:
         post = self.post if length else None
         out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
         step = np.float32(self.transform.step(grade))
-        for cluster in np.unique(clusters):  # ascending: what refers to other rows comes last
-            own = clusters == cluster
-            y = np.empty((int(own.sum()), symbols.shape[1]), np.float32)
-            reconstruct(
-                symbols[own], self.rungs[at].chosen[cluster], self.rungs[at].bank.centroid, y
-            )
+        for cluster, own in coder.by_value(
+            clusters
+        ):  # ascending: what refers to other rows comes last
+            mine = symbols[own]
+            y = np.empty(mine.shape, np.float32)
+            reconstruct(mine, self.rungs[at].chosen[cluster], self.rungs[at].bank.centroid, y)
             y *= step
             if self.memory is not None and references is not None:
                 y += self.memory.prediction(self.transform, cluster, references[own], out)
             if post and post.basis is None:  # one basis: all rows are here, in its components
                 y += post.change(y, length, at)
             out[own] = self.transform.inverse(y, cluster)
-        if post and post.basis is not None:
+        if post and post.basis is not None and post.taps[at].any():
             out[:, :, 0] = post.refine(out[:, :, 0], length, at)
         return out
 

@@ -16,6 +16,8 @@ from typing import Self
 import numpy as np
 import torch
 
+from dtufc.kernels import kernel
+
 FEWEST = 4
 """Clusters below which all are tried."""
 LEADING = 64
@@ -45,21 +47,37 @@ class Estimate:
     constant: np.ndarray
     """(K,) float32, bits."""
 
-    def bits(self, transform, tokens: np.ndarray) -> np.ndarray:
-        """About the bits of tokens (R, C) in each cluster, but for what is common to all, (R, K)."""
+    def tried(self, transform, tokens: np.ndarray, most: int = TRIED) -> np.ndarray:
+        """Which clusters are tried on each token (R, C), ``most`` at most: (R, K) bool."""
         z = transform.product(tokens - self.origin, self.lead)
-        away = transform.product(z, self.weights)
-        away -= self.offset
-        np.abs(away, out=away)
-        return away.reshape(len(z), len(self.constant), -1).sum(2) + self.constant
+        out = np.zeros((len(tokens), len(self.constant)), np.bool_)
+        _mark(transform.product(z, self.weights), self.offset, self.constant, most, out)
+        return out
 
-    def tried(self, transform, tokens: np.ndarray) -> np.ndarray:
-        """Which clusters are tried on each token (R, C): (R, K) bool, one at least."""
-        bits = self.bits(transform, tokens)
-        limit = np.minimum(
-            bits.min(1) + np.float32(MARGIN), np.partition(bits, TRIED - 1)[:, TRIED - 1]
-        )
-        return bits <= limit[:, None]
+
+@kernel
+def _mark(turned, offset, constant, most, out):
+    """Mark the ``most`` clusters of the least estimates, those within MARGIN of the least.
+
+    Args:
+        turned: (R, K * L), leading components in each cluster. offset, constant: of :class:`Estimate`.
+        out: (R, K) bool, all false.
+    """
+    clusters = len(constant)
+    leading = turned.shape[1] // clusters
+    bits = np.empty(clusters, np.float32)
+    for r in range(len(turned)):
+        for k in range(clusters):
+            total = np.float32(0)
+            for i in range(k * leading, (k + 1) * leading):
+                total += abs(turned[r, i] - offset[i])
+            bits[k] = constant[k] + total
+        least = bits.min()
+        for _ in range(most):
+            k = bits.argmin()
+            if bits[k] > least + np.float32(MARGIN):
+                break
+            out[r, k], bits[k] = True, np.inf
 
 
 @dataclass(frozen=True)
