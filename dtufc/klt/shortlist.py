@@ -22,8 +22,8 @@ FEWEST = 4
 """Clusters below which all are tried."""
 LEADING = 64
 """Components of the estimate at most."""
-TRIED = 2
-"""Clusters that are tried at most."""
+TRIED = 4
+"""Clusters that are tried at most, where nothing else is asked for."""
 MARGIN = 16.0
 """Bits by which the estimate of another cluster may be above the least to be tried as well."""
 NOISE = 0.2
