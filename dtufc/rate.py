@@ -46,7 +46,7 @@ class Target:
     """Largest mean squared error over the variance of the feature's own values."""
 
     def __post_init__(self):
-        given = [value for value in asdict(self).values() if value is not None]
+        given = self._given
         if len(given) > 1:
             raise UserError("max_bytes, target_bpfp, target_nmse: give one of them at most")
         if any(not 0 < value < math.inf for value in given):
@@ -73,7 +73,12 @@ class Target:
     @property
     def limit(self) -> float:
         """What the value must not exceed."""
-        return next(value for value in asdict(self).values() if value is not None)
+        return self._given[0]
+
+    @property
+    def _given(self) -> list[float]:
+        every = self.max_bytes, self.target_bpfp, self.target_nmse
+        return [value for value in every if value is not None]
 
 
 class Coded(NamedTuple):

@@ -44,7 +44,8 @@ MAX_GRADE = 1 << 14  # of either sign, in a file: steps of 2^128 and 2^-128 stan
 GRADES = range(LOWEST * PER_OCTAVE, HIGHEST * PER_OCTAVE + 1)
 """Qualities in 128ths for which there are tables; files of earlier versions may name others."""
 BLOCK = 1 << 20  # symbols read at a time
-BLOCK_ROWS = 8  # tokens of a frame that are transformed at a time
+SMALL = 1 << 20  # values of a matrix up to which tokens of a frame are transformed one by one
+BLOCK_ROWS = 8  # tokens that are transformed at a time where it is larger
 PLAIN, RAW = 0, 1
 """Forms of a frame's payload: symbols alone, or behind vectors that are sent raw."""
 
@@ -384,21 +385,26 @@ class _RowsTransform(Transform):
     """A transform that keeps rows apart: the same row gives the same floats, whatever is beside it.
 
     The floats of a matrix product depend on its size in their last bits, and a value at the edge between
-    two symbols follows them. Here all products are of one size: BLOCK_ROWS tokens, or a block of a map.
+    two symbols follows them. Here all products of a model are of one size: of one token, of BLOCK_ROWS
+    tokens where a matrix is so large that its memory counts, or of a block of a map.
     """
 
+    def product(self, x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        count, channels = x.shape
+        rows = 1 if matrix.size <= SMALL else BLOCK_ROWS
+        blocks = np.zeros((-(-count // rows), rows, channels), np.float32)
+        blocks.reshape(-1, channels)[:count] = x
+        return np.matmul(blocks, matrix).reshape(-1, matrix.shape[1])[:count]
+
     def forward(self, vectors: np.ndarray, cluster: int) -> np.ndarray:
+        if vectors.shape[2] == 1:
+            return super().forward(vectors, cluster)
         x = vectors - self.mean[cluster]  # (R, C, S)
-        count, channels, positions = x.shape
-        if self.basis is not None and positions == 1:
-            blocks = np.zeros((-(-count // BLOCK_ROWS), BLOCK_ROWS, channels), np.float32)
-            blocks.reshape(-1, channels)[:count] = x[:, :, 0]
-            x = np.matmul(blocks, self.basis[cluster]).reshape(-1, channels)[:count]
-        elif self.basis is not None:
+        if self.basis is not None:
             x = np.matmul(self.basis[cluster].T, x)
         if self.layout.block > 1:
             x = np.matmul(x, dct_basis(self.layout.block))
-        return x.reshape(count, -1)
+        return x.reshape(len(x), -1)
 
 
 def check_quality(quality: float) -> None:

@@ -19,6 +19,8 @@ from dtufc.simd import WIDTH, load, splat, to_bits
 
 MOST = 1 << 30  # magnitude of a symbol
 INFINITE = 0x7F800000  # as a float's bits
+NEVER = 1 << 62  # more than any vector costs
+FEW = 16  # rows below which products of vectors as rows are faster than as columns
 ROWS = 1024
 """Vectors that are transformed at a time where there are several modes."""
 
@@ -38,31 +40,44 @@ class Quantised:
     """(R,) int64, of a model with a memory."""
 
 
+def by_value(modes: np.ndarray) -> list[tuple[int, np.ndarray | slice]]:
+    """The modes that some of the vectors (R,) have, ascending, and which these are."""
+    found = np.flatnonzero(np.bincount(modes)).tolist()
+    if len(found) == 1:
+        return [(found[0], slice(None))]
+    return [(mode, modes == mode) for mode in found]
+
+
 def forward(transform, vectors: np.ndarray, mode: int) -> np.ndarray:
     """(R, C, S) -> components (D, R) float32."""
     if vectors.shape[2] > 1:
         return np.ascontiguousarray(transform.forward(vectors, mode).T)
-    x = torch.from_numpy(vectors[:, :, 0] - transform.mean[mode, :, 0])
+    x = vectors[:, :, 0] - transform.mean[mode, :, 0]
     if transform.basis is None:
-        return x.T.contiguous().numpy()
-    return (torch.from_numpy(transform.basis[mode]).T @ x.T).numpy()
+        return np.ascontiguousarray(x.T)
+    if len(x) < FEW:
+        return np.ascontiguousarray(transform.product(x, transform.basis[mode]).T)
+    return (torch.from_numpy(transform.basis[mode]).T @ torch.from_numpy(x).T).numpy()
 
 
 def inverse(transform, y: np.ndarray, mode: int) -> np.ndarray:
     """Components (D, R) -> (R, C, S) float32."""
     if transform.mean.shape[2] > 1:
         return transform.inverse(np.ascontiguousarray(y.T), mode)
+    if transform.basis is None or y.shape[1] == 1:
+        return transform.inverse(y.T, mode)
     x, mean = torch.from_numpy(y).T, torch.from_numpy(transform.mean[mode, :, 0])
-    if transform.basis is None:
-        return (x + mean).numpy()[:, :, None]
     return torch.addmm(mean, x, torch.from_numpy(transform.basis[mode]).T).numpy()[:, :, None]
 
 
-def quantise(transform, tables: Tables, vectors, fine: float, weight: float) -> Quantised:
+def quantise(
+    transform, tables: Tables, vectors, fine: float, weight: float, tried: np.ndarray | None = None
+) -> Quantised:
     """The cheapest mode, by an estimate, and symbols of each vector.
 
     Args:
         vectors: (R, C, S) float32. fine: the fine step. weight: of a bit, in squared fine steps.
+        tried: (R, K) bool, the modes that are tried on each vector; None: all.
     """
     count, parameters = len(vectors), tables.parameters(weight)
     code = np.empty((transform.components, count), np.uint16)
@@ -71,10 +86,13 @@ def quantise(transform, tables: Tables, vectors, fine: float, weight: float) -> 
     escapes = 0
     for first in range(0, count, ROWS):
         part = slice(first, first + ROWS)
-        units, modes[part] = pick(transform, tables, vectors[part], fine, weight, parameters)
-        for mode, each in units.items():
-            columns = first + np.flatnonzero(modes[part] == mode)
-            escapes += search(tables, each, mode, parameters, columns, code, symbols)
+        mine = None if tried is None else tried[part]
+        for mode, rows, units in pick(
+            transform, tables, vectors[part], fine, weight, parameters, mine
+        ):
+            columns = first + rows
+            modes[columns] = mode
+            escapes += search(tables, units, mode, parameters, columns, code, symbols)
     return Quantised(modes, code, symbols, escapes)
 
 
@@ -91,24 +109,45 @@ def search(tables: Tables, units, mode: int, parameters, columns, code, symbols)
     )  # fmt: skip
 
 
-def pick(transform, tables: Tables, vectors, fine: float, weight: float, parameters):
-    """What is searched of each mode's vectors, and the mode of each (R,)."""
-    clusters = range(transform.layout.clusters)
-    if len(clusters) == 1:
-        return {0: in_units(forward(transform, vectors, 0), 1 / fine)}, 0
-    units = []
-    costs = np.empty((len(clusters), -(-len(vectors) // trellis.BLOCK) * trellis.BLOCK), np.int64)
-    for mode in clusters:
-        units.append(in_units(forward(transform, vectors, mode), 1 / fine))
-        trellis.estimate(units[mode], tables.chosen[0, mode], tables.shift, parameters, costs[mode])
-        costs[mode] += tables.mode_cost(mode, weight)
-    modes = costs.argmin(0)[: len(vectors)]
-    return {mode: of_mode(units[mode], modes, mode) for mode in np.unique(modes).tolist()}, modes
+def pick(
+    transform, tables: Tables, vectors, fine: float, weight: float, parameters, tried
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """The modes that vectors take, with the rows (n,) of each, and what is searched of these.
+
+    Args:
+        tried: (R, K) bool, or None, as of :func:`quantise`.
+    """
+    count, clusters = len(vectors), transform.layout.clusters
+    every = np.arange(count)
+    if clusters == 1:
+        return [(0, every, in_units(forward(transform, vectors, 0), 1 / fine))]
+    cheapest, modes = np.full(count, NEVER), np.zeros(count, np.int64)
+    trials = []
+    for mode in range(clusters) if tried is None else np.flatnonzero(tried.any(0)).tolist():
+        rows = every if tried is None else np.flatnonzero(tried[:, mode])
+        mine = vectors if tried is None else vectors[rows]
+        units = in_units(forward(transform, mine, mode), 1 / fine)
+        cost = np.empty(units.shape[1], np.int64)
+        trellis.estimate(units, tables.chosen[0, mode], tables.shift, parameters, cost)
+        cost = cost[: len(rows)] + tables.mode_cost(mode, weight)
+        better = rows[cost < cheapest[rows]]
+        cheapest[rows] = np.minimum(cheapest[rows], cost)
+        modes[better] = mode
+        trials.append((mode, rows, units))
+    found = []
+    for mode, rows, units in trials:
+        taken = modes[rows] == mode
+        if taken.any():
+            found.append((mode, rows[taken], of_mode(units, modes[rows], mode)))
+    return found
 
 
 def of_mode(units: np.ndarray, modes: np.ndarray, mode: int) -> np.ndarray:
     """The columns of units (D, >= R) whose vectors (R,) have a mode, padded for the search."""
-    mine = units[:, : len(modes)][:, modes == mode]
+    taken = modes == mode
+    if taken.all():
+        return units
+    mine = units[:, : len(modes)][:, taken]
     padded = np.zeros((len(mine), -(-mine.shape[1] // trellis.BLOCK) * trellis.BLOCK), np.int32)
     padded[:, : mine.shape[1]] = mine
     return padded
@@ -248,7 +287,6 @@ def restore(transform, modes: np.ndarray, y: np.ndarray) -> np.ndarray:
     if len(transform.mean) == 1:
         return inverse(transform, y, 0)
     out = np.empty((len(modes), *transform.mean.shape[1:]), np.float32)
-    for mode in np.unique(modes).tolist():
-        mine = modes == mode
+    for mode, mine in by_value(modes):
         out[mine] = inverse(transform, np.ascontiguousarray(y[:, mine]), mode)
     return out

@@ -6,6 +6,7 @@ over the components' histograms, distance being the code length (Lloyd's algorit
 Leibler distortion): components of like shape share a table, so that little data makes good tables.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,20 @@ class Bank:
             inside = (symbols >= low) & (symbols < low + len(freq) - 1)
             row[inside] = lengths[:-1]
         return out
+
+
+def mean_squares(freqs: Sequence[np.ndarray], low: np.ndarray) -> np.ndarray:
+    """(T,) float64: the mean square of each table's symbols; escaped ones count as the first beyond it.
+
+    Args:
+        freqs: T times (size + 1,), the escape last. low: (T,) the lowest symbols.
+    """
+    out = np.empty(len(freqs))
+    for t, (freq, first) in enumerate(zip(freqs, low.tolist(), strict=True)):
+        symbols = first + np.arange(len(freq))
+        symbols[-1] = max(-first, symbols[-2]) + 1
+        out[t] = freq @ np.square(symbols) / freq.sum()
+    return out
 
 
 def fit_bank(

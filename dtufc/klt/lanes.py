@@ -16,6 +16,7 @@ J. Duda, *Asymmetric numeral systems* (arXiv 1311.2540); F. Giesen, *Interleaved
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -158,8 +159,8 @@ class Reader:
         self.words = self._room(len(words) + GROUP)
         self.words[: len(words)] = words
         self.words[len(words) :] = 0  # a damaged string reads behind its end
-        ends = np.cumsum([0, *lengths, body // 2 - sum(lengths)])
-        self.at, self._ends = ends[:-1].astype(np.int64), ends[1:]
+        ends = np.array([0, *accumulate(lengths), body // 2])
+        self.at, self._ends = ends[:-1].copy(), ends[1:]
 
     def _room(self, count: int) -> np.ndarray:
         """Where the words are kept, (count,) uint16."""

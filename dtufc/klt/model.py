@@ -12,7 +12,7 @@ The entropy tables are those of the nearest of a ladder of steps for which they 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -30,10 +30,11 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.kernels import kernel
 from dtufc.klt import coder, ladder, lanes, trellis
-from dtufc.klt.entropy import CENTROIDS, Bank, choose, reconstruct
+from dtufc.klt.entropy import CENTROIDS, Bank, choose, mean_squares, reconstruct
 from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
 from dtufc.klt.recall import Recall, recall
+from dtufc.klt.shortlist import FEWEST, TRIED, Estimate, Shortlist
 from dtufc.klt.tables import Tables
 from dtufc.klt.weighting import Weighting, weighed_facts
 from dtufc.views import Shape
@@ -82,6 +83,13 @@ def dct_basis(block: int) -> np.ndarray:
     """Orthonormal two-dimensional DCT-II over block x block positions, (S, S) float32: y = x @ basis."""
     one = dct(np.eye(block), axis=1, norm="ortho")  # a row's transform, as a matrix
     return np.kron(one, one).astype(np.float32)
+
+
+def product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """(R, C) @ (C, D), float32; of one row by NumPy, which calls a faster routine for it."""
+    if len(x) == 1:
+        return x @ matrix
+    return (torch.from_numpy(x) @ torch.from_numpy(matrix)).numpy()
 
 
 @dataclass(frozen=True)
@@ -153,15 +161,26 @@ class Transform:
 
     def forward(self, vectors: np.ndarray, cluster: int) -> np.ndarray:
         """(R, C, S) -> (R, C * S) float32."""
-        x = torch.from_numpy(vectors - self.mean[cluster])
+        x = vectors - self.mean[cluster]
+        if x.shape[2] == 1:
+            x = x[:, :, 0]
+            return x if self.basis is None else self.product(x, self.basis[cluster])
+        x = torch.from_numpy(x)
         if self.basis is not None:
             x = torch.einsum("rcs,cd->rds", x, torch.from_numpy(self.basis[cluster]))
         if self.layout.block > 1:
             x = x @ torch.from_numpy(dct_basis(self.layout.block))
         return x.reshape(len(vectors), -1).numpy()
 
+    def product(self, x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """The product (R, C) @ (C, D), float32, by which vectors are turned."""
+        return product(x, matrix)
+
     def inverse(self, y: np.ndarray, cluster: int) -> np.ndarray:
         """(R, C * S) -> (R, C, S) float32."""
+        if self.mean.shape[2] == 1:
+            x = y if self.basis is None else product(y, self.basis[cluster].T)
+            return x[:, :, None] + self.mean[cluster]
         x = torch.from_numpy(y).reshape(len(y), *self.mean.shape[1:])
         if self.layout.block > 1:
             x = x @ torch.from_numpy(dct_basis(self.layout.block)).T
@@ -191,10 +210,23 @@ class Rung:
     def bits(self) -> np.ndarray:
         return self.bank.bits()
 
+    @cached_property
+    def power(self) -> np.ndarray:
+        """(K, C * S): mean squares of the components' symbols, in squared steps."""
+        return mean_squares(self.bank.freqs, self.bank.offset)[self.chosen]
+
+    @cached_property
+    def heads(self) -> np.ndarray:
+        """(K,) float64: bits of the clusters' indexes."""
+        return rans.PRECISION - np.log2(self.clusters[:-1])
+
     def least(self, tells_cluster: bool) -> float:
         """The fewest bits that a vector's symbols take, with its cluster's index where that is coded."""
-        bits = self.tables.least[self.chosen].sum(1).min()
-        return float(bits + (self.tables.least[-1] if tells_cluster else 0))
+        return self._least + (float(self.tables.least[-1]) if tells_cluster else 0.0)
+
+    @cached_property
+    def _least(self) -> float:
+        return float(self.tables.least[self.chosen].sum(1).min())
 
 
 @dataclass(frozen=True)
@@ -252,6 +284,7 @@ class KltModel:
         grade: int,
         length: int | None = None,
         owners: np.ndarray | None = None,
+        most: int = TRIED,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The cheapest cluster, symbols and, with a memory, reference of each vector at one step.
 
@@ -259,6 +292,7 @@ class KltModel:
             vectors: (R, C, S) float32.
             length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
             owners: (R,) the cluster of each, where it is known.
+            most: clusters that are tried on each vector, where there is a shortlist.
 
         Returns:
             clusters (R,) int32, symbols (R, C * S) int32, bits (R,) float64 that the tables promise,
@@ -266,29 +300,95 @@ class KltModel:
             as :mod:`dtufc.klt.memory` defines them.
         """
         if self.format == 2:
-            found, raw = self.search(vectors, grade, length)
+            found, raw = self.search(vectors, grade, length, most)
             bits = self.rungs[rung(grade)].promised(found.code, found.modes)
             if self.memory is not None:
                 bits += self.memory.bits_of(found.modes, length or len(vectors))
             return found.modes, found.symbols.T, bits, raw, found.references
-        count, step = len(vectors), np.float32(self.transform.step(grade))
+        tame, raw = self._tame(vectors, grade)
+        if self.memory is not None:
+            return self._remember(tame, raw, grade, length)
+        if owners is not None:
+            tried = owners[:, None] == np.arange(self.transform.layout.clusters)
+        else:
+            tried = self.shortlist(tame, grade, most)
+        clusters, symbols, bits = self._try(tame, grade, tried)
+        if raw.any():
+            symbols[raw], clusters[raw] = 0, 0 if owners is None else owners[raw]
+        return clusters, symbols, bits, raw, np.zeros(len(vectors), np.int64)
+
+    def _try(
+        self, vectors: np.ndarray, grade: int, tried: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The cheapest of some clusters, format 1 -> clusters, symbols and bits of :meth:`quantise`.
+
+        Args:
+            tried: (R, K) bool, the clusters that are tried on each vector; None: all.
+        """
+        model, weight, count = self.rungs[rung(grade)], self.weight_at(grade), len(vectors)
+        step = np.float32(self.transform.step(grade))
+        heads = model.heads if self.transform.layout.tells_cluster else np.zeros(self.plain)
+        clusters, bits = np.zeros(count, np.int32), np.zeros(count)
+        symbols = np.zeros((count, self.transform.components), np.int32)
+        cheapest, rows = np.full(count, np.inf), np.arange(count)
+        some = range(self.plain) if tried is None else np.flatnonzero(tried.any(0)).tolist()
+        for cluster in some:
+            mine = rows if tried is None else np.flatnonzero(tried[:, cluster])
+            y = self.transform.forward(vectors if tried is None else vectors[mine], cluster) / step
+            trial, head = np.empty(y.shape, np.int32), float(heads[cluster])
+            tables = model.chosen[cluster], model.bits, model.bank.centroid
+            cost, rate = choose(y, *tables, weight, cheapest[mine] - weight * head, trial)
+            cost += weight * head
+            better = cost < cheapest[mine]
+            where = mine[better]
+            clusters[where], symbols[where] = cluster, trial[better]
+            cheapest[where], bits[where] = cost[better], rate[better] + head
+        return clusters, symbols, bits
+
+    def shortlist(self, vectors: np.ndarray, grade: int, most: int = TRIED) -> np.ndarray | None:
+        """The clusters that are tried on each vector (R, C, S), ``most`` at most, (R, K) bool; None:
+        all."""
+        if most >= self.transform.layout.clusters or self._shortlist is None:
+            return None
+        return self._estimate(rung(grade)).tried(self.transform, vectors[:, :, 0], most)
+
+    @cached_property
+    def _shortlist(self) -> Shortlist | None:
+        """Where clusters of tokens are so many that a shortlist pays, and none of them has a memory."""
+        layout, finest = self.transform.layout, self.rungs[-1]
+        if layout.clusters < FEWEST or not layout.tells_cluster or self.memory is not None:
+            return None
+        if self.transform.basis is None or self.transform.mean.shape[2] > 1:
+            return None
+        power = finest.power * self.transform.step(HIGHEST * PER_OCTAVE) ** 2
+        share = 2.0**-finest.heads
+        return Shortlist.of(
+            self.transform.mean[:, :, 0], self.transform.basis, power, share / share.sum()
+        )
+
+    @cached_property
+    def _estimate(self) -> Callable[[int], Estimate]:
+        """The estimate of each rung; those that were asked for last are kept."""
+
+        def estimate(at: int) -> Estimate:
+            grade = (at + LOWEST * RUNGS_PER_OCTAVE) * PER_OCTAVE // RUNGS_PER_OCTAVE
+            return self._shortlist.at(self.transform.step(grade), self.rungs[at].heads)
+
+        return lru_cache(maxsize=16)(estimate)
+
+    def _remember(
+        self, tame: np.ndarray, raw: np.ndarray, grade: int, length: int | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """:meth:`quantise` of a model of format 1 with a memory.
+
+        Args:
+            tame, raw: as :meth:`_tame` returns them.
+        """
+        count, step = len(tame), np.float32(self.transform.step(grade))
         clusters, references = np.zeros(count, np.int32), np.zeros(count, np.int64)
         symbols = np.zeros((count, self.transform.components), np.int32)
         cheapest, bits = np.full(count, np.inf), np.zeros(count)
-        tame, raw = self._tame(vectors, grade)
         model, weight = self.rungs[rung(grade)], self.weight_at(grade)
-        if owners is not None:
-            for cluster in range(self.transform.layout.clusters):
-                rows = np.flatnonzero(owners == cluster)
-                y = self.transform.forward(tame[rows], cluster) / step
-                tables, found = (
-                    (model.chosen[cluster], model.bits, model.bank.centroid),
-                    symbols[rows],
-                )
-                bits[rows] = choose(y, *tables, weight, np.full(len(rows), np.inf), found)[1]
-                symbols[rows] = found
-            symbols[raw] = 0
-            return owners, symbols, bits, raw, references
         trial = np.empty_like(symbols)
 
         @lru_cache(maxsize=1)
@@ -313,42 +413,43 @@ class KltModel:
         for cluster in range(self.plain):
             cost, rate = attempt(cluster)
             keep(cost < cheapest, cluster, cost, rate)
-        if self.memory is not None:
-            for cluster, entry, known in self.memory.from_dictionary(self.transform, tame):
-                cost, rate = attempt(cluster, known, self.memory.bits)
-                keep(cost < cheapest, cluster, cost, rate, entry)
-            if length:
-                symbols[raw], clusters[raw], references[raw], cheapest[raw] = 0, 0, 0, -np.inf
-                decoded = self.restore(clusters, symbols, grade, references=references)
-                trials = [
-                    (cluster, rows, known, attempt(cluster, known)[0])
-                    for cluster, rows, known in self.memory.from_earlier(
-                        self.transform, tame, decoded, length
-                    )
-                ]
-                taken, own = settle(cheapest, trials, length, weight)
-                cheapest[:] = np.where(taken >= 0, np.inf, -np.inf)  # others are given up at once
-                for number, (cluster, rows, known, _) in enumerate(trials):
-                    cost, rate = attempt(cluster, known, own)
-                    keep(taken == number, cluster, cost, rate, rows)
-                    cheapest[taken == number] = -np.inf
+        for cluster, entry, known in self.memory.from_dictionary(self.transform, tame):
+            cost, rate = attempt(cluster, known, self.memory.bits)
+            keep(cost < cheapest, cluster, cost, rate, entry)
+        if length:
+            symbols[raw], clusters[raw], references[raw], cheapest[raw] = 0, 0, 0, -np.inf
+            decoded = self.restore(clusters, symbols, grade, references=references)
+            trials = [
+                (cluster, rows, known, attempt(cluster, known)[0])
+                for cluster, rows, known in self.memory.from_earlier(
+                    self.transform, tame, decoded, length
+                )
+            ]
+            taken, own = settle(cheapest, trials, length, weight)
+            cheapest[:] = np.where(taken >= 0, np.inf, -np.inf)  # others are given up at once
+            for number, (cluster, rows, known, _) in enumerate(trials):
+                cost, rate = attempt(cluster, known, own)
+                keep(taken == number, cluster, cost, rate, rows)
+                cheapest[taken == number] = -np.inf
         symbols[raw], clusters[raw], references[raw] = 0, 0, 0
         return clusters, symbols, bits, raw, references
 
     def search(
-        self, vectors: np.ndarray, grade: int, length: int | None = None
+        self, vectors: np.ndarray, grade: int, length: int | None = None, most: int = TRIED
     ) -> tuple[coder.Quantised, np.ndarray]:
         """Modes and symbols of vectors (R, C, S), format 2, and which (R,) bool no symbols can tell.
 
         Args:
             length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
+            most: modes that are tried on each vector, where there is a shortlist.
         """
         tame, raw = self._tame(vectors, grade)
         fine = trellis.FINE * self.transform.step(grade)
         weight = self.weight_at(grade) / trellis.FINE**2
         tables = self.rungs[rung(grade)]
         if self.memory is None:
-            return coder.quantise(self.transform, tables, tame, fine, weight), raw
+            tried = self.shortlist(tame, grade, most)
+            return coder.quantise(self.transform, tables, tame, fine, weight, tried), raw
         recall = Recall(self.transform, tables, self.memory, tame, fine, weight)
         return recall.quantise(length), raw
 
@@ -418,19 +519,19 @@ class KltModel:
         post = self.post if length else None
         out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
         step = np.float32(self.transform.step(grade))
-        for cluster in np.unique(clusters):  # ascending: what refers to other rows comes last
-            own = clusters == cluster
-            y = np.empty((int(own.sum()), symbols.shape[1]), np.float32)
-            reconstruct(
-                symbols[own], self.rungs[at].chosen[cluster], self.rungs[at].bank.centroid, y
-            )
+        for cluster, own in coder.by_value(
+            clusters
+        ):  # ascending: what refers to other rows comes last
+            mine = symbols[own]
+            y = np.empty(mine.shape, np.float32)
+            reconstruct(mine, self.rungs[at].chosen[cluster], self.rungs[at].bank.centroid, y)
             y *= step
             if self.memory is not None and references is not None:
                 y += self.memory.prediction(self.transform, cluster, references[own], out)
             if post and post.basis is None:  # one basis: all rows are here, in its components
                 y += post.change(y, length, at)
             out[own] = self.transform.inverse(y, cluster)
-        if post and post.basis is not None:
+        if post and post.basis is not None and post.taps[at].any():
             out[:, :, 0] = post.refine(out[:, :, 0], length, at)
         return out
 

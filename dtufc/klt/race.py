@@ -212,7 +212,8 @@ class Race:
         def at(grade: int) -> tuple[float, float]:
             rung = fit_chain(transform, coded, [grade])[0]
             model = KltModel(self.facts, transform, (rung,) * RUNGS, WEIGHT)
-            clusters, symbols, bits, _, _ = model.quantise(unseen, grade, owners=owners)
+            every = layout.clusters  # there is no sound shortlist of tables of one step
+            clusters, symbols, bits, _, _ = model.quantise(unseen, grade, None, owners, every)
             error = model.restore(clusters, symbols, grade) - unseen
             return bits.sum() / unseen.size, float(np.mean(np.square(error)))
 

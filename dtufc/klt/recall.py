@@ -120,8 +120,7 @@ def recall(
 ) -> np.ndarray:
     """Modes and references (R,) and components (D, R) -> vectors (R, C, 1) float32."""
     out = np.empty((len(modes), *transform.mean.shape[1:]), np.float32)
-    for mode in np.unique(modes).tolist():  # ascending: what refers to other rows comes last
-        mine = modes == mode
+    for mode, mine in coder.by_value(modes):  # ascending: what refers to other rows comes last
         each = np.ascontiguousarray(y[:, mine])
         known = memory.prediction(transform, mode, references[mine], out)
         if mode >= memory.first:

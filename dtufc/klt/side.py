@@ -18,12 +18,11 @@ MAX_BITS = 32  # of a gamma code behind its prefix: symbols are below 2^31
 
 def pack_low(symbols: np.ndarray, shift: np.ndarray) -> bytes:
     """The low bits of symbols (S, R), ``shift`` (S,) of each row."""
-    low = [
-        (row >> bit) & 1 for row, bits in zip(symbols, shift, strict=True) for bit in range(bits)
-    ]
-    return (
-        np.packbits(np.stack(low, 1).astype(np.uint8), bitorder="little").tobytes() if low else b""
-    )
+    if not len(shift):
+        return b""
+    bits = np.concatenate([np.arange(own, dtype=np.int32) for own in shift.tolist()])
+    low = (np.repeat(symbols, shift, 0) >> bits[:, None]) & 1  # (bits of a vector, R)
+    return np.packbits(low.T.astype(np.uint8), bitorder="little").tobytes()
 
 
 def unpack_low(data: bytes, shift: np.ndarray, count: int) -> np.ndarray:

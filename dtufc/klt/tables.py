@@ -10,7 +10,7 @@ import numpy as np
 
 from dtufc.kernels import kernel
 from dtufc.klt import lanes, trellis
-from dtufc.klt.entropy import CENTROIDS, fit_banks, to_frequencies
+from dtufc.klt.entropy import CENTROIDS, fit_banks, mean_squares, to_frequencies
 
 REACH = 127
 """Largest magnitude in a table: it has 255 symbols at most, and its escape."""
@@ -109,15 +109,26 @@ class Tables:
         """Bytes of vectors, about, given how many (up to K,) there are of each mode."""
         return float(self.average[: len(modes)] @ modes) / 8
 
+    @cached_property
+    def power(self) -> np.ndarray:
+        """(K, D): mean squares of the components, in squared steps, by the tables of quantiser 0."""
+        squares = mean_squares(self.freqs, self.low)[self.chosen[0]]
+        return squares * 4.0**self.shift * (2 * trellis.FINE) ** 2
+
+    @cached_property
+    def heads(self) -> np.ndarray:
+        """(K,) float64: bits of the modes."""
+        return lanes.PRECISION - np.log2(self.modes[:-1])
+
     def mode_cost(self, mode: int, weight: float) -> int:
         """What a mode's bits cost, in 4096ths of a squared fine step."""
-        return int(weight * trellis.UNIT**2 * (lanes.PRECISION - np.log2(self.modes[mode])))
+        return int(weight * trellis.UNIT**2 * float(self.heads[mode]))
 
     def promised(self, code: np.ndarray, modes: np.ndarray) -> np.ndarray:
         """(R,) float64: bits of code (D, R) and modes (R,)."""
         bits = self.bits.ravel()[code].sum(0)
         if self.mode_table >= 0:
-            bits += lanes.PRECISION - np.log2(self.modes[modes])
+            bits += self.heads[modes]
         return bits + self.shift.sum()
 
     def values_of(self, symbols: np.ndarray, modes: np.ndarray) -> np.ndarray:
