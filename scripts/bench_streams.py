@@ -31,6 +31,8 @@ class BenchConfig:
     codecs: list[str] | None = None
     """Codec folders or names of shipped codecs; null: all that ship and know the kind, and int, cast,
     jpegxl and hevc."""
+    mapping: Path | None = None
+    """Mapping file of the machine's features, for universal codecs that were not trained on them."""
     tokens: list[int] | None = None
     """Tokens per append; null: 1, 8, 64."""
     appends: int = 40

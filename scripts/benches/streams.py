@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from bench_streams import BenchConfig
 
-from dtufc.codec import Codec, load_codec
+from dtufc.codec import Codec, ExtraKind, load_codec
 from dtufc.feature import FeatureFacts, list_features, load_facts
 from dtufc.handcrafted import fit_handcrafted
 from dtufc.paths import DataRoot
-from dtufc.shipped import describe_codec, pretrained
+from dtufc.shipped import codec_folder, describe_codec, pretrained
 from dtufc.streams import StreamDecoder, Tensor, open_session
 
 HANDCRAFTED = ("int", "cast", "jpegxl", "hevc")
@@ -65,7 +65,10 @@ def _codecs(
 ) -> Iterator[tuple[str, Codec]]:
     """(name, codec), those that ship first."""
     if cfg.codecs is not None:
-        yield from ((Path(name).name, load_codec(name)) for name in cfg.codecs)
+        for name in cfg.codecs:
+            known = facts.kind in describe_codec(codec_folder(name)).kinds
+            kinds = [] if known or cfg.mapping is None else [ExtraKind(cfg.machine, cfg.mapping)]
+            yield Path(name).name, load_codec(name, kinds=kinds)
         return
     for name, folder in pretrained().items():
         if facts.kind in describe_codec(folder).kinds:
