@@ -110,8 +110,7 @@ class Shortlist:
         parts = [
             np.sqrt(part) * each[:, :leading] for part, each in zip(share, scaled, strict=True)
         ]
-        parts.append(np.sqrt(share)[:, None] * (means - origin))
-        parts[-1] = parts[-1].T
+        parts.append((np.sqrt(share)[:, None] * (means - origin)).T)
         spread = torch.from_numpy(np.concatenate(parts, 1).astype(np.float32))
         common = torch.linalg.eigh((spread @ spread.T).double())[1].flip(1)[:, :leading]
         seen = (common.float().T @ torch.from_numpy(scaled)).double()  # (K, L, C)
