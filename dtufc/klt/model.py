@@ -519,9 +519,8 @@ class KltModel:
         post = self.post if length else None
         out = np.empty((len(symbols), *self.transform.mean.shape[1:]), np.float32)
         step = np.float32(self.transform.step(grade))
-        for cluster, own in coder.by_value(
-            clusters
-        ):  # ascending: what refers to other rows comes last
+        # ascending: what refers to other rows comes last
+        for cluster, own in coder.by_value(clusters):
             mine = symbols[own]
             y = np.empty(mine.shape, np.float32)
             reconstruct(mine, self.rungs[at].chosen[cluster], self.rungs[at].bank.centroid, y)
