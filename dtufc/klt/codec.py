@@ -163,8 +163,11 @@ class KltCodec(OneKindCodec):
         references = self._read_references(beside[0], clusters, length) if remembers else None
         restore = self.model.finish if mode == 2 else self.model.restore
         vectors = restore(clusters, found, grade, length, references)
-        if len(parts) > least:
-            put_raw(parts[-1], vectors)
+        raw = put_raw(parts[-1], vectors) if len(parts) > least else []
+        if self.model.prediction is not None:
+            exact = np.zeros(count, bool)
+            exact[raw] = True
+            self.model.prediction.restore(vectors, length or 1, exact)
         return self.model.from_vectors(vectors, shape)
 
     def _encode_weighed(self, feature: np.ndarray) -> tuple[bytes, ...]:
@@ -457,8 +460,12 @@ def grade_of(quality: float) -> int:
     return round(PER_OCTAVE * quality)
 
 
-def put_raw(part: bytes, vectors: np.ndarray) -> None:
-    """Lay the vectors that were sent as they are over the decoded ones, in place."""
+def put_raw(part: bytes, vectors: np.ndarray) -> np.ndarray:
+    """Lay the vectors that were sent as they are over the decoded ones, in place -> their places (n,).
+
+    Raises:
+        BitstreamError: the part is not sound.
+    """
     count = int.from_bytes(part[:4], "little")
     width = int(np.prod(vectors.shape[1:]))
     if len(part) != 4 + 4 * count * (1 + width) or count > len(vectors):
@@ -470,3 +477,4 @@ def put_raw(part: bytes, vectors: np.ndarray) -> None:
     if not np.isfinite(exact).all():
         raise BitstreamError("inconsistent: raw values that are not finite")
     vectors[places] = exact.reshape(count, *vectors.shape[1:])
+    return places

@@ -7,6 +7,7 @@ Arrays of components are (D, R): what one step of the lanes takes lies side by s
 """
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,16 +85,49 @@ def quantise(
     symbols = np.empty(code.shape, np.int32)
     modes = np.zeros(count, np.int32)
     escapes = 0
-    for first in range(0, count, ROWS):
+    for mode, columns, units in _picked(transform, tables, vectors, fine, weight, tried):
+        modes[columns] = mode
+        escapes += search(tables, units, mode, parameters, columns, code, symbols)
+    return Quantised(modes, code, symbols, escapes)
+
+
+def modes_of(
+    transform, tables: Tables, vectors, fine: float, weight: float, tried: np.ndarray | None = None
+) -> np.ndarray:
+    """The cheapest mode of each vector, by an estimate, (R,) int32; as :func:`quantise` takes them."""
+    modes = np.zeros(len(vectors), np.int32)
+    if transform.layout.clusters > 1:
+        for mode, columns, _ in _picked(transform, tables, vectors, fine, weight, tried):
+            modes[columns] = mode
+    return modes
+
+
+def search_rows(
+    transform, tables: Tables, vectors, fine: float, weight: float, modes, columns, code, symbols
+) -> int:
+    """Find the symbols of vectors (n, C, S) whose modes (n,) are known -> how many are escaped.
+
+    Args:
+        columns: (n,) where each vector lies in ``code`` and ``symbols`` (D, R), which are written.
+    """
+    parameters, escapes = tables.parameters(weight), 0
+    for mode, mine in by_value(modes):
+        units = in_units(forward(transform, vectors[mine], mode), 1 / fine)
+        escapes += search(tables, units, mode, parameters, columns[mine], code, symbols)
+    return escapes
+
+
+def _picked(
+    transform, tables: Tables, vectors, fine: float, weight: float, tried: np.ndarray | None
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """What :func:`pick` finds, ROWS vectors at a time; rows are those of all vectors."""
+    parameters = tables.parameters(weight)
+    for first in range(0, len(vectors), ROWS):
         part = slice(first, first + ROWS)
         mine = None if tried is None else tried[part]
-        for mode, rows, units in pick(
-            transform, tables, vectors[part], fine, weight, parameters, mine
-        ):
-            columns = first + rows
-            modes[columns] = mode
-            escapes += search(tables, units, mode, parameters, columns, code, symbols)
-    return Quantised(modes, code, symbols, escapes)
+        found = pick(transform, tables, vectors[part], fine, weight, parameters, mine)
+        for mode, rows, units in found:
+            yield mode, first + rows, units
 
 
 def search(tables: Tables, units, mode: int, parameters, columns, code, symbols) -> int:

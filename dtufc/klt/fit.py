@@ -2,7 +2,8 @@
 
     files ─ moments, samples ─ race of layouts ─ means and bases ─ tables of all steps ─ post-filter
 
-With ``--memory true`` a memory is looked for behind the race (:mod:`dtufc.klt.fit_memory`). With a
+With ``--memory true`` a memory is looked for behind the race (:mod:`dtufc.klt.fit_memory`), with
+``--predict true`` a prediction, whose residuals race once more (:mod:`dtufc.klt.fit_prediction`). With a
 metric (``--metric FILE``) all of it sees weighed tokens (:mod:`dtufc.klt.weighting`).
 """
 
@@ -24,6 +25,7 @@ from dtufc.klt.bases import Bases
 from dtufc.klt.fit_filter import fit_filter
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.fit_memory import Remembered, Sequences, affordable, try_memory
+from dtufc.klt.fit_prediction import try_prediction
 from dtufc.klt.fit_tables import WEIGHT, Coded
 from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel
 from dtufc.klt.race import FEW, Race
@@ -50,13 +52,17 @@ def fit(cfg: FitConfig) -> KltModel:
     with locks.hold(cfg.output), tempfile.TemporaryDirectory() as room:
         run = provenance.Run(cfg.output, cfg, cfg.stamp())
         if weighting is None:
-            model, told, name = _fit(cfg, paths, facts, device)
+            model, told, name = _fit(cfg, paths, facts, device, Path(room))
         else:
             weighed = write_weighed(paths, facts, weighting, Path(room))
             if weighting.predictor is not None:
+                if cfg.predict:
+                    raise UserError(
+                        f"predict: {cfg.metric} tells tokens apart, so none has a neighbour"
+                    )
                 cfg = replace(cfg, post_filter=False)
             inner = weighed_facts(weighting.channels)
-            model, told, name = _fit(cfg, weighed, inner, device)
+            model, told, name = _fit(cfg, weighed, inner, device, Path(room))
             model = replace(model, facts=facts, weighting=weighting)
             told, name = told | {"files": len(paths), "metric": made_by}, f"{name}, weighed"
         model.save(cfg.output, cfg.quality, told)
@@ -101,17 +107,29 @@ def write_weighed(
 
 
 def _fit(
-    cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, device: str
+    cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, device: str, room: Path
 ) -> tuple[KltModel, dict[str, Any], str]:
-    """The model, what is told of its making, and the name of its layout."""
+    """The model, what is told of its making, and the name of its layout.
+
+    Args:
+        room: folder for what is coded in place of the tokens.
+    """
     folds = read_folds(paths, facts, blocks(facts), cfg.sample, FEW, cfg.seed, device)
     if not folds:
         raise UserError(f"{paths[0]}: a single file of so few vectors; klt takes two files or more")
-    race = Race(folds, facts, cfg, device)
+    race, kind = Race(folds, facts, cfg, device), facts
     best = race.run()
+    made_by = {"files": len(paths), "seed": cfg.seed, "tried": [*race.tried.values()]}
+    prediction = None
+    if cfg.predict and not facts.views.is_map and len(paths) > 1:
+        found, made_by["prediction"] = try_prediction(paths, race, best, device, room)
+        if found is not None:
+            prediction, paths, race, best = found.prediction, found.paths, found.race, found.best
+            facts, folds = race.facts, race.folds
+            made_by["tried"] = [*race.tried.values()]
+            cfg = replace(cfg, post_filter=False)
     fold = folds[best.layout.block]
-    made_by = {"files": len(paths), "vectors": fold.rows, "seed": cfg.seed}
-    made_by["tried"] = [*race.tried.values()]
+    made_by["vectors"] = fold.rows
     remember, made_by["memory"] = False, None
     if cfg.memory and affordable(best.layout, facts) and len(paths) > 1:
         bases = race.part(best.layout).bases
@@ -133,13 +151,14 @@ def _fit(
         remembered = Remembered(Sequences.read(paths, facts, FEW), transform, bases)
         coded, memory, transform = remembered.coded, remembered.memory, remembered.transform
         name += ", memory"
+    name += ", predicted" if prediction is not None else ""
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
     grades = [LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)]
     if cfg.format == 2:
         rungs = list(fit_ladder.fit(transform, coded, tqdm(grades, desc="tables"), WEIGHT))
     else:
         rungs = fit_tables.fit_ladder(transform, coded, grades)
-    model = KltModel(facts, transform, tuple(rungs), WEIGHT, memory=memory)
+    model = KltModel(kind, transform, tuple(rungs), WEIGHT, memory=memory, prediction=prediction)
     if cfg.post_filter and not facts.views.is_map:
         basis = bases.common if transform.layout.clusters > 1 else None
         post, made_by["post_filter"] = fit_filter(paths, known.mean[:, 0], basis, model)

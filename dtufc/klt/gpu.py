@@ -100,7 +100,7 @@ class GpuCoder:
         codec: of tokens. device: CUDA; or the CPU under Triton's interpreter.
 
     Raises:
-        UserError: a codec of maps, of format 1, or with a memory or a weighting.
+        UserError: a codec of maps, of format 1, or with a memory, a weighting or a prediction.
     """
 
     def __init__(
@@ -109,8 +109,10 @@ class GpuCoder:
         model = codec.model
         if model.format != 2 or model.transform.layout.block > 1 or model.facts.views.is_map:
             raise UserError("gpu: expected a klt codec of tokens, of format 2")
-        if model.memory is not None or model.weighting is not None:
-            raise UserError("gpu: a klt codec with a memory or a weighting takes the CPU")
+        if model.memory or model.weighting or model.prediction:
+            raise UserError(
+                "gpu: a klt codec with a memory, a weighting or a prediction takes the CPU"
+            )
         self.codec, self.device = codec, torch.device(device)
         self.tuning = tuning or Tuning()
         transform = model.transform

@@ -33,6 +33,8 @@ from dtufc.klt import coder, ladder, lanes, trellis
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, mean_squares, reconstruct
 from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
+from dtufc.klt.prediction import Prediction
+from dtufc.klt.prediction import search as search_in_turn
 from dtufc.klt.recall import Recall, recall
 from dtufc.klt.shortlist import FEWEST, TRIED, Estimate, Shortlist
 from dtufc.klt.tables import Tables
@@ -245,6 +247,8 @@ class KltModel:
     """Of tokens, where it was found to help."""
     weighting: Weighting | None = None
     """Of tokens; all else is of the weighed ones then."""
+    prediction: Prediction | None = None
+    """Of tokens, format 2; all else but the weighting is of what is not forecast then."""
 
     @cached_property
     def weighed(self) -> Self:
@@ -272,6 +276,10 @@ class KltModel:
     def format(self) -> int:
         """Which of FORMATS it is."""
         return 2 if isinstance(self.rungs[0], Tables) else 1
+
+    def tables_at(self, grade: int) -> Rung | Tables:
+        """The entropy model of quality ``grade`` / 128."""
+        return self.rungs[rung(grade)]
 
     def weight_at(self, grade: int) -> float:
         """What a bit costs at quality ``grade`` / 128."""
@@ -305,7 +313,7 @@ class KltModel:
             if self.memory is not None:
                 bits += self.memory.bits_of(found.modes, length or len(vectors))
             return found.modes, found.symbols.T, bits, raw, found.references
-        tame, raw = self._tame(vectors, grade)
+        tame, raw = self.tame(vectors, grade)
         if self.memory is not None:
             return self._remember(tame, raw, grade, length)
         if owners is not None:
@@ -382,7 +390,7 @@ class KltModel:
         """:meth:`quantise` of a model of format 1 with a memory.
 
         Args:
-            tame, raw: as :meth:`_tame` returns them.
+            tame, raw: as :meth:`tame` returns them.
         """
         count, step = len(tame), np.float32(self.transform.step(grade))
         clusters, references = np.zeros(count, np.int32), np.zeros(count, np.int64)
@@ -443,17 +451,19 @@ class KltModel:
             length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
             most: modes that are tried on each vector, where there is a shortlist.
         """
-        tame, raw = self._tame(vectors, grade)
+        if self.prediction is not None:
+            return search_in_turn(self, vectors, grade, length or 1, most)
+        tame, raw = self.tame(vectors, grade)
         fine = trellis.FINE * self.transform.step(grade)
         weight = self.weight_at(grade) / trellis.FINE**2
-        tables = self.rungs[rung(grade)]
+        tables = self.tables_at(grade)
         if self.memory is None:
             tried = self.shortlist(tame, grade, most)
             return coder.quantise(self.transform, tables, tame, fine, weight, tried), raw
         recall = Recall(self.transform, tables, self.memory, tame, fine, weight)
         return recall.quantise(length), raw
 
-    def _tame(self, vectors: np.ndarray, grade: int) -> tuple[np.ndarray, np.ndarray]:
+    def tame(self, vectors: np.ndarray, grade: int) -> tuple[np.ndarray, np.ndarray]:
         """Vectors, replaced where no symbols can tell them, and where (R,) bool."""
         flat, step = vectors.reshape(len(vectors), -1), self.transform.step(grade)
         norm = MAX_NORM * step if self.format == 2 else math.inf  # integers of 32 bits
@@ -542,6 +552,7 @@ class KltModel:
             out["basis"] = self.transform.basis.astype(np.float16)
         out |= self.memory.arrays() if self.memory else {}
         out |= self.weighting.arrays() if self.weighting else {}
+        out |= self.prediction.arrays() if self.prediction else {}
         return out | (self.post.arrays() if self.post else {})
 
     @cached_property
@@ -614,6 +625,7 @@ class KltModel:
             memory = Memory.of_arrays(arrays)
             weighting = _read_weighting(arrays, layout, facts)
             model = cls(facts, transform, rungs, numbers["weight"], post, memory, weighting)
+            model = replace(model, prediction=_read_prediction(arrays, model))
             return model, numbers["quality"]
         except _ArrayError as error:
             raise UserError(f"{path}: not a sound klt codec ({error})") from error
@@ -636,6 +648,38 @@ def _read_weighting(
         raise _ArrayError(str(error)) from error
     if found is not None and (facts.views.is_map or layout.layers != "joint"):
         raise UserError("a weighting is for tokens, all layers together")
+    return found
+
+
+def _read_prediction(arrays: dict[str, np.ndarray], model: KltModel) -> Prediction | None:
+    """The prediction of a codec folder's arrays, if it has one.
+
+    Args:
+        model: all else that the folder holds.
+
+    Raises:
+        UserError: it is not sound, or of what there is none for.
+    """
+    try:
+        found = Prediction.of_arrays(arrays, model.facts.views.channels(model.facts.shape))
+    except UserError as error:
+        raise _ArrayError(str(error)) from error
+    if found is None:
+        return None
+    known, tokens = model.transform.layout, not model.facts.views.is_map
+    apart = model.weighting is not None and model.weighting.predictor is not None
+    if (
+        not tokens
+        or known.layers != "joint"
+        or model.format != 2
+        or model.memory
+        or model.post
+        or apart
+    ):
+        raise UserError(
+            "a prediction is for tokens, all layers together, in format 2, without a memory, a "
+            "post-filter or importances"
+        )
     return found
 
 

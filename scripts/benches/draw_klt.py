@@ -54,10 +54,10 @@ def follow(codec: KltCodec, x: np.ndarray, token: int) -> Followed:
         UserError: the codec is none of tokens and format 2, or there is no such token.
     """
     model, grade = codec.model, codec.grade
-    plain = model.memory is None and model.weighting is None
+    plain = not (model.memory or model.weighting or model.prediction)
     if model.format != 2 or model.facts.views.is_map or not plain:
         raise UserError(
-            "codec: expected a klt codec of tokens, of format 2, without a memory or a metric"
+            "codec: expected a klt codec of tokens, of format 2, without memory, metric and prediction"
         )
     vectors = model.to_vectors(x)
     if not 0 <= token < len(vectors):

@@ -1,0 +1,220 @@
+"""Linear prediction of tokens: what it saves, that errors do not add up, and what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from scipy.linalg import solve_discrete_lyapunov
+
+from dtufc import files
+from dtufc.bitstream import BitstreamError, pack, unpack
+from dtufc.codec import load_codec
+from dtufc.errors import UserError
+from dtufc.feature import FeatureFacts, write_feature
+from dtufc.klt import fit_klt
+from dtufc.klt.fit_prediction import fit_prediction
+from dtufc.klt.prediction import Prediction
+from dtufc.klt.weighting import Weighting
+from dtufc.streams import StreamDecoder
+
+CHANNELS, TOKENS = 16, 60
+GIANT = 300.0
+PULL = 0.9 * np.linalg.qr(np.random.default_rng(5).standard_normal((CHANNELS, CHANNELS)))[0]
+"""What a token passes on to the next one: no channel to itself."""
+SPREAD = np.geomspace(3, 0.3, CHANNELS)
+
+
+def feature(seed: int, samples: int = 1, pull: np.ndarray = PULL) -> np.ndarray:
+    """(N, 1, T, C) float32: a chain of tokens, of which the first is a giant."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((samples, TOKENS, CHANNELS)) * SPREAD
+    for t in range(2, TOKENS):
+        x[:, t] = x[:, t - 1] @ pull + (1 - 0.81 * (pull is PULL)) ** 0.5 * x[:, t]
+    x[:, 0, 1] = GIANT
+    return (x + 2).astype(np.float32)[:, None]
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """Training features, a metric, and codecs with a prediction, without, and with both."""
+    root = tmp_path_factory.mktemp("predicted")
+    for seed in range(24):
+        write_feature(root / "train" / f"{seed:02d}.npy", feature(seed))
+    turn = np.diag(np.geomspace(4, 0.25, CHANNELS)).astype(np.float32)
+    Weighting(turn, np.linalg.inv(turn).astype(np.float32)).save(root / "metric", {})
+    fit(root, "plain")
+    fit(root, "predicted", "--predict", "true")
+    fit(root, "mixture", "--predict", "true", "--clusters", "[2]")
+    fit(root, "weighed", "--predict", "true", "--metric", str(root / "metric"))
+    return root
+
+
+def fit(root, name: str, *flags: str) -> None:
+    args = ["--features", str(root / "train"), "--output", str(root / name), "--clusters", "[1]"]
+    fit_klt.main([*args, "--format", "2", "--compared_at", "[2, 3.5]", *flags])
+
+
+def curve(codec, x: np.ndarray) -> tuple[list[float], list[float]]:
+    """Bits per point and log2 of the error of usual tokens, by quality."""
+    bits, errors = [], []
+    for quality in np.arange(-1, 7.5, 0.5):
+        data = codec.at_quality(quality).encode(x)
+        bits.append(8 * len(data) / x.size)
+        away = (codec.decode(data) - x)[:, :, 2:]
+        errors.append(float(np.log2(np.mean(np.square(away, dtype=np.float64)))))
+    return errors[::-1], bits[::-1]
+
+
+def test_a_chain_of_tokens_takes_fewer_bits(room):
+    x = feature(100, samples=20)
+    plain, predicted = (curve(load_codec(room / name), x) for name in ("plain", "predicted"))
+    at = np.log2(np.mean(SPREAD**2) / 400)
+    ideal = -0.5 * np.log2(
+        1 - 0.81
+    )  # bits that the chain tells of a token beforehand, at high rates
+    saved = np.interp(at, *plain) - np.interp(at, *predicted)
+    assert 0.8 * ideal < saved < 1.02 * ideal
+    told = files.read_json(room / "predicted" / "config.json")["made_by"]["prediction"]
+    assert told["log2_rate"] < -0.02 and told["bits"] == pytest.approx(ideal, rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["predicted", "mixture", "weighed"])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_errors_do_not_add_up(room, name, samples):
+    codec, x = load_codec(room / name), feature(200, samples)
+    assert codec.model.prediction is not None
+    decoded = codec.decode(codec.at_quality(5).encode(x))
+    assert decoded.shape == x.shape and decoded.dtype == x.dtype
+    errors = np.mean(np.square(decoded - x, dtype=np.float64), axis=(0, 1, 3))
+    assert errors[40:].mean() < 1.5 * errors[2:20].mean()
+    assert errors[2:].mean() < np.mean(SPREAD**2) / 10
+
+
+def test_the_chain_starts_anew_in_each_sample(room):
+    codec, x = load_codec(room / "predicted"), feature(300, samples=2)
+    both = codec.decode(codec.encode(x))
+    apart = [codec.decode(codec.encode(each[None])) for each in x]
+    assert np.allclose(both, np.concatenate(apart), rtol=1e-5, atol=1e-3)
+
+
+def test_tokens_without_neighbours_get_no_prediction(room, tmp_path):
+    for seed in range(12):
+        write_feature(tmp_path / "train" / f"{seed:02d}.npy", feature(seed, pull=0 * PULL))
+    fit(tmp_path, "codec", "--predict", "true")
+    codec = load_codec(tmp_path / "codec")
+    assert codec.model.prediction is None
+    told = files.read_json(tmp_path / "codec" / "config.json")["made_by"]["prediction"]
+    assert told["log2_rate"] > -0.02
+    lone = [tmp_path / "lone" / f"{seed}.npy" for seed in range(3)]
+    for path in lone:
+        write_feature(path, feature(0)[:, :, :1])
+    assert fit_prediction(lone, 2, FeatureFacts.of_tokens(lone[0]), "cpu")[0] is None
+
+
+def test_tokens_that_no_symbols_can_tell_come_back_as_they_are(room):
+    codec, x = load_codec(room / "mixture"), feature(400)
+    x[0, 0, 7] = 3e38
+    x[0, 0, 9, 3] = -1e20
+    decoded = codec.decode(codec.at_quality(5).encode(x))
+    assert (decoded[0, 0, [7, 9]] == x[0, 0, [7, 9]]).all()
+    others = np.delete(decoded - x, [0, 7, 9], 2)
+    assert np.mean(np.square(others, dtype=np.float64)) < np.mean(SPREAD**2) / 10
+
+
+def test_a_forecast_is_bounded_and_even():
+    eye = np.eye(2, dtype=np.float32)
+    known = Prediction(np.zeros(2, np.float32), np.ones(2, np.float32), eye, reach=4.0)
+    lengths = np.array([1, 4, 4.0001, 8, 1e6, 3e38], np.float32)
+    found = known.forecast(np.stack([lengths, 0 * lengths], 1))[:, 0]
+    assert np.allclose(found, [1, 4, 4, 2, 1.6e-5, 0], rtol=1e-3, atol=1e-30)
+    x = np.arange(12, dtype=np.float32).reshape(6, 2, 1)
+    left = known.residuals(x, 3)
+    assert (left[[0, 3]] == x[[0, 3]]).all() and not np.array_equal(left, x)
+    known.restore(left, 3, np.zeros(6, bool))
+    assert np.allclose(left, x, atol=1e-5)
+
+
+def test_damage_is_refused(room):
+    codec = load_codec(room / "mixture")
+    stream = unpack(codec.encode(feature(500)))
+    parts = list(stream.parts)
+
+    def decode(changed):
+        return codec.decode(pack(replace(stream, parts=tuple(changed))))
+
+    assert np.isfinite(decode(parts)).all()
+    wrong = [parts[:1], parts[:-1], [*parts, b""]]
+    for at in range(1, len(parts)):
+        for place in range(0, len(parts[at]), 7):
+            changed = bytearray(parts[at])
+            changed[place] ^= 16
+            wrong.append([*parts[:at], bytes(changed), *parts[at + 1 :]])
+    for each in wrong:
+        with pytest.raises(BitstreamError):
+            decode(each)
+
+
+def test_frames_of_a_stream_start_anew(room):
+    codec, x = load_codec(room / "weighed"), feature(600)
+    encoder, decoder = codec.stream("x"), StreamDecoder(codec)
+    for part in (x[:, :, :10], x[:, :, 10:11], x[:, :, 11:]):
+        found = decoder.feed(encoder.append({"x": part}))["x"]
+        assert np.array_equal(found, codec.decode(codec.encode(part)))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("mean", lambda a: a[:-1]),
+        ("scale", lambda a: 0 * a),
+        ("scale", lambda a: a * np.float32(np.inf)),
+        ("matrix", lambda a: a.astype(np.float32)),
+        ("matrix", lambda a: a[:, 1:]),
+        ("reach", lambda a: -a),
+        ("reach", lambda a: a * np.nan),
+    ],
+)
+def test_an_unsound_prediction_is_refused(room, tmp_path, name, change):
+    arrays = load_arrays((room / "predicted" / "model.safetensors").read_bytes())
+    arrays["prediction_" + name] = np.ascontiguousarray(change(arrays["prediction_" + name]))
+    store(arrays, room / "predicted", tmp_path)
+    with pytest.raises(UserError, match=f"prediction_{name} is not sound"):
+        load_codec(tmp_path)
+
+
+def test_a_prediction_is_refused_where_there_is_none_for(room, tmp_path):
+    arrays = load_arrays((room / "predicted" / "model.safetensors").read_bytes())
+    lacking = {name: each for name, each in arrays.items() if name != "prediction_reach"}
+    store(lacking, room / "predicted", tmp_path / "lacking")
+    with pytest.raises(UserError, match="prediction_reach is missing"):
+        load_codec(tmp_path / "lacking")
+    fit_klt.main(
+        ["--features", str(room / "train"), "--output", str(tmp_path / "one"), "--clusters", "[1]"]
+    )
+    first = load_arrays((tmp_path / "one" / "model.safetensors").read_bytes())
+    first |= {name: each for name, each in arrays.items() if name.startswith("prediction_")}
+    store(first, tmp_path / "one", tmp_path / "mixed")
+    with pytest.raises(UserError, match="a prediction is for tokens"):
+        load_codec(tmp_path / "mixed")
+
+
+def store(arrays, source, folder) -> None:
+    files.write_bytes(folder / "model.safetensors", save_arrays(arrays))
+    files.write_bytes(folder / "config.json", (source / "config.json").read_bytes())
+
+
+def test_what_does_not_go_together_is_said(room):
+    places = {"features": room / "train", "output": room / "none", "predict": True}
+    with pytest.raises(UserError, match="predict: expected --format 2"):
+        fit_klt.FitConfig(**places)
+    with pytest.raises(UserError, match="without --memory"):
+        fit_klt.FitConfig(**places, format=2, memory=True)
+
+
+def test_codecs_of_before_are_not_stale(room):
+    def stamp(**values):
+        return fit_klt.FitConfig(features=room / "train", output=room, format=2, **values).stamp()
+
+    assert "predict" not in stamp().config and stamp(predict=True).config["predict"] is True
