@@ -71,9 +71,9 @@ def test_a_chain_of_tokens_takes_fewer_bits(room):
     x = feature(100, samples=20)
     plain, predicted = (curve(load_codec(room / name), x) for name in ("plain", "predicted"))
     at = np.log2(np.mean(SPREAD**2) / 400)
-    ideal = -0.5 * np.log2(
-        1 - 0.81
-    )  # bits that the chain tells of a token beforehand, at high rates
+    new = 0.19 * np.diag(SPREAD**2)  # covariance of what a token does not have of the one before
+    whole = solve_discrete_lyapunov(PULL.T, new)
+    ideal = (np.linalg.slogdet(whole)[1] - np.linalg.slogdet(new)[1]) / np.log(4) / CHANNELS
     saved = np.interp(at, *plain) - np.interp(at, *predicted)
     assert 0.8 * ideal < saved < 1.02 * ideal
     told = files.read_json(room / "predicted" / "config.json")["made_by"]["prediction"]

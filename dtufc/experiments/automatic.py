@@ -30,7 +30,7 @@ QUALITIES = (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 5.0)
 NMSES = (0.3, 0.1, 0.03, 0.01)
 """Errors at which codecs of any rate are compared."""
 CODED = 4_000_000  # values of held-out features that are coded at each quality, about
-SLOWER = 3.0  # times the first fit's seconds, that a memory takes
+SLOWER = 3.0  # times the first fit's seconds, that a memory or a prediction takes
 RECORD = "compared.json"
 Curve = list[tuple[float, float]]
 """Bits per point and NMSE, by quality."""
@@ -109,7 +109,8 @@ class Choice:
         self._fit(first)
         entrants = [first, *self._others()]
         for entrant in entrants[1:]:
-            likely = self.seconds["klt"] * (SLOWER if entrant.flags.get("memory") else 1.0)
+            slow = entrant.flags.get("memory") or entrant.flags.get("predict")
+            likely = self.seconds["klt"] * (SLOWER if slow else 1.0)
             spent = likely + (likely if self.cfg.held_out is None else 0.0)  # the last fit, to all
             if spent > self.left:
                 self.skipped[entrant.name] = f"would take {likely:.0f} s"
@@ -122,10 +123,12 @@ class Choice:
         return best, next((each for each in entrants if each.name == best), None)
 
     def _others(self) -> list[Entrant]:
-        """The other ways with klt: a memory, and layouts that are compared at other rates."""
-        ways: list[tuple[str, dict]] = [("klt, memory", {"memory": True})]
-        if self.facts.views.is_map:
-            ways = []
+        """The other ways with klt: format 2, with a prediction as well, a memory, and layouts that are
+        compared at other rates."""
+        ways: list[tuple[str, dict]] = [("klt, format 2", {"format": 2})]
+        if not self.facts.views.is_map:
+            ways.append(("klt, format 2, prediction", {"format": 2, "predict": True}))
+            ways.append(("klt, memory", {"memory": True}))
         if self.cfg.nmse is None:
             at = {"at low rates": [-2.5, -1.5, -0.5], "at high rates": [2.5, 3.5, 4.5]}
         else:

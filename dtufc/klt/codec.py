@@ -11,6 +11,9 @@ folders of format 1 write, have one rANS string in place of the two: the cluster
 are several, and the symbols, vector by vector. The string's checksum covers all of it and the
 shape; in mode 0, which earlier versions wrote, it covers the symbols alone.
 
+A model with a prediction (:mod:`dtufc.klt.prediction`) has the parts of mode 2. Its symbols are of
+residuals; vectors that are sent as they are are tokens.
+
 A model with a weighting (:mod:`dtufc.klt.weighting`) has other parts: quality; the string of the tokens'
 classes; per class, from the lowest, what the weighed tokens of that class have behind their quality, an
 empty part where no vector is sent as it is; and, where there are any, the tokens that are too far off to

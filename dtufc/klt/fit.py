@@ -134,7 +134,7 @@ def _fit(
     if cfg.memory and affordable(best.layout, facts) and len(paths) > 1:
         bases = race.part(best.layout).bases
         remember, made_by["memory"] = try_memory(
-            paths, fold.every, facts, race.transform(best), bases, cfg
+            paths, fold.every, facts, race.transform(best), bases, race.cfg
         )
     if fold.share <= ALIKE:
         transform, known = race.transform(best), race.part(best.layout).told

@@ -9,7 +9,7 @@ are all that is kept.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,9 @@ from dtufc.errors import UserError
 from dtufc.fitting import FitOptions
 from dtufc.stamps import Stamp, digest_file
 
+COMPARED_AT = (-0.5, 0.5, 1.5, 2.5)
+"""Qualities at which layouts are compared where nothing else is asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(FitOptions):
@@ -25,8 +28,10 @@ class FitConfig(FitOptions):
 
     clusters: list[int] | None = None
     """Mixtures to try; null tries 1, 4, 8 and 16 where there are vectors enough."""
-    compared_at: list[float] = field(default_factory=lambda: [-0.5, 0.5, 1.5, 2.5])
-    """Qualities at which layouts are compared, two at least: about those that will be asked for."""
+    compared_at: list[float] | None = None
+    """Qualities at which layouts are compared, two at least: about those that will be asked for. null
+    takes -0.5, 0.5, 1.5 and 2.5; of tokens by the standard deviation of usual ones, where a few giants
+    raise that of all by a factor of two or more."""
     quality: float = 1.0
     """What the codec takes where nothing is asked for: log2 of the feature's standard deviation over
     the step."""
@@ -64,6 +69,8 @@ class FitConfig(FitOptions):
     def stamp(self) -> Stamp:
         found = super().stamp()
         values = {key: value for key, value in found.config.items() if key != "metric"}
+        if self.compared_at is None:  # as it was written when this was the default
+            values["compared_at"] = list(COMPARED_AT)
         if not self.predict:
             del values["predict"]  # stamps of codecs that are older than it hold
         inputs = dict(found.inputs)
@@ -80,7 +87,7 @@ class FitConfig(FitOptions):
             raise UserError("kl_curve: give the language model with --machine")
         if self.predict and (self.format != 2 or self.memory):
             raise UserError("predict: expected --format 2, without --memory")
-        if len(set(self.compared_at)) < 2:
+        if self.compared_at is not None and len(set(self.compared_at)) < 2:
             raise UserError(f"compared_at: expected two qualities at least, got {self.compared_at}")
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dtufc.devices import limit_threads
 from dtufc.feature import FeatureFacts
 from dtufc.klt.bases import Bases, Candidate
-from dtufc.klt.fit_klt import FitConfig
+from dtufc.klt.fit_klt import COMPARED_AT, FitConfig
 from dtufc.klt.fit_tables import WEIGHT, Coded, fit_chain
 from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Transform
 from dtufc.klt.statistics import Folds, Statistics
@@ -109,6 +109,15 @@ class Part:
     """Of what is told."""
 
 
+def octaves_of_giants(known: Statistics) -> int:
+    """By how many octaves a few giants raise the standard deviation of all tokens above that of usual
+    ones, to the nearest."""
+    away = known.sample[:, :, 0] - np.median(known.sample[:, :, 0], axis=0)
+    usual = np.median(np.square(away, dtype=np.float64).mean(1))
+    power = np.trace(known.covariance) / len(known.covariance)
+    return max(0, round(0.5 * float(np.log2(max(power, 1e-30) / max(usual, 1e-30)))))
+
+
 class Race:
     """The comparison of candidates on the two parts of the files.
 
@@ -117,7 +126,11 @@ class Race:
     """
 
     def __init__(self, folds: dict[int, Folds], facts: FeatureFacts, cfg: FitConfig, device: str):
-        self.folds, self.facts, self.cfg, self.device = folds, facts, cfg, device
+        self.folds, self.facts, self.device = folds, facts, device
+        self.cfg = cfg
+        if cfg.compared_at is None:
+            lift = 0 if facts.views.is_map else octaves_of_giants(folds[1].told)
+            self.cfg = replace(cfg, compared_at=[each + lift for each in COMPARED_AT])
         self.parts: dict[tuple[int, bool], Part] = {}
         self.transforms: dict[Candidate, Transform] = {}
         self.tried: dict[Candidate, dict[str, Any]] = {}
