@@ -33,6 +33,12 @@ WAYS: dict[str, dict[str, str]] = {
     "format 2, memory": {"format": "2", "memory": "true"},
     "format 2, memory, metric of channels": {"format": "2", "memory": "true", "metric": "channels"},
     "format 2, memory, metric of tokens": {"format": "2", "memory": "true", "metric": "tokens"},
+    "format 2, prediction": {"format": "2", "predict": "true"},
+    "format 2, prediction, metric of channels": {
+        "format": "2",
+        "predict": "true",
+        "metric": "channels",
+    },
     "format 1, memory": {"memory": "true"},
     "format 2, diagonal metric": {"format": "2", "metric": "diagonal"},
 }
