@@ -11,8 +11,7 @@ folders of format 1 write, have one rANS string in place of the two: the cluster
 are several, and the symbols, vector by vector. The string's checksum covers all of it and the
 shape; in mode 0, which earlier versions wrote, it covers the symbols alone.
 
-A model with a prediction (:mod:`dtufc.klt.prediction`) has the parts of mode 2. Its symbols are of
-residuals; vectors that are sent as they are are tokens.
+A model with a prediction (:mod:`dtufc.klt.prediction`) has the parts of mode 2.
 
 A model with a weighting (:mod:`dtufc.klt.weighting`) has other parts: quality; the string of the tokens'
 classes; per class, from the lowest, what the weighed tokens of that class have behind their quality, an
@@ -170,7 +169,7 @@ class KltCodec(OneKindCodec):
         if self.model.prediction is not None:
             exact = np.zeros(count, bool)
             exact[raw] = True
-            self.model.prediction.restore(vectors, length or 1, exact)
+            self.model.prediction.restore(vectors, clusters, length or 1, exact)
         return self.model.from_vectors(vectors, shape)
 
     def _encode_weighed(self, feature: np.ndarray) -> tuple[bytes, ...]:

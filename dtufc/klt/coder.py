@@ -7,7 +7,6 @@ Arrays of components are (D, R): what one step of the lanes takes lies side by s
 """
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,21 +84,16 @@ def quantise(
     symbols = np.empty(code.shape, np.int32)
     modes = np.zeros(count, np.int32)
     escapes = 0
-    for mode, columns, units in _picked(transform, tables, vectors, fine, weight, tried):
-        modes[columns] = mode
-        escapes += search(tables, units, mode, parameters, columns, code, symbols)
-    return Quantised(modes, code, symbols, escapes)
-
-
-def modes_of(
-    transform, tables: Tables, vectors, fine: float, weight: float, tried: np.ndarray | None = None
-) -> np.ndarray:
-    """The cheapest mode of each vector, by an estimate, (R,) int32; as :func:`quantise` takes them."""
-    modes = np.zeros(len(vectors), np.int32)
-    if transform.layout.clusters > 1:
-        for mode, columns, _ in _picked(transform, tables, vectors, fine, weight, tried):
+    for first in range(0, count, ROWS):
+        part = slice(first, first + ROWS)
+        mine = None if tried is None else tried[part]
+        for mode, rows, units in pick(
+            transform, tables, vectors[part], fine, weight, parameters, mine
+        ):
+            columns = first + rows
             modes[columns] = mode
-    return modes
+            escapes += search(tables, units, mode, parameters, columns, code, symbols)
+    return Quantised(modes, code, symbols, escapes)
 
 
 def search_rows(
@@ -115,19 +109,6 @@ def search_rows(
         units = in_units(forward(transform, vectors[mine], mode), 1 / fine)
         escapes += search(tables, units, mode, parameters, columns[mine], code, symbols)
     return escapes
-
-
-def _picked(
-    transform, tables: Tables, vectors, fine: float, weight: float, tried: np.ndarray | None
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """What :func:`pick` finds, ROWS vectors at a time; rows are those of all vectors."""
-    parameters = tables.parameters(weight)
-    for first in range(0, len(vectors), ROWS):
-        part = slice(first, first + ROWS)
-        mine = None if tried is None else tried[part]
-        found = pick(transform, tables, vectors[part], fine, weight, parameters, mine)
-        for mode, rows, units in found:
-            yield mode, first + rows, units
 
 
 def search(tables: Tables, units, mode: int, parameters, columns, code, symbols) -> int:
@@ -160,10 +141,7 @@ def pick(
     for mode in range(clusters) if tried is None else np.flatnonzero(tried.any(0)).tolist():
         rows = every if tried is None else np.flatnonzero(tried[:, mode])
         mine = vectors if tried is None else vectors[rows]
-        units = in_units(forward(transform, mine, mode), 1 / fine)
-        cost = np.empty(units.shape[1], np.int64)
-        trellis.estimate(units, tables.chosen[0, mode], tables.shift, parameters, cost)
-        cost = cost[: len(rows)] + tables.mode_cost(mode, weight)
+        units, cost = attempt(transform, tables, mine, mode, fine, weight, parameters)
         better = rows[cost < cheapest[rows]]
         cheapest[rows] = np.minimum(cheapest[rows], cost)
         modes[better] = mode
@@ -174,6 +152,16 @@ def pick(
         if taken.any():
             found.append((mode, rows[taken], of_mode(units, modes[rows], mode)))
     return found
+
+
+def attempt(
+    transform, tables: Tables, vectors, mode: int, fine: float, weight: float, parameters
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is searched of vectors (R, C, S) in a mode, and about what each costs, (R,) int64."""
+    units = in_units(forward(transform, vectors, mode), 1 / fine)
+    cost = np.empty(units.shape[1], np.int64)
+    trellis.estimate(units, tables.chosen[0, mode], tables.shift, parameters, cost)
+    return units, cost[: len(vectors)] + tables.mode_cost(mode, weight)
 
 
 def of_mode(units: np.ndarray, modes: np.ndarray, mode: int) -> np.ndarray:

@@ -3,7 +3,7 @@
     files ─ moments, samples ─ race of layouts ─ means and bases ─ tables of all steps ─ post-filter
 
 With ``--memory true`` a memory is looked for behind the race (:mod:`dtufc.klt.fit_memory`), with
-``--predict true`` a prediction, whose residuals race once more (:mod:`dtufc.klt.fit_prediction`). With a
+``--predict true`` forecasts of tokens (:mod:`dtufc.klt.fit_prediction`). With a
 metric (``--metric FILE``) all of it sees weighed tokens (:mod:`dtufc.klt.weighting`).
 """
 
@@ -25,7 +25,8 @@ from dtufc.klt.bases import Bases
 from dtufc.klt.fit_filter import fit_filter
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.fit_memory import Remembered, Sequences, affordable, try_memory
-from dtufc.klt.fit_prediction import try_prediction
+from dtufc.klt.fit_prediction import affordable as forecast_affordable
+from dtufc.klt.fit_prediction import fit_forecasts, try_prediction
 from dtufc.klt.fit_tables import WEIGHT, Coded
 from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel
 from dtufc.klt.race import FEW, Race
@@ -52,7 +53,7 @@ def fit(cfg: FitConfig) -> KltModel:
     with locks.hold(cfg.output), tempfile.TemporaryDirectory() as room:
         run = provenance.Run(cfg.output, cfg, cfg.stamp())
         if weighting is None:
-            model, told, name = _fit(cfg, paths, facts, device, Path(room))
+            model, told, name = _fit(cfg, paths, facts, device)
         else:
             weighed = write_weighed(paths, facts, weighting, Path(room))
             if weighting.predictor is not None:
@@ -62,7 +63,7 @@ def fit(cfg: FitConfig) -> KltModel:
                     )
                 cfg = replace(cfg, post_filter=False)
             inner = weighed_facts(weighting.channels)
-            model, told, name = _fit(cfg, weighed, inner, device, Path(room))
+            model, told, name = _fit(cfg, weighed, inner, device)
             model = replace(model, facts=facts, weighting=weighting)
             told, name = told | {"files": len(paths), "metric": made_by}, f"{name}, weighed"
         model.save(cfg.output, cfg.quality, told)
@@ -107,29 +108,20 @@ def write_weighed(
 
 
 def _fit(
-    cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, device: str, room: Path
+    cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, device: str
 ) -> tuple[KltModel, dict[str, Any], str]:
-    """The model, what is told of its making, and the name of its layout.
-
-    Args:
-        room: folder for what is coded in place of the tokens.
-    """
+    """The model, what is told of its making, and the name of its layout."""
     folds = read_folds(paths, facts, blocks(facts), cfg.sample, FEW, cfg.seed, device)
     if not folds:
         raise UserError(f"{paths[0]}: a single file of so few vectors; klt takes two files or more")
-    race, kind = Race(folds, facts, cfg, device), facts
+    race = Race(folds, facts, cfg, device)
     best = race.run()
-    made_by = {"files": len(paths), "seed": cfg.seed, "tried": [*race.tried.values()]}
-    prediction = None
-    if cfg.predict and not facts.views.is_map and len(paths) > 1:
-        found, made_by["prediction"] = try_prediction(paths, race, best, device, room)
-        if found is not None:
-            prediction, paths, race, best = found.prediction, found.paths, found.race, found.best
-            facts, folds = race.facts, race.folds
-            made_by["tried"] = [*race.tried.values()]
-            cfg = replace(cfg, post_filter=False)
     fold = folds[best.layout.block]
-    made_by["vectors"] = fold.rows
+    made_by = {"files": len(paths), "vectors": fold.rows, "seed": cfg.seed}
+    made_by["tried"] = [*race.tried.values()]
+    forecasts, prediction = None, None
+    if cfg.predict and forecast_affordable(best.layout, facts) and len(paths) > 1:
+        forecasts, made_by["prediction"] = try_prediction(paths, race, best)
     remember, made_by["memory"] = False, None
     if cfg.memory and affordable(best.layout, facts) and len(paths) > 1:
         bases = race.part(best.layout).bases
@@ -143,22 +135,26 @@ def _fit(
         if best.layout.layers != "joint":
             known = known.apart(facts.shape[1])
         transform = Bases(known, cfg.seed, device).fit(best)
-    del race, folds, fold  # what follows takes memory of its own
     bases = Bases(known, cfg.seed, device)
+    if forecasts is not None:
+        forecasts = fit_forecasts(paths, race, best, transform, bases)
+    del race, folds, fold  # what follows takes memory of its own
     sample, owners = known.thinned(best.layout, FEW)
     coded, memory, name = Coded.plain(transform, sample, owners, cfg.tables), None, str(best)
     if remember:
         remembered = Remembered(Sequences.read(paths, facts, FEW), transform, bases)
         coded, memory, transform = remembered.coded, remembered.memory, remembered.transform
         name += ", memory"
-    name += ", predicted" if prediction is not None else ""
+    if forecasts is not None:
+        coded, prediction, transform = forecasts.coded, forecasts.prediction, forecasts.transform
+        cfg, name = replace(cfg, post_filter=False), name + ", predicted"
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
     grades = [LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)]
     if cfg.format == 2:
         rungs = list(fit_ladder.fit(transform, coded, tqdm(grades, desc="tables"), WEIGHT))
     else:
         rungs = fit_tables.fit_ladder(transform, coded, grades)
-    model = KltModel(kind, transform, tuple(rungs), WEIGHT, memory=memory, prediction=prediction)
+    model = KltModel(facts, transform, tuple(rungs), WEIGHT, memory=memory, prediction=prediction)
     if cfg.post_filter and not facts.views.is_map:
         basis = bases.common if transform.layout.clusters > 1 else None
         post, made_by["post_filter"] = fit_filter(paths, known.mean[:, 0], basis, model)

@@ -14,6 +14,8 @@ from dtufc.klt.tables import ROUNDS, Tables, choose, fit_tables, in_units
 
 TURNS = 3
 """Turns of symbols and tables at a step, after the first: each step starts from the one before."""
+FEWEST = 4
+"""Vectors at least that a mode's tables are made of."""
 Modes = Sequence[np.ndarray]
 """The vectors in each mode, K times (D, R), or what they cost beside, K times (R,)."""
 
@@ -55,16 +57,26 @@ def _fit_step(
 
     def fit_to(own: np.ndarray, start: Tables | None) -> Tables:
         mine = [
-            np.ascontiguousarray(each[:, own == k]) / np.float32(fine) for k, each in enumerate(y)
+            np.ascontiguousarray(each[:, members(own, k)]) / np.float32(fine)
+            for k, each in enumerate(y)
         ]
         return fit_tables(mine, weight, start, ROUNDS if start is None else TURNS)
+
+    def members(own: np.ndarray, k: int) -> np.ndarray:
+        """The vectors of a mode; of a rare one those that lose least by it, for an estimate by tables
+        of nothing is cheap and wrong."""
+        mine = np.flatnonzero(own == k)
+        if len(mine) >= FEWEST or len(y) == 1:
+            return mine
+        return np.argsort(every[k] - cheapest, kind="stable")[:FEWEST]
 
     if len(y) == 1:
         own = np.zeros(y[0].shape[1], np.int64)
         return fit_to(own, start), own
     step = np.float32(fine / trellis.FINE)
     guess = [measure(np.ascontiguousarray(each.T), step) for each in y]
-    own = np.argmin([cost + beside for cost, beside in zip(guess, bits, strict=True)], axis=0)
+    every = [cost + beside for cost, beside in zip(guess, bits, strict=True)]
+    own, cheapest = np.argmin(every, axis=0), np.min(every, axis=0)
     ways = [fit_to(own, start)]
     if start is not None:
         ways.append(fit_to(_assign(y, bits, start, fine, weight)[0], start))

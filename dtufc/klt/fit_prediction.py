@@ -1,200 +1,275 @@
 """The fit of a linear prediction (:mod:`dtufc.klt.prediction`), and whether it pays.
 
-pairs of neighbours ─ second moments ─ eigenvectors ─ shrinkage, by pairs held out ─> matrix
-tokens ─ minus forecasts ─> residuals, features for the race of layouts
+    tokens ─ modes, roughly quantised ─ pairs of neighbours by mode ─ matrices ─ what is left ─ bases
+
+A mode without a forecast gets a companion with one: of the tokens that take the mode, what the tokens
+before them tell beyond the mode's mean.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dtufc.feature import FeatureFacts, write_feature
+from dtufc.feature import FeatureFacts
 from dtufc.klt import fit_ladder
-from dtufc.klt.bases import Candidate
+from dtufc.klt.bases import Bases, Candidate, outer
 from dtufc.klt.fit_memory import Sequences
-from dtufc.klt.fit_tables import WEIGHT, Coded
-from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel
-from dtufc.klt.prediction import SMALLEST, Prediction
-from dtufc.klt.race import FEW, Race, compare, in_threads
-from dtufc.klt.statistics import LARGEST, read_folds
-from dtufc.klt.weighting import weighed_facts
+from dtufc.klt.fit_tables import WEIGHT, Coded, Decode, Late, dead_zone, measure, scale
+from dtufc.klt.model import MAX_UNIT, PER_OCTAVE, RUNGS, KltModel, Layout, Transform
+from dtufc.klt.prediction import LARGEST, SMALLEST, Prediction
+from dtufc.klt.race import FEW, MAX_BASES, Race, compare, in_threads
 
 LEAST = 0.02  # of log2 of the rate, that a prediction must save
 TOLD, UNSEEN = 2_000_000, 600_000  # values at most by which this is told
-SOME = 3_000_000  # values at most by which it is told what a usual token is
 FAR = 3.0  # times the median length of a difference from the mean: more is no usual token
-SHRINKAGES = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Of the matrix: shares of a component's variance that count as noise."""
-NOISE = 1 / 96
-"""Of the mean variance: what quantisation leaves, so that components below it are not forecast by."""
-MOST = 6e4  # magnitude of what the matrix may hold: float16 ends at 65504
+HELD = 5  # of so many usual pairs in a row one block tells the shrinkage
+BLOCK = 64  # pairs of a block
+POOLED = (0.01, 0.1, 1.0)
+OWN = (0.3, 1.0, 3.0, np.inf)
+"""Shrinkage of the matrix of all modes and of how those of single ones differ: shares of the variance of
+components that count as noise."""
+PRIOR = 8  # vectors' worth of belief in the common mean of what is left
+MOST = 6e4  # magnitude of what a matrix may hold: float16 ends at 65504
 
 
-@dataclass
-class Pairs:
-    """Second moments of usual tokens and of those behind them, away from the mean."""
+class Forecasts:
+    """Modes with a forecast, beside those of a transform, and the vectors for their tables.
 
-    before: np.ndarray
-    """(C, C) float64: of the tokens before."""
-    across: np.ndarray
-    """(C, C) float64: of those with the tokens behind."""
-    count: int = 0
+    Args:
+        known: tokens of whole files, that matrices and bases are made of.
+        few: tokens that tables are made of.
+        plain: the transform of the modes without a forecast.
+        grade: about where the tokens before are quantised.
+    """
 
-    @classmethod
-    def none(cls, channels: int) -> "Pairs":
-        return cls(*np.zeros((2, channels, channels)))
+    def __init__(
+        self, known: Sequences, few: Sequences, best: Candidate, plain: Transform, bases: Bases,
+        grade: int,
+    ):  # fmt: skip
+        self.few, self.plain, self.bases = few, plain, bases
+        self.first, self.belief = plain.layout.clusters, best.shrinkage
+        step = plain.step(grade)
+        self.noise = max(step**2 / 12, SMALLEST**2)  # as that of quantisation, in every direction
+        own, decoded = self._rough(known.x, step)
+        self.mean, self.reach = _usual(known.x)
+        draft = Prediction(
+            self.first, self.mean, np.ones_like(self.mean), np.zeros((1, 0, 0)), self.reach
+        )
+        pairs = known.before > 0
+        for x in (known.x[:, :, 0], decoded):
+            usual = np.linalg.norm(x - self.mean, axis=1) <= self.reach
+            pairs &= usual if x is not decoded else np.roll(usual, 1)
+        at = np.flatnonzero(pairs)
+        self.pairs = len(at)
+        if not self.pairs:
+            return
+        before, own = draft.fade(decoded[at - 1]), own[at]
+        behind = known.x[at, :, 0] - plain.mean[own, :, 0]
+        matrices, means, left = self._regress(before, behind, own)
+        power = np.sqrt(np.square(before, dtype=np.float64).mean(0))
+        unit = np.clip(power, max(SMALLEST, 1e-6 * power.max()), LARGEST).astype(np.float32)
+        scaled = np.clip(matrices * unit[:, None] / unit, -MOST, MOST)
+        scaled = scaled.astype(np.float16).astype(np.float32)
+        self.prediction = Prediction(self.first, self.mean, unit, scaled, self.reach)
+        seconds = [outer(left[own == k][:, :, None], bases.device) for k in range(self.first)]
+        common = sum(seconds) / self.pairs
+        found = [
+            bases.eigenbasis((second + self.belief * common) / ((own == k).sum() + self.belief))
+            for k, second in enumerate(seconds)
+        ] if self.first > 1 else [bases.eigenbasis(common)]  # fmt: skip
+        layout = replace(plain.layout, clusters=2 * self.first)
+        means = np.clip(plain.mean + means[:, :, None], -MAX_UNIT, MAX_UNIT)
+        basis = np.concatenate([plain.basis, np.stack(found)])
+        self.transform = Transform(layout, np.concatenate([plain.mean, means]), basis, plain.unit)
 
-    def add(self, before: np.ndarray, behind: np.ndarray, device: str) -> None:
-        """Take pairs (n, C) and (n, C)."""
-        there = torch.from_numpy(before).to(device)
-        self.before += (there.T @ there).double().cpu().numpy()
-        self.across += (there.T @ torch.from_numpy(behind).to(device)).double().cpu().numpy()
-        self.count += len(before)
+    def _rough(self, x: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+        """The mode of each token (R, C, 1), by a guess (R,), and about what it is decoded to (R, C)."""
+        step = np.float32(step)
+        cheapest, own = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
+        decoded = np.empty(x.shape[:2], np.float32)
+        for mode in range(self.first):
+            y = self.plain.forward(x, mode)
+            cost = measure(y, step)
+            better = cost < cheapest
+            cheapest[better], own[better] = cost[better], mode
+            y = dead_zone(scale(y[better], step)).astype(np.float32) * step
+            decoded[better] = self.plain.inverse(y, mode)[:, :, 0]
+        return own, decoded
+
+    def _regress(
+        self, before: np.ndarray, behind: np.ndarray, own: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The matrix of each mode (K, C, C), the means of what they leave (K, C), and what is left
+        (n, C) of the pairs.
+
+        Args:
+            before, behind: (n, C), away from the mean and from the mode's mean. own: (n,) the modes.
+        """
+        held = np.arange(len(own)) // BLOCK % HELD == 0
+        centre = np.stack([_mean(before[own == k]) for k in range(self.first)])
+        shift = np.stack([_mean(behind[own == k]) for k in range(self.first)])
+        f, b = before - centre[own], behind - shift[own]
+        power, basis = np.linalg.eigh(_second(f[~held], f[~held]) / max(1, (~held).sum()))
+        basis = basis.astype(np.float32)
+        power = np.maximum(power, 0) + self.noise
+        f = f @ basis
+        across = _second(f[~held], b[~held]) / max(1, (~held).sum())
+        pooled = [(across / ((1 + share) * power)[:, None]).astype(np.float32) for share in POOLED]
+        best = min(pooled, key=lambda each: self._score(b[held] - f[held] @ each, own[held]))
+        b -= f @ best
+        matrices = np.repeat(best[None], self.first, 0)
+        if self.first > 1:
+            ways = {share: self._own(f, b, own, ~held, power, share) for share in OWN}
+            score = {
+                share: self._score(b[held] - _by_mode(f[held], own[held], way), own[held])
+                for share, way in ways.items()
+            }
+            self.shrinkage = min(score, key=score.__getitem__)
+            more = self._own(f, b, own, np.ones(len(own), bool), power, self.shrinkage)
+            b -= _by_mode(f, own, more)
+            matrices = matrices + more
+        matrices = basis @ matrices
+        means = shift - np.einsum("kc,kcd->kd", centre, matrices)
+        return matrices, means, b
+
+    def _own(self, f, b, own, told, power, share: float) -> np.ndarray:
+        """How the matrix of each mode differs from that of all, (K, C, C) float32, over components."""
+        out = np.zeros((self.first, f.shape[1], b.shape[1]), np.float32)
+        if np.isinf(share):
+            return out
+        for k in range(self.first):
+            mine = told & (own == k)
+            second = _second(f[mine], f[mine])
+            trust = share * mine.sum() + PRIOR
+            second[np.diag_indices_from(second)] += trust * power + mine.sum() * self.noise
+            out[k] = np.linalg.solve(second, _second(f[mine], b[mine]))
+        return out
+
+    def _score(self, left: np.ndarray, own: np.ndarray) -> float:
+        """What is left of vectors (n, C), as bits of the components of their modes."""
+        total = 0.0
+        for k in range(self.first):
+            mine = left[own == k]
+            if len(mine):
+                power = np.square(mine @ self.plain.basis[k], dtype=np.float64).mean(0)
+                floor = max((self.plain.unit / 64) ** 2, SMALLEST**2)
+                total += len(mine) * np.log2(np.maximum(power, floor)).sum()
+        return total
+
+    @cached_property
+    def y(self) -> list[np.ndarray]:
+        """What is coded of the vectors for tables (R, C) in each mode without a forecast."""
+        return [self.plain.forward(self.few.x, mode) for mode in range(self.first)]
+
+    @property
+    def coded(self) -> Coded:
+        """The vectors for tables in all modes."""
+        return Coded(self.y, late=self.late)
+
+    def late(self, own: np.ndarray, decode: Decode) -> Late:
+        """What is coded in the modes with a forecast, and which vectors cannot have them, as bits.
+
+        Args:
+            own: (R,) the other mode of each vector. decode: what becomes of them.
+        """
+        x, decoded = self.few.x, np.empty(self.few.x.shape[:2], np.float32)
+        for mode, y in enumerate(self.y):
+            mine = own == mode
+            decoded[mine] = self.plain.inverse(decode(y[mine], mode), mode)[:, :, 0]
+        before = np.roll(decoded, 1, axis=0)
+        alone = np.where(self.few.before > 0, 0.0, np.inf)
+        ys = []
+        for mode in range(self.first, 2 * self.first):
+            known = self.prediction.forecast(before, mode)
+            ys.append(self.transform.forward(x - known[:, :, None], mode))
+        return ys, [alone] * self.first
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """A prediction, and the race of layouts of what it leaves."""
+class Way:
+    """A codec that is compared."""
 
-    prediction: Prediction
-    paths: Sequence[Path]
-    """Files of residuals."""
-    race: Race
-    best: Candidate
-    told: dict[str, Any]
-    """What was measured of prediction and race."""
+    transform: Transform
+    coded: Callable[[], Coded]
+    prediction: Prediction | None
+
+
+def affordable(layout: Layout, facts: FeatureFacts) -> bool:
+    """Whether features of this kind may be forecast: tokens, all layers together, in bases that are not
+    too large."""
+    channels = facts.views.channels(facts.shape) or 0
+    size = 2 * layout.clusters * channels**2
+    sound = layout.rotate and layout.centre and layout.layers == "joint"
+    return sound and not facts.views.is_map and (layout.clusters == 1 or size <= MAX_BASES)
 
 
 def try_prediction(
-    paths: Sequence[Path], race: Race, best: Candidate, device: str, room: Path
-) -> tuple[Predicted | None, dict[str, Any]]:
-    """A prediction where it lowers the rate at equal error by LEAST or more, on files that were held
-    out; and what was measured.
+    paths: Sequence[Path], race: Race, best: Candidate
+) -> tuple[Forecasts | None, dict[str, Any]]:
+    """Modes with a forecast, where they lower the rate at equal error by LEAST or more, on files that
+    were held out; and what was measured.
 
     Args:
-        paths: of the tokens that ``race`` was of. room: folder for the residuals.
+        paths: all files that ``race`` was of.
     """
-    facts, cfg = race.facts, race.cfg
-    every = race.folds[best.layout.block].every
-    prediction, told = fit_prediction(paths, every, facts, device)
-    if prediction is None:
-        return None, told
-    left = write_residuals(paths, facts, prediction, room)
-    inner = weighed_facts(len(prediction.mean))
-    folds = read_folds(left, inner, [1], cfg.sample, FEW, cfg.seed, device)
-    other = Race(folds, inner, cfg, device)
-    found = other.run()
-    unseen, values = [], 0
-    for path in paths[::every]:
-        x = facts.read(path)
-        unseen.append(x)
-        values += x.size
-        if values > UNSEEN:
-            break
-    curves = [
-        curve(race, best, unseen, None),
-        curve(other, found, [as_tokens(x, facts) for x in unseen], prediction),
+    facts, cfg, every = race.facts, race.cfg, race.folds[1].every
+    told = [path for number, path in enumerate(paths) if number % every]
+    plain = race.transform(best)
+    known, few = (Sequences.read(told, facts, values) for values in (cfg.sample, TOLD))
+    grades = [round(each * PER_OCTAVE) for each in sorted(cfg.compared_at)]
+    bases = race.part(best.layout).bases
+    found = Forecasts(known, few, best, plain, bases, grades[len(grades) // 2])
+    about: dict[str, Any] = {"pairs": found.pairs}
+    if not found.pairs:
+        return None, about
+    unseen = Sequences.read(paths[::every], facts, UNSEEN)
+    ways = [
+        Way(plain, lambda: Coded.plain(plain, few.x), None),
+        Way(found.transform, lambda: found.coded, found.prediction),
     ]
+    found.y  # noqa: B018  made once, before threads ask for it
+    jobs = [(way, grade) for way in ways for grade in grades]
+    points = in_threads(lambda job: _measure(facts, *job, unseen), jobs)
+    curves = [points[: len(grades)], points[len(grades) :]]
     before, after = compare(curves)
-    told |= {"log2_rate": after - before, "bpfp_mse_without": curves[0], "bpfp_mse": curves[1]}
-    if after - before > -LEAST:
-        return None, told
-    return Predicted(prediction, left, other, found, told), told
+    about |= {"log2_rate": after - before, "bpfp_mse_without": curves[0], "bpfp_mse": curves[1]}
+    return found if after - before <= -LEAST else None, about
 
 
-def curve(
-    race: Race, best: Candidate, unseen: Sequence[np.ndarray], prediction: Prediction | None
-) -> list[tuple[float, float]]:
-    """Bits per point and MSE of a layout at the qualities at which layouts are compared, in format 2,
-    every token forecast by the decoded one before it.
-
-    Args:
-        race: of residuals where there is a prediction. unseen: features that nothing was fitted on.
-    """
-    transform = race.transform(best)
-    sample, _ = race.part(best.layout).told.thinned(best.layout, TOLD)
-    coded = Coded.plain(transform, sample)
-
-    def at(grade: int) -> tuple[float, float]:
-        tables = next(fit_ladder.fit(transform, coded, [grade], WEIGHT))
-        model = KltModel(race.facts, transform, (tables,) * RUNGS, WEIGHT, prediction=prediction)
-        bits = error = 0.0
-        for x in unseen:
-            vectors, length = model.to_vectors(x), x.shape[2]
-            modes, symbols, spent, raw, _ = model.quantise(
-                vectors, grade, length, most=best.layout.clusters
-            )
-            decoded = model.restore(modes, symbols, grade)
-            decoded[raw] = vectors[raw]
-            if prediction is not None:
-                prediction.restore(decoded, length, raw)
-            bits += spent.sum()
-            error += float(np.sum(np.square(decoded - vectors, dtype=np.float64)))
-        size = sum(x.size for x in unseen)
-        return bits / size, error / size
-
-    return in_threads(at, [round(each * PER_OCTAVE) for each in sorted(race.cfg.compared_at)])
+def fit_forecasts(
+    paths: Sequence[Path], race: Race, best: Candidate, plain: Transform, bases: Bases
+) -> Forecasts:
+    """Modes with a forecast of all files."""
+    known, few = (Sequences.read(paths, race.facts, each) for each in (race.cfg.sample, FEW))
+    grades = [round(each * PER_OCTAVE) for each in sorted(race.cfg.compared_at)]
+    return Forecasts(known, few, best, plain, bases, grades[len(grades) // 2])
 
 
-def as_tokens(x: np.ndarray, facts: FeatureFacts) -> np.ndarray:
-    """A feature (N, L, T, C) as one of one layer (N, 1, T, L C)."""
-    vectors = facts.views.to_vectors(x, 1)
-    return vectors.reshape(len(x), 1, -1, vectors.shape[1])
+def _measure(facts: FeatureFacts, way: Way, grade: int, unseen: Sequences) -> tuple[float, float]:
+    """Bits per point and MSE of tokens that nothing was fitted on, in format 2."""
+    tables = next(fit_ladder.fit(way.transform, way.coded(), [grade], WEIGHT))
+    model = KltModel(facts, way.transform, (tables,) * RUNGS, WEIGHT, prediction=way.prediction)
+    bits = error = 0.0
+    for first, last, length in unseen.files:
+        x = unseen.x[first:last]
+        modes, symbols, spent, raw, _ = model.quantise(x, grade, length, most=model.plain)
+        decoded = model.restore(modes, symbols, grade)
+        decoded[raw] = x[raw]
+        if way.prediction is not None:
+            way.prediction.restore(decoded, modes, length, raw)
+        bits += spent.sum()
+        error += float(np.sum(np.square(decoded - x, dtype=np.float64)))
+    return float(bits / unseen.x.size), error / unseen.x.size
 
 
-def fit_prediction(
-    paths: Sequence[Path], every: int, facts: FeatureFacts, device: str
-) -> tuple[Prediction | None, dict[str, Any]]:
-    """The prediction of the files' tokens, and what was measured; None where there are no neighbours.
-
-    Args:
-        every: the first of so many files is held out, and tells the shrinkage.
-
-    Raises:
-        FeatureError: a file is no sound feature of this kind; the message names it.
-    """
-    mean, reach = _usual(paths, facts)
-    told, unseen, size = Pairs.none(len(mean)), [], 0
-    for number, path in enumerate(paths):
-        for before, behind in _neighbours(path, facts, mean, reach):
-            if number % every:
-                told.add(before, behind, device)
-            elif size < SOME:
-                unseen.append((before, behind))
-                size += before.size
-    if not told.count or not unseen:
-        return None, {"pairs": told.count}
-    power = np.sqrt(np.diag(told.before) / told.count)
-    scale = np.clip(power, max(SMALLEST, 1e-6 * power.max()), LARGEST).astype(np.float32)
-    before, behind = (np.concatenate(each) for each in zip(*unseen, strict=True))
-    drafts = [Prediction(mean, scale, matrix, reach) for matrix in _matrices(told, scale)]
-    gains = [_gain(draft, before, behind) for draft in drafts]
-    best = int(np.argmax(gains))
-    about = {"pairs": told.count, "shrinkage": SHRINKAGES[best], "bits": gains[best]}
-    return drafts[best], about
-
-
-def write_residuals(
-    paths: Sequence[Path], facts: FeatureFacts, prediction: Prediction, room: Path
-) -> list[Path]:
-    """What tokens differ in from their forecasts, a file for each of the ``paths``, in the folder
-    ``room``."""
-    found = []
-    for number, path in enumerate(paths):
-        x = as_tokens(facts.read(path), facts)
-        left = prediction.residuals(x.reshape(-1, x.shape[3], 1), x.shape[2])
-        found.append(room / f"residual{number:08d}.npy")
-        write_feature(found[-1], left.reshape(x.shape))
-    return found
-
-
-def _usual(paths: Sequence[Path], facts: FeatureFacts) -> tuple[np.ndarray, float]:
-    """The mean of usual tokens (C,) float32, and how far from it they lie."""
-    x = Sequences.read(paths, facts, SOME).x[:, :, 0]
+def _usual(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """The mean of usual tokens of x (R, C, 1), (C,) float32, and how far from it they lie."""
+    x = x[:, :, 0]
     away = np.linalg.norm(x - np.median(x, axis=0), axis=1)
     usual = x[away <= FAR * np.median(away)]
     mean = np.clip(usual.mean(0, dtype=np.float64), -LARGEST, LARGEST).astype(np.float32)
@@ -202,44 +277,19 @@ def _usual(paths: Sequence[Path], facts: FeatureFacts) -> tuple[np.ndarray, floa
     return mean, min(max(reach, SMALLEST), LARGEST)
 
 
-def _neighbours(
-    path: Path, facts: FeatureFacts, mean: np.ndarray, reach: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Usual tokens (n, C) of a file and the usual ones behind them, away from the mean, of each
-    sequence."""
-    for each in as_tokens(facts.read(path), facts)[:, 0] - mean:
-        usual = np.linalg.norm(each, axis=1) <= reach
-        both = usual[:-1] & usual[1:]
-        if both.any():
-            yield each[:-1][both], each[1:][both]
+def _mean(x: np.ndarray) -> np.ndarray:
+    """The mean of vectors (n, C), (C,) float32; shrunk to 0 where they are few."""
+    return (x.sum(0, dtype=np.float64) / (len(x) + PRIOR)).astype(np.float32)
 
 
-def _matrices(pairs: Pairs, scale: np.ndarray) -> Iterator[np.ndarray]:
-    """The best linear forecast from a token with noise, (C, C) float32 of float16 values over scaled
-    channels, for each of the SHRINKAGES."""
-    before, across = pairs.before / pairs.count, pairs.across / pairs.count
-    power, basis = np.linalg.eigh(before)
-    power = np.maximum(power, 0)
-    noise = np.minimum(power, NOISE * power.mean())
-    turned = basis.T @ across
-    for share in SHRINKAGES:
-        weight = np.maximum((1 + share) * power + noise, SMALLEST**2)
-        scaled = basis @ (turned / weight[:, None]) * scale[:, None] / scale
-        yield np.clip(scaled, -MOST, MOST).astype(np.float16).astype(np.float32)
+def _second(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Sum of the products of vectors (n, C) and (n, D), (C, D) float64."""
+    return (torch.from_numpy(x).T @ torch.from_numpy(y)).double().numpy()
 
 
-def _gain(prediction: Prediction, before: np.ndarray, behind: np.ndarray) -> float:
-    """Bits per point that forecasts save at high rates, by the variances of components that are larger
-    than the noise.
-
-    Args:
-        before, behind: (n, C), away from the mean.
-    """
-    missing = behind - prediction.forecast(before + prediction.mean)
-    powers = [
-        np.maximum(np.linalg.eigvalsh((x.T @ x).astype(np.float64) / len(x)), 0)
-        for x in (behind, missing)
-    ]
-    noise = max(NOISE * powers[0].mean(), SMALLEST**2)
-    first, after = (np.log2(np.maximum(each, noise)).mean() / 2 for each in powers)
-    return float(first - after)
+def _by_mode(f: np.ndarray, own: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Vectors (n, C) by the matrices (K, C, D) of their modes (n,), (n, D)."""
+    out = np.zeros((len(f), matrices.shape[2]), np.float32)
+    for k, matrix in enumerate(matrices):
+        out[own == k] = f[own == k] @ matrix
+    return out

@@ -33,8 +33,7 @@ from dtufc.klt import coder, ladder, lanes, trellis
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, mean_squares, reconstruct
 from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
-from dtufc.klt.prediction import Prediction
-from dtufc.klt.prediction import search as search_in_turn
+from dtufc.klt.prediction import Forecast, Prediction
 from dtufc.klt.recall import Recall, recall
 from dtufc.klt.shortlist import FEWEST, TRIED, Estimate, Shortlist
 from dtufc.klt.tables import Tables
@@ -248,7 +247,7 @@ class KltModel:
     weighting: Weighting | None = None
     """Of tokens; all else is of the weighed ones then."""
     prediction: Prediction | None = None
-    """Of tokens, format 2; all else but the weighting is of what is not forecast then."""
+    """Of tokens, format 2."""
 
     @cached_property
     def weighed(self) -> Self:
@@ -259,7 +258,8 @@ class KltModel:
     @property
     def plain(self) -> int:
         """Clusters whose vectors refer to no others."""
-        return self.transform.layout.clusters if self.memory is None else self.memory.first
+        known = self.memory or self.prediction
+        return self.transform.layout.clusters if known is None else known.first
 
     def to_vectors(self, x: np.ndarray) -> np.ndarray:
         """A feature (N, C, H, W) -> its vectors (R, C, S) float32."""
@@ -356,7 +356,7 @@ class KltModel:
     def shortlist(self, vectors: np.ndarray, grade: int, most: int = TRIED) -> np.ndarray | None:
         """The clusters that are tried on each vector (R, C, S), ``most`` at most, (R, K) bool; None:
         all."""
-        if most >= self.transform.layout.clusters or self._shortlist is None:
+        if most >= self.plain or self._shortlist is None:
             return None
         return self._estimate(rung(grade)).tried(self.transform, vectors[:, :, 0], most)
 
@@ -364,14 +364,15 @@ class KltModel:
     def _shortlist(self) -> Shortlist | None:
         """Where clusters of tokens are so many that a shortlist pays, and none of them has a memory."""
         layout, finest = self.transform.layout, self.rungs[-1]
-        if layout.clusters < FEWEST or not layout.tells_cluster or self.memory is not None:
+        if self.plain < FEWEST or not layout.tells_cluster or self.memory is not None:
             return None
         if self.transform.basis is None or self.transform.mean.shape[2] > 1:
             return None
-        power = finest.power * self.transform.step(HIGHEST * PER_OCTAVE) ** 2
-        share = 2.0**-finest.heads
+        some = slice(self.plain)
+        power = finest.power[some] * self.transform.step(HIGHEST * PER_OCTAVE) ** 2
+        share = 2.0 ** -finest.heads[some]
         return Shortlist.of(
-            self.transform.mean[:, :, 0], self.transform.basis, power, share / share.sum()
+            self.transform.mean[some, :, 0], self.transform.basis[some], power, share / share.sum()
         )
 
     @cached_property
@@ -380,7 +381,8 @@ class KltModel:
 
         def estimate(at: int) -> Estimate:
             grade = (at + LOWEST * RUNGS_PER_OCTAVE) * PER_OCTAVE // RUNGS_PER_OCTAVE
-            return self._shortlist.at(self.transform.step(grade), self.rungs[at].heads)
+            heads = self.rungs[at].heads[: self.plain]
+            return self._shortlist.at(self.transform.step(grade), heads)
 
         return lru_cache(maxsize=16)(estimate)
 
@@ -452,7 +454,7 @@ class KltModel:
             most: modes that are tried on each vector, where there is a shortlist.
         """
         if self.prediction is not None:
-            return search_in_turn(self, vectors, grade, length or 1, most)
+            return Forecast(self, vectors, grade, length or 1, most).search()
         tame, raw = self.tame(vectors, grade)
         fine = trellis.FINE * self.transform.step(grade)
         weight = self.weight_at(grade) / trellis.FINE**2
@@ -661,7 +663,8 @@ def _read_prediction(arrays: dict[str, np.ndarray], model: KltModel) -> Predicti
         UserError: it is not sound, or of what there is none for.
     """
     try:
-        found = Prediction.of_arrays(arrays, model.facts.views.channels(model.facts.shape))
+        channels = model.facts.views.channels(model.facts.shape)
+        found = Prediction.of_arrays(arrays, model.transform.layout.clusters, channels)
     except UserError as error:
         raise _ArrayError(str(error)) from error
     if found is None:

@@ -1,8 +1,9 @@
 """Linear prediction: a token is coded as what it differs in from a forecast by the token before it.
 
-    encode:  x_t ─ minus p_t ─> r_t ─ klt ─> symbols          p_t = fade(x_hat_{t-1} - mean) @ matrix
-    decode:  symbols ─> r_hat_t ─ plus p_t ─> x_hat_t         p_0 = 0
+    y_t = basis_m (x_t - mean_m - p_t)        p_t = fade(x_hat_{t-1} - mean) @ matrix_m
 
+A coded mode m selects mean, basis and entropy tables as it does without; modes from ``first`` on have a
+matrix too, and forecast. Tokens without a neighbour, or that it tells nothing of, take another mode.
 The loop is closed (differential pulse-code modulation; N. Jayant and P. Noll, *Digital coding of
 waveforms*, 1984, chapter 6): the encoder forecasts from what the decoder has, so that errors do not add
 up. Symbols and their tables know nothing of it. A forecast enters at reconstruction only, and its last
@@ -37,63 +38,72 @@ SMALLEST = 1e-15
 class Prediction:
     """How a token is forecast from the one before it."""
 
+    first: int
+    """K: modes below have no forecast."""
     mean: np.ndarray
     """(C,) float32."""
     scale: np.ndarray
-    """(C,) float32: standard deviations of the channels, around which ``matrix`` is of magnitude 1."""
-    matrix: np.ndarray
-    """(C, C) float32 of float16 values, over channels that are divided by ``scale``."""
+    """(C,) float32: standard deviations of the channels, around which matrices are of magnitude 1."""
+    matrices: np.ndarray
+    """(M, C, C) float32 of float16 values, per mode from ``first`` on, over channels that are divided by
+    ``scale``."""
     reach: float
     """Length of a difference from the mean above which a token counts less."""
 
     @cached_property
     def _whole(self) -> np.ndarray:
-        """(C, C) float32: the matrix over channels as they are."""
-        return np.ascontiguousarray(self.matrix / self.scale[:, None] * self.scale)
+        """(M, C, C) float32: the matrices over channels as they are."""
+        return self.matrices / self.scale[:, None] * self.scale
 
-    def forecast(self, before: np.ndarray) -> np.ndarray:
-        """Of the tokens behind those of ``before`` (R, C), (R, C) float32."""
-        away = before - self.mean
+    def fade(self, x: np.ndarray) -> np.ndarray:
+        """Tokens (R, C) -> their differences from the mean (R, C) float32, as far as they count."""
+        away = x - self.mean
         length = np.sqrt(np.einsum("rc,rc->r", away, away, dtype=np.float64))
         if length.max(initial=0) > self.reach:
             away *= np.minimum(1, np.square(self.reach / length)).astype(np.float32)[:, None]
-        return away @ self._whole
+        return away
 
-    def residuals(self, x: np.ndarray, length: int) -> np.ndarray:
-        """What tokens (R, C, 1), sequences of ``length`` in a row, differ in from the forecasts by the
-        exact tokens before them."""
-        out = x.reshape(-1, length, x.shape[1]).copy()
-        before = out[:, :-1].reshape(-1, x.shape[1])
-        out[:, 1:] -= self.forecast(before).reshape(len(out), -1, x.shape[1])
-        return out.reshape(x.shape)
+    def forecast(self, before: np.ndarray, mode: int) -> np.ndarray:
+        """Of tokens of a mode from ``first`` on, by those before them (R, C), (R, C) float32."""
+        return self.fade(before) @ self._whole[mode - self.first]
 
-    def restore(self, residuals: np.ndarray, length: int, raw: np.ndarray) -> None:
-        """Decoded residuals (R, C, 1), sequences of ``length`` in a row, become tokens, in place.
+    def forecasts(self, before: np.ndarray, modes: np.ndarray) -> np.ndarray:
+        """The same of tokens of any modes (R,); 0 where a mode has no forecast."""
+        out = np.zeros_like(before)
+        for mode, mine in coder.by_value(modes):
+            if mode >= self.first:
+                out[mine] = self.forecast(before[mine], mode)
+        return out
+
+    def restore(self, vectors: np.ndarray, modes: np.ndarray, length: int, raw: np.ndarray) -> None:
+        """Decoded vectors (R, C, 1), sequences of ``length`` in a row, become tokens, in place.
 
         Args:
-            raw: (R,) bool, rows that are tokens already.
+            modes: (R,). raw: (R,) bool, rows that are tokens already.
         """
-        x = residuals[:, :, 0].reshape(-1, length, residuals.shape[1])
-        coded = ~raw.reshape(-1, length)
+        x = vectors[:, :, 0].reshape(-1, length, vectors.shape[1])
+        modes = np.where(raw, 0, modes).reshape(-1, length)
         for t in range(1, length):
-            mine = coded[:, t]
-            if mine.all():
-                x[:, t] += self.forecast(x[:, t - 1])
-            elif mine.any():
-                x[mine, t] += self.forecast(x[mine, t - 1])
+            if modes[:, t].max() >= self.first:
+                x[:, t] += self.forecasts(x[:, t - 1], modes[:, t])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The state as it is stored."""
         return {
             f"{PREFIX}mean": self.mean,
             f"{PREFIX}scale": self.scale,
-            f"{PREFIX}matrix": self.matrix.astype(np.float16),
+            f"{PREFIX}matrices": self.matrices.astype(np.float16),
             f"{PREFIX}reach": np.array([self.reach]),
         }
 
     @classmethod
-    def of_arrays(cls, arrays: dict[str, np.ndarray], channels: int | None) -> Self | None:
+    def of_arrays(
+        cls, arrays: dict[str, np.ndarray], modes: int, channels: int | None
+    ) -> Self | None:
         """The prediction from its stored form, or None where there is none.
+
+        Args:
+            modes: all, with a forecast or without.
 
         Raises:
             UserError: an array is missing or not sound; the message names it.
@@ -101,7 +111,7 @@ class Prediction:
         if not any(name.startswith(PREFIX) for name in arrays):
             return None
 
-        def read(name: str, dtype: type, *shape: int | None) -> np.ndarray:
+        def read(name: str, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray:
             array = arrays.get(PREFIX + name)
             if array is None:
                 raise UserError(f"{PREFIX}{name} is missing")
@@ -113,43 +123,109 @@ class Prediction:
             if not sound:
                 raise UserError(f"{PREFIX}{name} is not sound")
 
-        mean, scale = (read(name, np.float32, channels) for name in ("mean", "scale"))
+        mean, scale = (read(name, np.float32, (channels,)) for name in ("mean", "scale"))
         expect("scale", bool(scale.min() >= SMALLEST))
-        matrix = read("matrix", np.float16, channels, channels).astype(np.float32)
-        reach = float(read("reach", np.float64, 1)[0])
+        count = len(arrays.get(PREFIX + "matrices", ()))
+        matrices = read("matrices", np.float16, (count, channels, channels))
+        expect("matrices", 1 <= count < modes)
+        reach = float(read("reach", np.float64, (1,))[0])
         expect("reach", reach > 0)
-        return cls(mean, scale, matrix, reach)
+        return cls(modes - count, mean, scale, matrices.astype(np.float32), reach)
 
 
-def search(
-    model: "KltModel", vectors: np.ndarray, grade: int, length: int, most: int
-) -> tuple[coder.Quantised, np.ndarray]:
-    """Modes and symbols of the residuals of vectors (R, C, 1), and which (R,) bool no symbols can tell.
+class Forecast:
+    """The choice of modes and symbols for vectors (R, C, 1) float32 at one step.
 
-    Modes are chosen for all vectors at once, as if the tokens before them came exact. Then symbols are
-    found from token to token, with the forecasts that the decoder will have.
+    First each vector takes the best mode without a forecast, and all are decoded so. By these the modes
+    with a forecast are judged, for all vectors at once. Then symbols are found from token to token, with
+    the forecasts that the decoder will have.
 
     Args:
         length: rows of a sequence.
-        most: modes that are tried on each vector, where there is a shortlist.
+        most: modes without a forecast that are tried on each vector, where there is a shortlist; of
+            the others, those that belong to them.
     """
-    prediction, transform, tables = model.prediction, model.transform, model.tables_at(grade)
-    fine, weight = trellis.FINE * transform.step(grade), model.weight_at(grade) / trellis.FINE**2
-    tame, _ = model.tame(prediction.residuals(vectors, length), grade)
-    tried = model.shortlist(tame, grade, most)
-    modes = coder.modes_of(transform, tables, tame, fine, weight, tried)
-    code = np.empty((transform.components, len(vectors)), np.uint16)
-    symbols = np.empty(code.shape, np.int32)
-    raw, escapes = np.zeros(len(vectors), bool), 0
-    known = np.zeros((len(vectors) // length, vectors.shape[1]), np.float32)
-    for t in range(length):
-        rows = np.arange(t, len(vectors), length)
-        tame, raw[rows] = model.tame(vectors[rows] - known[:, :, None], grade)
-        escapes += coder.search_rows(
-            transform, tables, tame, fine, weight, modes[rows], rows, code, symbols
-        )
-        y = tables.values_of(symbols[:, rows], modes[rows]) * np.float32(fine)
-        decoded = coder.restore(transform, modes[rows], y)[:, :, 0] + known
-        decoded[raw[rows]] = vectors[rows[raw[rows]], :, 0]
-        known = prediction.forecast(decoded)
-    return coder.Quantised(modes, code, symbols, escapes), raw
+
+    def __init__(self, model: "KltModel", vectors: np.ndarray, grade: int, length: int, most: int):
+        self.model, self.vectors, self.grade, self.length = model, vectors, grade, length
+        self.prediction, self.transform = model.prediction, model.transform
+        self.tables = model.tables_at(grade)
+        self.fine = trellis.FINE * model.transform.step(grade)
+        self.weight = model.weight_at(grade) / trellis.FINE**2
+        count = len(vectors)
+        self.code = np.empty((model.transform.components, count), np.uint16)
+        self.symbols = np.empty(self.code.shape, np.int32)
+        self.modes, self.cost = np.zeros(count, np.int32), np.full(count, coder.NEVER)
+        self.raw = np.zeros(count, bool)
+        tame, _ = model.tame(vectors, grade)
+        tried = model.shortlist(tame, grade, most)
+        first = self.prediction.first
+        self.tried = np.ones((count, first), bool) if tried is None else tried
+        for mode in range(first):
+            self._attempt(mode, tame, np.flatnonzero(self.tried[:, mode]))
+
+    def search(self) -> tuple[coder.Quantised, np.ndarray]:
+        """Modes and symbols, and which (R,) bool no symbols can tell."""
+        every = np.arange(len(self.vectors))
+        if self.length > 1:
+            self._forecast_modes(self._code(every, 0.0))
+        escapes = 0
+        known = np.zeros((len(every) // self.length, self.vectors.shape[1]), np.float32)
+        for t in range(self.length):
+            rows = every[t :: self.length]
+            known = self.prediction.forecasts(known, self.modes[rows]) if t else known
+            known = self._code(rows, known)
+            escapes += self.escaped
+        return coder.Quantised(self.modes, self.code, self.symbols, escapes), self.raw
+
+    def _forecast_modes(self, decoded: np.ndarray) -> None:
+        """Take modes with a forecast where they cost less.
+
+        Args:
+            decoded: (R, C), by the modes that vectors have.
+        """
+        before = np.roll(decoded, 1, axis=0)
+        behind = np.arange(len(decoded)) % self.length > 0
+        first, count = self.prediction.first, self.transform.layout.clusters
+        for mode in range(first, count):
+            rows = np.flatnonzero(behind & self.tried[:, (mode - first) % first])
+            if len(rows):
+                known = self.prediction.forecast(before[rows], mode)
+                left, far = self.model.tame(self.vectors[rows] - known[:, :, None], self.grade)
+                self._attempt(mode, left, rows, far)
+
+    def _attempt(self, mode: int, vectors, rows: np.ndarray, far=None) -> None:
+        """Let those of the rows (n,) have a mode that it costs less.
+
+        Args:
+            vectors: (R, C, 1), or (n, C, 1) of the rows where ``far`` (n,) says which cannot have it.
+        """
+        if not len(rows):
+            return
+        mine = vectors[rows] if far is None else vectors
+        parameters = self.tables.parameters(self.weight)
+        cost = coder.attempt(
+            self.transform, self.tables, mine, mode, self.fine, self.weight, parameters
+        )[1]
+        better = cost < self.cost[rows]
+        if far is not None:
+            better &= ~far
+        self.modes[rows[better]], self.cost[rows[better]] = mode, cost[better]
+
+    def _code(self, rows: np.ndarray, known: np.ndarray | float) -> np.ndarray:
+        """Find the symbols of some vectors, in the modes that they have -> decoded (n, C).
+
+        Args:
+            known: (n, C), what is forecast of them.
+        """
+        x, modes = self.vectors[rows, :, 0], self.modes[rows]
+        left, far = self.model.tame((x - known)[:, :, None], self.grade)
+        self.escaped = coder.search_rows(
+            self.transform, self.tables, left, self.fine, self.weight, modes, rows, self.code,
+            self.symbols,
+        )  # fmt: skip
+        y = self.tables.values_of(self.symbols[:, rows], modes) * np.float32(self.fine)
+        decoded = coder.restore(self.transform, modes, y)[:, :, 0] + known
+        decoded[far] = x[far]
+        self.raw[rows] = far
+        return decoded
