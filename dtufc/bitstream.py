@@ -212,12 +212,17 @@ def _grid(facts: FeatureFacts, shape: Shape) -> Grid | None:
 
 def write_varint(value: int) -> bytes:
     """A number of at least 0 in base 128, low digits first."""
+    if value < 128:
+        return _DIGITS[value]
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+_DIGITS = [bytes([digit]) for digit in range(128)]
 
 
 class Reader:
@@ -227,6 +232,9 @@ class Reader:
         self.data, self.at = data, at
 
     def varint(self) -> int:
+        if self.at < len(self.data) and (digit := self.data[self.at]) < 128:
+            self.at += 1
+            return digit
         value = 0
         for shift in range(0, 35, 7):
             byte = self.take(1)[0]

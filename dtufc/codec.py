@@ -219,8 +219,11 @@ class Codec(ABC):
             FeatureError: not a sound feature, or of no kind that the codec knows.
             UserError: several targets, or one out of reach; the message says how near the codec comes.
         """
+        x = self.as_feature(feature, kind)
+        if max_bytes is target_bpfp is target_nmse is None:
+            return self.encode_array(x, kind)
         target = rate.Target(max_bytes, target_bpfp, target_nmse)
-        return rate.encode(self, self.as_feature(feature, kind), kind, target).data
+        return rate.encode(self, x, kind, target).data
 
     def decode(
         self,

@@ -129,8 +129,7 @@ class FeatureFacts:
         """Why ``x`` is not a feature of this kind, or ``None`` if it is."""
         if x.dtype != self.dtype:
             return f"{self.kind} takes {self.dtype}, got {x.dtype}"
-        fits = [want is None or want == got for want, got in zip(self.shape, x.shape, strict=True)]
-        if not all(fits):
+        if not self._fits(x.shape):
             return f"{self.kind} takes shape {tuple(self.shape)}, got {x.shape}"
         return None
 
@@ -150,8 +149,14 @@ class FeatureFacts:
             shape = (1, 1, *shape)
         if len(shape) != 4:
             return None
-        fits = [want in (None, got) for want, got in zip(self.shape, shape, strict=True)]
-        return shape if all(fits) else None
+        return shape if self._fits(shape) else None
+
+    def _fits(self, shape: Shape) -> bool:
+        """Whether four sizes are those of the kind."""
+        for want, got in zip(self.shape, shape, strict=True):
+            if want is not None and want != got:
+                return False
+        return True
 
     @property
     def smallest(self) -> Shape:

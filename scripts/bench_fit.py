@@ -3,6 +3,7 @@
     python scripts/bench_fit.py                                    576 channels, 30 000 tokens
     python scripts/bench_fit.py --channels 4096 --tokens 50000
     python scripts/bench_fit.py --features DIR --held_out DIR      your own features
+    python scripts/bench_fit.py --format 2 --before REVISION       the second format, old and new
 
 Each way to fit runs as a process of its own on the same files: the race, the exhaustive search over the
 same layouts, and, with ``--before REVISION``, the fit of an earlier commit of this repository. Then each
@@ -13,6 +14,7 @@ as the mean over the qualities that are named. Kernels are compiled before the c
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from dtufc import config
 from dtufc.errors import UserError
@@ -41,6 +43,8 @@ class BenchConfig:
     """A commit of this repository whose fit is timed as well."""
     clusters: list[int] | None = None
     """As fit_klt.py's."""
+    format: Literal[1, 2] = 1
+    """As fit_klt.py's, of all ways."""
     qualities: list[float] = field(default_factory=lambda: [-0.5, 0.5, 1.5, 2.5])
     """Where rates are compared."""
 

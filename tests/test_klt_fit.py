@@ -8,13 +8,14 @@ import torch
 
 from dtufc.codec import load_codec
 from dtufc.feature import FeatureFacts, write_feature
-from dtufc.klt import fit_klt, fit_tables, statistics
+from dtufc.klt import fit_klt, fit_ladder, fit_step, fit_tables, ladder, statistics, trellis
 from dtufc.klt.bases import Bases, Candidate
 from dtufc.klt.fit import fit
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.model import Layout, Transform
 from dtufc.klt.race import candidates, compare
 from dtufc.klt.statistics import Statistics, read_folds
+from dtufc.klt.tables import choose, in_units
 
 TOKENS = FeatureFacts("toy", "t", [1, 1, None, 6], ["sample", "layer", "token", "channel"])
 MAPS = FeatureFacts("toy", "m", [None, 3, 8, 8], ["sample", "channel", "row", "column"])
@@ -130,6 +131,53 @@ def test_tables_do_not_depend_on_threads():
         assert np.array_equal(one.clusters, other.clusters)
         assert all(map(np.array_equal, one.bank.freqs, other.bank.freqs))
         np.testing.assert_array_equal(one.bank.centroid, other.bank.centroid)
+
+
+def arrays_of_the_second_format(transform, x) -> dict[str, np.ndarray]:
+    """The tables of ten steps, which are three chains."""
+    coded = fit_tables.Coded.plain(transform, x)
+    return ladder.arrays(list(fit_ladder.fit(transform, coded, range(0, 160, 16), 0.12)))
+
+
+def test_tables_of_the_second_format_do_not_depend_on_threads_or_blocks(monkeypatch):
+    x, _ = clouds(0, 1200)
+    layout = Layout(rotate=True, block=1, clusters=3, centre=True)
+    transform = Bases(known_of(x), 0, "cpu").fit(Candidate(layout, 6.0))
+    before = torch.get_num_threads()
+    found = [arrays_of_the_second_format(transform, x)]
+    try:
+        torch.set_num_threads(3)
+        found.append(arrays_of_the_second_format(transform, x))
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(fit_step, "COLUMNS", 24)
+    found.append(arrays_of_the_second_format(transform, x))
+    assert len(found[0]["clusters"]) == 10
+    for other in found[1:]:
+        for name, array in found[0].items():
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+def test_tables_of_the_second_format_promise_the_entropy_of_what_they_are_made_of():
+    """Of symbols of each quantiser and component, at the rate that the search has chosen."""
+    rng = np.random.default_rng(0)
+    y = (rng.laplace(size=(20_000, 16)) * np.geomspace(0.2, 30, 16)).astype(np.float32)
+    sample = fit_step.Sample.of([y], np.zeros(len(y), np.int64))
+    weight = 0.12 / trellis.FINE**2
+    tables = fit_step.fit_tables(sample, 1.0, weight)
+    units = in_units(np.ascontiguousarray(y.T), 1.0)
+    code, symbols, _, escapes = choose(tables, tables.parameters(weight), 0, units, len(y))
+    entropy = 0.0
+    for own, k in zip(
+        code >> 8 >= tables.first_size, symbols >> tables.shift[:, None], strict=True
+    ):
+        for second in (False, True):
+            p = np.unique(k[own == second], return_counts=True)[1]
+            entropy -= (p * np.log2(p / p.sum())).sum() / len(y)
+    entropy += tables.shift.sum()
+    spent = tables.promised(code, np.zeros(len(y), np.int32)).mean()
+    assert escapes < 0.001 * y.size
+    assert entropy < spent < 1.01 * entropy
 
 
 def test_tables_promise_the_entropy_of_what_they_are_made_of():

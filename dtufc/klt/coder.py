@@ -179,7 +179,7 @@ def encode(tables: Tables, found: Quantised, check: int) -> tuple[bytes, bytes]:
     """The strings of the lanes and of what stands beside them."""
     beside = b""
     if len(tables.wide_shift):
-        beside = side.pack_low(found.symbols[tables.shift > 0], tables.wide_shift)
+        beside = side.pack_low(found.symbols, tables.shift)
     if found.escapes:
         at, column = _find(found.code, found.escapes)
         beside += write_escapes(tables, at, found.code[at, column], found.symbols[at, column])

@@ -93,32 +93,12 @@ def fit_bank(
     return to_bank(member @ counts, member @ sums, precision), chosen
 
 
-def fit_banks(
-    counts: np.ndarray, sums: np.ndarray, size: int, precision: int
-) -> tuple[tuple[Bank, Bank], np.ndarray]:
-    """The banks of one step of two quantisers that take turns, and each component's table in both (G,)
-    int64.
-
-    A component has tables of the same number in both, so that the symbols of both tell which one. That
-    makes a sounder choice where a component was seen some hundred times.
-
-    Args:
-        counts: (2, G, 2 M + 1), sums: (2, G, 2 CENTROIDS - 1), as of :func:`fit_bank`.
-        size: tables of a quantiser at most.
-    """
-    counts = counts.astype(np.float32)
-    reach = counts.shape[2] // 2
-    symbols = np.abs(np.arange(-reach, reach + 1))
-    spread = counts.sum(0) @ symbols / np.maximum(counts.sum((0, 2)), 1)
-    coarse = np.concatenate([_coarsen(each) for each in counts], axis=1)
-    chosen = group(coarse, spread, size)
-    member = _groups(chosen)[1]
-    pairs = zip(counts, sums, strict=True)
-    return tuple(to_bank(member @ c, member @ s, precision) for c, s in pairs), chosen
-
-
 def group(
-    coarse: np.ndarray, spread: np.ndarray, size: int, start: np.ndarray | None = None
+    coarse: np.ndarray,
+    spread: np.ndarray,
+    size: int,
+    start: np.ndarray | None = None,
+    rounds: int = 12,
 ) -> np.ndarray:
     """The table of each component (G,) int64, without gaps.
 
@@ -126,6 +106,7 @@ def group(
         coarse: (G, B) float32 histograms. spread: (G,) mean magnitudes.
         size: tables at most.
         start: (G,) a guess; else groups of like spread.
+        rounds: of groups by tables and tables by groups, at most.
     """
     chosen = start
     if chosen is None:  # finest where components differ most: among the loud ones
@@ -134,7 +115,7 @@ def group(
     common = (
         4 * coarse.sum(0) / max(1.0, float(coarse.sum())) + 1e-3
     )  # no table finds any impossible
-    for _ in range(12):
+    for _ in range(rounds):
         chosen, member = _groups(chosen)
         pooled = member @ coarse + common
         better = (coarse @ -np.log2(pooled / pooled.sum(1, keepdims=True)).T).argmin(1)

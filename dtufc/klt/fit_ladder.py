@@ -1,104 +1,142 @@
 """The fit of the entropy models of all steps, second generation.
 
 y ─ mode of each vector ─ trellis search ─ histograms ─> tables of a step ─ start of the next
+
+Steps go in chains of neighbours, from the coarse to the fine, each on a thread of its own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
+import torch
 
+from dtufc.devices import limit_threads
 from dtufc.klt import trellis
-from dtufc.klt.fit_tables import CHAIN, Coded, Decode, measure
+from dtufc.klt.fit_step import Sample, fit_tables
+from dtufc.klt.fit_tables import Coded, Decode, measure
 from dtufc.klt.model import Transform
-from dtufc.klt.tables import ROUNDS, Tables, choose, fit_tables, in_units
+from dtufc.klt.tables import Tables, choose, in_units
+from dtufc.overlap import overlap
 
-TURNS = 3
-"""Turns of symbols and tables at a step, after the first: each step starts from the one before."""
-FEWEST = 4
-"""Vectors at least that a mode's tables are made of."""
-Modes = Sequence[np.ndarray]
-"""The vectors in each mode, K times (D, R), or what they cost beside, K times (R,)."""
+CHAIN = 4
+"""Steps that follow each other; half an octave."""
+TURNS = 2
+"""Turns of symbols and tables at a step that starts from tables of a like one."""
+SHARE = 4
+"""Of so many vectors one makes the tables that a chain begins with."""
+AGAIN = 2
+"""Times that modes are told and tables made of them before a chain's first step."""
+EVERY = 2
+"""Steps after which modes are told anew."""
+TRIED = 4
+"""Modes that are tried on a vector at most, those of the least guess."""
 
 
 def fit(
     transform: Transform, coded: Coded, grades: Iterable[int], weight: float
 ) -> Iterator[Tables]:
-    """Tables of one step after the other, from the coarsest on.
+    """Tables of one step after the other, from the coarsest on, on as many threads as torch has; the
+    result does not depend on how many.
 
     Args:
-        transform: with the modes of ``coded``. weight: of a bit, in squared steps.
+        transform: with the modes of ``coded``. grades: qualities in 128ths, ascending.
+        weight: of a bit, in squared steps.
     """
-    y, bits = [np.ascontiguousarray(each.T) for each in coded.y], coded.beside
-    weight /= trellis.FINE**2
-    first = tables = None
-    late: tuple[Modes, Modes] = ([], [])
+
+    def code(chain: Sequence[int], _: None) -> list[Tables]:
+        limit_threads(1)
+        return _fit_chain(transform, coded, chain, weight / trellis.FINE**2)
+
+    for _, found in overlap(_chains(grades), lambda chain: None, code, torch.get_num_threads()):
+        yield from found
+
+
+def _chains(grades: Iterable[int]) -> Iterator[list[int]]:
+    rest = iter(grades)
+    while chain := list(islice(rest, CHAIN)):
+        yield chain
+
+
+def _fit_chain(
+    transform: Transform, coded: Coded, grades: Sequence[int], weight: float
+) -> list[Tables]:
+    """Tables of neighbouring steps, ascending.
+
+    Args:
+        weight: of a bit, in squared fine steps.
+    """
+    found: list[Tables] = []
+    vectors = sample = tables = None
     for number, grade in enumerate(grades):
         fine = trellis.FINE * transform.step(grade)
-        if coded.late is not None and number % CHAIN == 0:
-            first, own = _fit_step(y, bits, first, fine, weight)
-            found = coded.late(own, _decoder(first, fine, weight))
-            late = [np.ascontiguousarray(each.T) for each in found[0]], found[1]
-        tables, _ = _fit_step([*y, *late[0]], [*bits, *late[1]], tables, fine, weight)
-        yield tables
+        if vectors is None:
+            vectors, tables = _begin(coded, fine, weight)
+        if sample is None or (number % EVERY == 0 and not vectors.alone):
+            sample = vectors.sample(tables, fine, weight)
+        tables = fit_tables(sample, fine, weight, tables, TURNS)
+        found.append(tables)
+    return found
 
 
-def _fit_step(
-    y: Modes, bits: Modes, start: Tables | None, fine: float, weight: float
-) -> tuple[Tables, np.ndarray]:
-    """Tables of one step, and the mode of each vector (R,).
+def _begin(coded: Coded, fine: float, weight: float) -> tuple["_Vectors", Tables]:
+    """The vectors in all modes, and tables to begin with."""
+    vectors = _Vectors(coded.y, coded.beside, fine)
+    tables = vectors.guess(fine, weight)
+    if coded.late is not None:
+        own = vectors.own(tables, fine, weight)
+        y, beside = coded.late(own, _decoder(tables, fine, weight))
+        vectors = _Vectors([*coded.y, *y], [*coded.beside, *beside], fine)
+        tables = vectors.guess(fine, weight)
+    for _ in range(0 if vectors.alone else AGAIN):
+        tables = fit_tables(vectors.sample(tables, fine, weight), fine, weight, tables, TURNS)
+    return vectors, tables
 
-    Modes are told in two ways, of which the cheaper one goes on: by the tables of the step before, and
-    by tables made of a guess that knows none. At a coarse step all vectors cost next to nothing in any
-    mode, and modes that are rare there would stay rare by the first way alone.
+
+class _Vectors:
+    """Vectors in every mode.
 
     Args:
-        start: tables of the step before.
+        y: K times (R, D). beside: K times (R,), bits beside mode and symbols.
+        fine: the fine step of a guess of their modes, which knows no tables.
     """
 
-    def fit_to(own: np.ndarray, start: Tables | None) -> Tables:
-        mine = [
-            np.ascontiguousarray(each[:, members(own, k)]) / np.float32(fine)
-            for k, each in enumerate(y)
-        ]
-        return fit_tables(mine, weight, start, ROUNDS if start is None else TURNS)
+    def __init__(self, y: Sequence[np.ndarray], beside: Sequence[np.ndarray], fine: float):
+        self.y, self.beside = y, beside
+        self.alone = len(y) == 1
+        if self.alone:
+            self.bits = np.zeros((1, len(y[0])))
+        else:
+            step = np.float32(fine / trellis.FINE)
+            self.bits = np.stack([measure(each, step) for each in y]) + np.stack(beside)
 
-    def members(own: np.ndarray, k: int) -> np.ndarray:
-        """The vectors of a mode; of a rare one those that lose least by it, for an estimate by tables
-        of nothing is cheap and wrong."""
-        mine = np.flatnonzero(own == k)
-        if len(mine) >= FEWEST or len(y) == 1:
-            return mine
-        return np.argsort(every[k] - cheapest, kind="stable")[:FEWEST]
+    def guess(self, fine: float, weight: float) -> Tables:
+        """Tables of some vectors in the modes that are guessed."""
+        few, bits = [each[::SHARE] for each in self.y], self.bits[:, ::SHARE]
+        return fit_tables(Sample.of(few, bits.argmin(0), bits), fine, weight)
 
-    if len(y) == 1:
-        own = np.zeros(y[0].shape[1], np.int64)
-        return fit_to(own, start), own
-    step = np.float32(fine / trellis.FINE)
-    guess = [measure(np.ascontiguousarray(each.T), step) for each in y]
-    every = [cost + beside for cost, beside in zip(guess, bits, strict=True)]
-    own, cheapest = np.argmin(every, axis=0), np.min(every, axis=0)
-    ways = [fit_to(own, start)]
-    if start is not None:
-        ways.append(fit_to(_assign(y, bits, start, fine, weight)[0], start))
-    found = [_assign(y, bits, tables, fine, weight) for tables in ways]
-    best = min(range(len(ways)), key=lambda way: found[way][1])
-    own = found[best][0]
-    return fit_to(own, ways[best]), own
+    def sample(self, tables: Tables, fine: float, weight: float) -> Sample:
+        """The vectors in their modes by these tables."""
+        return Sample.of(self.y, self.own(tables, fine, weight), self.bits)
 
-
-def _assign(
-    y: Modes, bits: Modes, tables: Tables, fine: float, weight: float
-) -> tuple[np.ndarray, float]:
-    """The mode of each vector (R,), and about what all of them cost."""
-    parameters = tables.parameters(weight)
-    costs = []
-    for mode, (each, beside) in enumerate(zip(y, bits, strict=True)):
-        units = in_units(each, 1 / fine)
-        cost = np.empty(units.shape[1], np.int64)
-        trellis.estimate(units, tables.chosen[0, mode], tables.shift, parameters, cost)
-        own = cost[: each.shape[1]] + tables.mode_cost(mode, weight)
-        costs.append(own + weight * trellis.UNIT**2 * beside)
-    return np.argmin(costs, axis=0), float(np.min(costs, axis=0).sum())
+    def own(self, tables: Tables, fine: float, weight: float) -> np.ndarray:
+        """The mode in which each vector costs least by these tables, (R,) int64."""
+        own, cheapest = np.zeros(self.bits.shape[1], np.int64), np.full(self.bits.shape[1], np.inf)
+        if self.alone:
+            return own
+        parameters, most = tables.parameters(weight), min(TRIED, len(self.y))
+        limit = np.partition(self.bits, most - 1, axis=0)[most - 1]
+        for mode, (each, beside) in enumerate(zip(self.y, self.beside, strict=True)):
+            rows = np.flatnonzero((self.bits[mode] <= limit) & np.isfinite(beside))
+            units = in_units(np.ascontiguousarray(each[rows].T), 1 / fine)
+            found = np.empty(units.shape[1], np.int64)
+            trellis.estimate(units, tables.chosen[0, mode], tables.shift, parameters, found)
+            cost = found[: len(rows)] + tables.mode_cost(mode, weight)
+            cost = cost + weight * trellis.UNIT**2 * beside[rows]
+            better = cost < cheapest[rows]
+            own[rows[better]] = mode
+            cheapest[rows] = np.minimum(cost, cheapest[rows])
+        return own
 
 
 def _decoder(tables: Tables, fine: float, weight: float) -> Decode:

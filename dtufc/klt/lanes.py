@@ -118,8 +118,9 @@ def encode(code, modes, mode_table, slots, lanes, check) -> bytes:
     words = np.empty(count * (components + 1) + 1, np.uint16)
     ends = np.empty(-(-lanes // GROUP) + 1, np.int64)
     _push(code, modes, mode_table, slots.interval, slots.inverse, states, words, ends)
+    lengths = np.diff(ends) if len(ends) > 2 else ends[:1]
     words = words[ends[0] :].astype("<u2", copy=False)
-    return b"".join((head(lanes, np.diff(ends), check), states.astype("<u4"), words))
+    return b"".join((head(lanes, lengths, check), states.astype("<u4"), words))
 
 
 def head(lanes: int, lengths: np.ndarray, check: int) -> bytes:
@@ -159,8 +160,8 @@ class Reader:
         self.words = self._room(len(words) + GROUP)
         self.words[: len(words)] = words
         self.words[len(words) :] = 0  # a damaged string reads behind its end
-        ends = np.array([0, *accumulate(lengths), body // 2])
-        self.at, self._ends = ends[:-1].copy(), ends[1:]
+        self._ends = [*accumulate(lengths), body // 2]
+        self.at = np.array([0, *self._ends[:-1]])
 
     def _room(self, count: int) -> np.ndarray:
         """Where the words are kept, (count,) uint16."""
@@ -197,10 +198,10 @@ class Reader:
         Raises:
             LaneError: they do not.
         """
-        if (self.at != self._ends).any():
+        if self.at.tolist() != self._ends:
             raise LaneError("the coded symbols do not end where they should")
         high = self._high in (None, check >> 16)
-        if not high or not np.array_equal(self.states, first_states(len(self.states), check)):
+        if not high or (self.states != first_states(len(self.states), check)).any():
             raise LaneError("what was decoded is not what was encoded")
 
 
@@ -232,7 +233,8 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 def first_states(lanes: int, check: int) -> np.ndarray:
     """(lanes,) uint64: the states that encoding begins with."""
-    out = np.full(lanes, LOW | check & 0xFFFF, np.uint64)
+    out = np.empty(lanes, np.uint64)
+    out[::2] = LOW | check & 0xFFFF
     out[1::2] = LOW | check >> 16
     return out
 
@@ -367,7 +369,12 @@ def _pull(
                 end = i + 1
                 while end < components and special == (width < FEW or keep or wide[0, end] > 0):
                     end += 1
-                if special:
+                if width == 1:
+                    at = _read_one(
+                        lane, words, at, pairs, symbol, interval, values, wide, low_bits, start,
+                        low, y, symbols,
+                    )  # fmt: skip
+                elif special:
                     at = _read_one_by_one(
                         lane, width, words, at, pairs, symbol, interval, values, wide, low_bits, start,
                         low, y, symbols, i, end,
@@ -519,4 +526,46 @@ def _read_one_by_one(
                     symbols[i, start + j] = k
             lane[GROUP + j] = NEXT[machine, parity]
         at += word - before
+    return at
+
+
+@kernel
+def _read_one(
+    lane, words, at, pairs, symbol, interval, values, wide, low_bits, start, low, y, symbols
+):
+    """As :func:`_read_one_by_one`, all components of one lane alone."""
+    components, count = y.shape
+    flat, apart = y.ravel(), np.uint64(len(pairs) // components)
+    last = np.uint64(len(words) - GROUP)
+    keep = symbols.size > 0
+    x, machine, hashed = np.uint64(lane[0]), np.uint64(lane[GROUP]), lane[3 * GROUP]
+    base, escapes = np.uint64(lane[2 * GROUP]), 0
+    for i in range(components):
+        second = machine & np.uint64(1)
+        table = np.uint64(pairs[base + second])
+        slot = x & np.uint64(SLOTS - 1)
+        found = symbol[(table << np.uint64(PRECISION)) | slot]
+        place = (table << np.uint64(8)) | np.uint64(found)
+        described = interval[place]
+        x, need = _take(x, described, slot, np.uint64(words[min(at, last)]))
+        at += need
+        base += apart
+        hashed = hashed * np.uint32(HASH) + np.uint32(found)
+        held = found != ESCAPE
+        escapes += 0 if held else 1
+        parity = np.uint64(described >> np.uint32(15)) & np.uint64(1)
+        flat[np.uint64(i * count + start)] = values[place]
+        shift = wide[0, i]
+        if keep or shift > 0:
+            k = np.int64(found) + low[table]
+            if shift > 0:
+                beside = low_bits[wide[1, i], start]
+                k, parity = (k << shift) | beside, np.uint64(beside & 1)
+                if held:
+                    sign = 1 if k > 0 else -1 if k < 0 else 0
+                    flat[np.uint64(i * count + start)] = 2 * k - np.int64(second) * sign
+            if keep:
+                symbols[i, start] = k
+        machine = (NEXT_BITS >> (np.uint64(4) * (np.uint64(2) * machine + parity))) & np.uint64(15)
+    lane[0], lane[3 * GROUP], lane[4 * GROUP] = np.uint32(x), hashed, escapes
     return at

@@ -17,33 +17,55 @@ MAX_BITS = 32  # of a gamma code behind its prefix: symbols are below 2^31
 
 
 def pack_low(symbols: np.ndarray, shift: np.ndarray) -> bytes:
-    """The low bits of symbols (S, R), ``shift`` (S,) of each row."""
-    if not len(shift):
-        return b""
-    bits = np.concatenate([np.arange(own, dtype=np.int32) for own in shift.tolist()])
-    low = (np.repeat(symbols, shift, 0) >> bits[:, None]) & 1  # (bits of a vector, R)
-    return np.packbits(low.T.astype(np.uint8), bitorder="little").tobytes()
+    """The low bits of symbols (D, R), ``shift`` (D,) of each row."""
+    out = np.zeros(low_bytes(shift, symbols.shape[1]), np.uint8)
+    _pack_low(symbols, shift, out)
+    return out.tobytes()
 
 
 def unpack_low(data: bytes, shift: np.ndarray, count: int) -> np.ndarray:
-    """The way back: (S, R) int32, of ``count`` vectors.
+    """The way back: (S, R) int32 of the S rows that have low bits, of ``count`` vectors.
+
+    Args:
+        shift: (S,) of these rows.
 
     Raises:
         ValueError: there are not so many bits.
     """
     if not len(shift):
         return np.empty((0, count), np.int32)
-    width = int(shift.sum())
-    if 8 * len(data) < count * width:
+    if 8 * len(data) < count * int(shift.sum()):
         raise ValueError("the low bits are truncated")
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * width, bitorder="little")
-    bits = bits.reshape(count, width).astype(np.int32)
-    out, at = np.zeros((len(shift), count), np.int32), 0
-    for row, own in zip(out, shift.tolist(), strict=True):
-        for bit in range(own):
-            row |= bits[:, at] << bit
-            at += 1
+    out = np.empty((len(shift), count), np.int32)
+    _unpack_low(np.frombuffer(data, np.uint8), shift, out)
     return out
+
+
+@kernel
+def _pack_low(symbols, shift, out):
+    width, first = shift.sum(), 0
+    for i in range(symbols.shape[0]):
+        if shift[i] == 0:
+            continue
+        for r in range(symbols.shape[1]):
+            at = r * width + first
+            for bit in range(shift[i]):
+                out[at >> 3] |= np.uint8(((symbols[i, r] >> bit) & 1) << (at & 7))
+                at += 1
+        first += shift[i]
+
+
+@kernel
+def _unpack_low(data, shift, out):
+    width, first = shift.sum(), 0
+    for i in range(out.shape[0]):
+        for r in range(out.shape[1]):
+            at, found = r * width + first, 0
+            for bit in range(shift[i]):
+                found |= ((data[at >> 3] >> (at & 7)) & 1) << bit
+                at += 1
+            out[i, r] = found
+        first += shift[i]
 
 
 def low_bytes(shift: np.ndarray, count: int) -> int:

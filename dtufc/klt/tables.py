@@ -1,23 +1,15 @@
 """The entropy model of one step, second generation: tables of 12 bits for the lanes of
-:mod:`dtufc.klt.lanes` and the two quantisers of :mod:`dtufc.klt.trellis`.
+:mod:`dtufc.klt.lanes` and the two quantisers of :mod:`dtufc.klt.trellis`. :mod:`dtufc.klt.fit_step`
+makes it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from dtufc.kernels import kernel
 from dtufc.klt import lanes, trellis
-from dtufc.klt.entropy import CENTROIDS, fit_banks, mean_squares, to_frequencies
-
-REACH = 127
-"""Largest magnitude in a table: it has 255 symbols at most, and its escape."""
-WIDE = 16.0
-"""Standard deviation of a component's symbols above which low bits stand beside the tables."""
-BANK = 32  # tables of a quantiser at most
-ROUNDS = 12  # of symbols by tables and tables by symbols
+from dtufc.klt.entropy import CENTROIDS, mean_squares
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +149,26 @@ class Tables:
         return known[weight]
 
     def _make_parameters(self, weight: float) -> np.ndarray:
+        return self.parameters_of(weight, self._fitted)
+
+    @cached_property
+    def _fitted(self) -> np.ndarray:
+        """(T, 3): the polynomials of the bits of magnitudes from 3 on."""
+        powers = np.arange(trellis.FAR + 1)[:, None] ** np.arange(3)
+        out = []
+        for rate, counted in zip(*self.rates, strict=True):
+            part = np.flatnonzero(counted)
+            weighed = counted[part, None] * powers[part]
+            out.append(np.linalg.lstsq(weighed, counted[part] * rate[part], rcond=None)[0])
+        return np.array(out)
+
+    def parameters_of(self, weight: float, fitted: np.ndarray) -> np.ndarray:
+        """:meth:`parameters`, given the polynomials of the bits of magnitudes from 3 on, (T, 3)."""
         unit = weight * trellis.UNIT**2
         out = np.zeros((len(self.freqs) + 1, trellis.PARAMETERS), np.int32)
         out[-1, 8:] = np.iinfo(np.int32).max  # symbols with low bits: rates hardly differ
         high = self.low + self.size - 1
-        rate, fitted = self._rates
-        out[:-1, :3] = np.minimum(unit * rate[:, :3], trellis.MOST)
+        out[:-1, :3] = np.minimum(unit * self.rates[0][:, :3], trellis.MOST)
         out[:-1, 3:6] = np.clip(unit * fitted, -trellis.MOST, trellis.MOST)
         shift = (self.centroid - self.centroid[:, ::-1]) / 2  # away from 0, of either sign
         out[:-1, 6:8] = trellis.UNIT * shift[:, CENTROIDS : CENTROIDS + 2]
@@ -170,12 +176,12 @@ class Tables:
         return out
 
     @cached_property
-    def _rates(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bits of each table's magnitudes (T, FAR + 1), those of the likelier sign, and of a polynomial
-        of degree 2 through those from 3 on, (T, 3)."""
+    def rates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bits of each table's magnitudes (T, FAR + 1), those of the likelier sign; and how much each of
+        them counts in a polynomial of degree 2, (T, FAR + 1), 0 where it does not."""
         magnitude = np.arange(trellis.FAR + 1)
-        rates, fits = [], []
-        for freq, low in zip(self.freqs, self.low.tolist(), strict=True):
+        rates, counted = np.zeros((2, len(self.freqs), trellis.FAR + 1))
+        for t, (freq, low) in enumerate(zip(self.freqs, self.low.tolist(), strict=True)):
             high = low + len(freq) - 2
             found = np.zeros((2, trellis.FAR + 1))
             for row, k in zip(found, (magnitude, -magnitude), strict=True):
@@ -184,51 +190,12 @@ class Tables:
             likely = found.max(0)
             away = np.maximum(magnitude - max(high, -low), 1)
             escape = lanes.PRECISION - np.log2(freq[-1]) + 1 + 2 * np.floor(np.log2(away))
-            rate = np.where(likely > 0, lanes.PRECISION - np.log2(np.maximum(likely, 1)), escape)
             part = slice(3, max(high, -low, 3) + 4)
-            weight = np.sqrt(np.maximum(likely[part], 0.25))[:, None]
-            powers = magnitude[part, None] ** np.arange(3)
-            rates.append(rate)
-            fits.append(np.linalg.lstsq(weight * powers, weight[:, 0] * rate[part], rcond=None)[0])
-        return np.array(rates), np.array(fits)
-
-
-def fit_tables(
-    values: Sequence[np.ndarray], weight: float, start: Tables | None = None, rounds: int = ROUNDS
-) -> Tables:
-    """Tables of one step: symbols by tables and tables by symbols, in turns.
-
-    Args:
-        values: K times (D, R) float32: vectors of each mode, in fine steps.
-        weight: what a bit costs, in squared fine steps.
-        start: tables of a like step: turns converge slowly from none.
-        rounds: turns.
-    """
-    units = [in_units(y, 1.0) for y in values]
-    shift = low_bits(values)
-    own = [y.shape[1] for y in values]
-    tables = _guess(values, shift) if start is None else replace(start, shift=shift)
-    for _ in range(rounds):
-        parameters = tables.parameters(weight).copy()
-        parameters[:, 8:] = np.iinfo(
-            np.int32
-        ).max  # or tables that have shrunk would never grow again
-        members = enumerate(zip(units, own, strict=True))
-        found = [choose(tables, parameters, m, u, n)[:2] for m, (u, n) in members]
-        modes = range(len(values))
-        tables = _from_symbols(values, found, modes, own, shift, tables.first_size)
-    return tables
-
-
-def _guess(values: Sequence[np.ndarray], shift: np.ndarray) -> Tables:
-    """Tables of symbols chosen one by one with a dead zone, alike in both quantisers."""
-    symbols = [np.trunc(y / 2 + np.copysign(np.float32(0.35), y)).astype(np.int32) for y in values]
-    codes = [
-        (np.full(k.shape, 256 * q, np.uint16), k) for k in symbols for q in (0, 1)
-    ]  # two tables
-    modes = [m for m in range(len(values)) for _ in (0, 1)]
-    own = [y.shape[1] for y in values]
-    return _from_symbols([values[m] for m in modes], codes, modes, own, shift)
+            rates[t] = np.where(
+                likely > 0, lanes.PRECISION - np.log2(np.maximum(likely, 1)), escape
+            )
+            counted[t, part] = np.sqrt(np.maximum(likely[part], 0.25))
+        return rates, counted
 
 
 def in_units(y: np.ndarray, scale: float) -> np.ndarray:
@@ -249,51 +216,3 @@ def choose(tables: Tables, parameters, mode: int, units: np.ndarray, count: int)
         np.arange(count), code, symbols, costs,
     )  # fmt: skip
     return code, symbols, costs, escapes
-
-
-def low_bits(values: Sequence[np.ndarray]) -> np.ndarray:
-    """(D,) int32: how many low bits of each component's symbols are as good as random."""
-    count = max(1, sum(y.shape[1] for y in values))
-    power = sum(np.square(y, dtype=np.float64).sum(1) for y in values) / count
-    spread = np.sqrt(power) / 2  # of symbols
-    return np.maximum(0, np.ceil(np.log2(np.maximum(spread, 1e-9) / WIDE))).astype(np.int32)
-
-
-def _from_symbols(values, codes, modes, own, shift, first=1) -> Tables:
-    """Tables of the symbols found; ``first``: how many tables quantiser 0 had."""
-    width, count = len(shift), len(own)
-    largest = max(int((np.abs(k) >> shift[:, None]).max(initial=1)) for _, k in codes)
-    reach = min(max(largest, CENTROIDS), REACH)
-    counts = np.zeros((2, count * width, 2 * reach + 1), np.int32)
-    sums = np.zeros((2, count * width, 2 * CENTROIDS - 1))
-    for y, (code, k), mode in zip(values, codes, modes, strict=True):
-        _count(y, code, k, shift, first, mode * width, reach, counts, sums)
-    (first, second), table = fit_banks(counts, sums, BANK, lanes.PRECISION)
-    chosen = np.stack([table, table + len(first.freqs)]).reshape(2, count, width)
-    return Tables(
-        freqs=(*first.freqs, *second.freqs),
-        low=np.append(first.offset, second.offset).astype(np.int32),
-        centroid=np.concatenate([first.centroid, second.centroid]),
-        chosen=chosen.astype(np.int32),
-        shift=shift,
-        modes=to_frequencies(np.append(np.array(own) + 0.5, 0), lanes.PRECISION),
-    )
-
-
-@kernel
-def _count(y, code, symbols, shift, first, group, reach, counts, sums):
-    """Add symbols (D, R) and what quantisation left over to the histograms of quantiser and component.
-
-    Args:
-        y: (D, R) in fine steps. first: the first table of quantiser 1.
-        group: the row of ``counts`` (2, G, ...) that component 0 has.
-    """
-    for i in range(symbols.shape[0]):
-        g = group + i
-        for r in range(symbols.shape[1]):
-            k, q = symbols[i, r], np.int64((code[i, r] >> 8) >= first)
-            m = k >> shift[i]
-            counts[q, g, min(max(m, -reach), reach) + reach] += 1
-            if shift[i] == 0 and -CENTROIDS < k < CENTROIDS:
-                sign = 1 if k > 0 else -1 if k < 0 else 0
-                sums[q, g, k + CENTROIDS - 1] += y[i, r] - (2 * k - q * sign)

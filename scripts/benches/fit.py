@@ -54,12 +54,14 @@ def bench(cfg: BenchConfig) -> list[FitRow]:
             ways[cfg.before] = _checkout(cfg.before, folder / "before"), []
         common = ["--machine", cfg.machine] if cfg.machine else []
         common += ["--clusters", str(cfg.clusters)] if cfg.clusters else []
+        common += ["--format", str(cfg.format)]
         small = folder / "small"
         for number in range(4):
             write_feature(small / f"{number}.npy", World(16).tokens(200))
         rows, curves = [], []
         for way, (tree, flags) in ways.items():
-            _fit(tree, ["--features", small, "--output", folder / f"warm_{way}"])  # compiles
+            warm = ["--features", small, "--output", folder / f"warm_{way}"]
+            _fit(tree, [*warm, "--format", cfg.format])  # compiles
             output = folder / f"codec_{way}"
             spent = _fit(tree, ["--features", train, "--output", output, *common, *flags])
             curve, power = _code(output, test, cfg.qualities)

@@ -13,9 +13,10 @@ from dtufc.bitstream import pack, unpack
 from dtufc.feature import FeatureFacts
 from dtufc.klt import coder, lanes, side, trellis
 from dtufc.klt.codec import KltCodec
+from dtufc.klt.fit_step import Sample, fit_tables
 from dtufc.klt.gpu import Found, GpuCoder, LaneReader, find_escaped, in_units
 from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Transform
-from dtufc.klt.tables import Tables, fit_tables
+from dtufc.klt.tables import Tables
 
 WEIGHT = 0.12  # of a bit in squared steps, as the fit's
 SAMPLE = 2_000_000  # values that tables are made of
@@ -70,12 +71,12 @@ class World:
         unit = float(self.power.square().mean().sqrt())
         transform = Transform(Layout(True, 1, 1, True), mean, basis, unit)
         sample = self.normal(max(256, SAMPLE // self.channels), self.channels) * self.power
-        y = np.ascontiguousarray(sample.T.cpu().numpy())
+        vectors = Sample.of([sample.cpu().numpy()], np.zeros(len(sample), np.int64))
         grade, tables = 0, None
         for _ in range(6):  # a bit per octave, where all components are coded
-            fine = np.float32(trellis.FINE * transform.step(grade))
+            fine = trellis.FINE * transform.step(grade)
             rounds = 12 if tables is None else 4
-            tables = fit_tables([y / fine], WEIGHT / trellis.FINE**2, tables, rounds)
+            tables = fit_tables(vectors, fine, WEIGHT / trellis.FINE**2, tables, rounds)
             missing = bpfp - float(tables.average[0]) / self.channels
             if abs(missing) < 0.01:
                 break
