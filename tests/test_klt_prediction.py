@@ -12,9 +12,8 @@ from dtufc import files
 from dtufc.bitstream import BitstreamError, pack, unpack
 from dtufc.codec import load_codec
 from dtufc.errors import UserError
-from dtufc.feature import FeatureFacts, write_feature
+from dtufc.feature import write_feature
 from dtufc.klt import fit_klt
-from dtufc.klt.fit_prediction import fit_prediction
 from dtufc.klt.prediction import Prediction
 from dtufc.klt.weighting import Weighting
 from dtufc.streams import StreamDecoder
@@ -77,7 +76,17 @@ def test_a_chain_of_tokens_takes_fewer_bits(room):
     saved = np.interp(at, *plain) - np.interp(at, *predicted)
     assert 0.8 * ideal < saved < 1.02 * ideal
     told = files.read_json(room / "predicted" / "config.json")["made_by"]["prediction"]
-    assert told["log2_rate"] < -0.02 and told["bits"] == pytest.approx(ideal, rel=0.3)
+    assert told["log2_rate"] < -0.1 and told["pairs"] > 500
+
+
+def test_a_token_alone_takes_what_it_took(room):
+    """It has no neighbour; there are modes without a forecast for it."""
+    sizes = []
+    for name in ("plain", "predicted"):
+        codec = load_codec(room / name).at_quality(3)
+        alone = [feature(seed)[:, :, 20:21] for seed in range(700, 800)]
+        sizes.append(sum(len(codec.encode(x)) for x in alone))
+    assert sizes[1] < 1.05 * sizes[0]
 
 
 @pytest.mark.parametrize("name", ["predicted", "mixture", "weighed"])
@@ -101,16 +110,19 @@ def test_the_chain_starts_anew_in_each_sample(room):
 
 def test_tokens_without_neighbours_get_no_prediction(room, tmp_path):
     for seed in range(12):
-        write_feature(tmp_path / "train" / f"{seed:02d}.npy", feature(seed, pull=0 * PULL))
+        x = (feature(seed, pull=0 * PULL) - 2) @ PULL.astype(np.float32)
+        write_feature(tmp_path / "train" / f"{seed:02d}.npy", x)
     fit(tmp_path, "codec", "--predict", "true")
     codec = load_codec(tmp_path / "codec")
     assert codec.model.prediction is None
     told = files.read_json(tmp_path / "codec" / "config.json")["made_by"]["prediction"]
     assert told["log2_rate"] > -0.02
-    lone = [tmp_path / "lone" / f"{seed}.npy" for seed in range(3)]
-    for path in lone:
-        write_feature(path, feature(0)[:, :, :1])
-    assert fit_prediction(lone, 2, FeatureFacts.of_tokens(lone[0]), "cpu")[0] is None
+    for seed in range(4):
+        lone = (feature(seed, samples=300)[:, :, 20:21] - 2) @ PULL.astype(np.float32)
+        write_feature(tmp_path / "lone" / "train" / f"{seed}.npy", lone)
+    fit(tmp_path / "lone", "codec", "--predict", "true")
+    told = files.read_json(tmp_path / "lone" / "codec" / "config.json")["made_by"]["prediction"]
+    assert told == {"pairs": 0}
 
 
 def test_tokens_that_no_symbols_can_tell_come_back_as_they_are(room):
@@ -124,16 +136,21 @@ def test_tokens_that_no_symbols_can_tell_come_back_as_they_are(room):
 
 
 def test_a_forecast_is_bounded_and_even():
-    eye = np.eye(2, dtype=np.float32)
-    known = Prediction(np.zeros(2, np.float32), np.ones(2, np.float32), eye, reach=4.0)
+    eye = np.eye(2, dtype=np.float32)[None]
+    known = Prediction(1, np.zeros(2, np.float32), np.ones(2, np.float32), eye, reach=4.0)
     lengths = np.array([1, 4, 4.0001, 8, 1e6, 3e38], np.float32)
-    found = known.forecast(np.stack([lengths, 0 * lengths], 1))[:, 0]
+    found = known.forecast(np.stack([lengths, 0 * lengths], 1), mode=1)[:, 0]
     assert np.allclose(found, [1, 4, 4, 2, 1.6e-5, 0], rtol=1e-3, atol=1e-30)
-    x = np.arange(12, dtype=np.float32).reshape(6, 2, 1)
-    left = known.residuals(x, 3)
-    assert (left[[0, 3]] == x[[0, 3]]).all() and not np.array_equal(left, x)
-    known.restore(left, 3, np.zeros(6, bool))
-    assert np.allclose(left, x, atol=1e-5)
+
+
+def test_modes_without_a_forecast_and_raw_tokens_break_the_chain():
+    double = 2 * np.eye(1, dtype=np.float32)[None]
+    known = Prediction(1, np.zeros(1, np.float32), np.ones(1, np.float32), double, reach=100.0)
+    x = np.ones((8, 1, 1), np.float32)
+    modes = np.array([1, 1, 0, 1, 1, 1, 1, 1], np.int32)
+    raw = np.array([0, 0, 0, 0, 0, 1, 0, 0], bool)
+    known.restore(x, modes, 4, raw)
+    assert x.ravel().tolist() == [1, 3, 1, 3, 1, 1, 3, 7]
 
 
 def test_damage_is_refused(room):
@@ -170,8 +187,9 @@ def test_frames_of_a_stream_start_anew(room):
         ("mean", lambda a: a[:-1]),
         ("scale", lambda a: 0 * a),
         ("scale", lambda a: a * np.float32(np.inf)),
-        ("matrix", lambda a: a.astype(np.float32)),
-        ("matrix", lambda a: a[:, 1:]),
+        ("matrices", lambda a: a.astype(np.float32)),
+        ("matrices", lambda a: a[:, 1:]),
+        ("matrices", lambda a: np.repeat(a, 2, 0)),
         ("reach", lambda a: -a),
         ("reach", lambda a: a * np.nan),
     ],
@@ -190,12 +208,10 @@ def test_a_prediction_is_refused_where_there_is_none_for(room, tmp_path):
     store(lacking, room / "predicted", tmp_path / "lacking")
     with pytest.raises(UserError, match="prediction_reach is missing"):
         load_codec(tmp_path / "lacking")
-    fit_klt.main(
-        ["--features", str(room / "train"), "--output", str(tmp_path / "one"), "--clusters", "[1]"]
-    )
-    first = load_arrays((tmp_path / "one" / "model.safetensors").read_bytes())
-    first |= {name: each for name, each in arrays.items() if name.startswith("prediction_")}
-    store(first, tmp_path / "one", tmp_path / "mixed")
+    store(arrays, room / "predicted", tmp_path / "mixed")
+    values = files.read_json(tmp_path / "mixed" / "config.json")
+    values["layout"]["layers"] = "shared"
+    files.write_json(tmp_path / "mixed" / "config.json", values)
     with pytest.raises(UserError, match="a prediction is for tokens"):
         load_codec(tmp_path / "mixed")
 

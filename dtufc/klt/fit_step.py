@@ -56,18 +56,18 @@ class Sample:
     """K."""
 
     @classmethod
-    def of(cls, y: Sequence[np.ndarray], own: np.ndarray, bits: np.ndarray) -> Self:
+    def of(cls, y: Sequence[np.ndarray], own: np.ndarray, bits: np.ndarray | None = None) -> Self:
         """Of vectors in every mode, K times (R, D), and the mode of each (R,).
 
         Args:
             bits: (K, R), about what each takes in every mode. A rare mode has those, too, that lose
                 least by it: an estimate by tables of nothing is cheap and wrong.
         """
-        blocks, least = [], bits.min(0)
+        blocks = []
         for mode, each in enumerate(y):
             rows = np.flatnonzero(own == mode)
-            if len(rows) < FEWEST:
-                rows = np.argsort(bits[mode] - least, kind="stable")[:FEWEST]
+            if len(rows) < FEWEST and bits is not None:
+                rows = np.argsort(bits[mode] - bits.min(0), kind="stable")[:FEWEST]
             mine = each[rows]
             for first in range(0, len(mine), COLUMNS):
                 blocks.append((mode, np.ascontiguousarray(mine[first : first + COLUMNS].T)))
