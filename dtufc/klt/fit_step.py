@@ -29,6 +29,7 @@ ROUNDS = 12  # of symbols by tables and tables by symbols, where there are no ta
 SETTLING = 3  # rounds of grouping where there is a grouping to begin with
 COLUMNS = 64  # vectors in a block
 FEWEST = 4  # vectors of a mode
+GAUSSIAN = (np.pi / 2) ** 0.5  # standard deviation over mean magnitude
 ROW = 256  # places of a quantiser's symbols -REACH .. REACH in a histogram
 
 MIDDLE = int(BIN[REACH])
@@ -54,6 +55,8 @@ class Sample:
     """Modes, and (D, COLUMNS at most) float32 of vectors of each."""
     modes: int
     """K."""
+    magnitude: np.ndarray
+    """(D,) float64: the mean of the components' magnitudes."""
 
     @classmethod
     def of(cls, y: Sequence[np.ndarray], own: np.ndarray, bits: np.ndarray | None = None) -> Self:
@@ -63,15 +66,16 @@ class Sample:
             bits: (K, R), about what each takes in every mode. A rare mode has those, too, that lose
                 least by it: an estimate by tables of nothing is cheap and wrong.
         """
-        blocks = []
+        blocks, total = [], np.zeros(y[0].shape[1])
         for mode, each in enumerate(y):
             rows = np.flatnonzero(own == mode)
+            total += np.abs(each[rows]).sum(0, dtype=np.float64)
             if len(rows) < FEWEST and bits is not None:
                 rows = np.argsort(bits[mode] - bits.min(0), kind="stable")[:FEWEST]
             mine = each[rows]
             for first in range(0, len(mine), COLUMNS):
                 blocks.append((mode, np.ascontiguousarray(mine[first : first + COLUMNS].T)))
-        return cls(blocks, len(y))
+        return cls(blocks, len(y), total / max(1, len(own)))
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -81,15 +85,10 @@ class Sample:
             out[mode] += each.shape[1]
         return out
 
-    @cached_property
-    def power(self) -> np.ndarray:
-        """(D,) float64: mean squares of the components."""
-        squares = sum(np.square(each, dtype=np.float64).sum(1) for _, each in self.blocks)
-        return squares / max(1, self.sizes.sum())
-
     def low_bits(self, fine: float) -> np.ndarray:
-        """(D,) int32: how many low bits of each component's symbols are as good as random."""
-        spread = np.sqrt(self.power) / (2 * fine)  # of symbols
+        """(D,) int32: how many low bits of each component's symbols are as good as random. Magnitudes
+        tell it, as a few giants would raise the mean square of a component that is small elsewhere."""
+        spread = GAUSSIAN * self.magnitude / (2 * fine)  # of symbols
         return np.maximum(0, np.ceil(np.log2(np.maximum(spread, 1e-9) / WIDE))).astype(np.int32)
 
 

@@ -11,6 +11,9 @@ import numpy as np
 from dtufc.klt import lanes, trellis
 from dtufc.klt.entropy import CENTROIDS, mean_squares
 
+OUTLYING = [trellis.FAR // 4, trellis.FAR // 2, trellis.FAR]
+"""Magnitudes whose escapes count in a polynomial, so that what lies far off is never cheap."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tables:
@@ -195,6 +198,7 @@ class Tables:
                 likely > 0, lanes.PRECISION - np.log2(np.maximum(likely, 1)), escape
             )
             counted[t, part] = np.sqrt(np.maximum(likely[part], 0.25))
+            counted[t, OUTLYING] = np.maximum(counted[t, OUTLYING], 0.5)
         return rates, counted
 
 
