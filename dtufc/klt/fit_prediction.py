@@ -34,6 +34,8 @@ OWN = (0.3, 1.0, 3.0, np.inf)
 """Shrinkage of the matrix of all modes and of how those of single ones differ: shares of the variance of
 components that count as noise."""
 PRIOR = 8  # vectors' worth of belief in the common mean of what is left
+LONGEST = 0.95
+"""What is left of a difference from token to token, at most."""
 MOST = 6e4  # magnitude of what a matrix may hold: float16 ends at 65504
 
 
@@ -121,19 +123,19 @@ class Forecasts:
         across = _second(f[~held], b[~held]) / max(1, (~held).sum())
         pooled = [(across / ((1 + share) * power)[:, None]).astype(np.float32) for share in POOLED]
         best = min(pooled, key=lambda each: self._score(b[held] - f[held] @ each, own[held]))
-        b -= f @ best
-        matrices = np.repeat(best[None], self.first, 0)
+        found = np.repeat(best[None], self.first, 0)
         if self.first > 1:
-            ways = {share: self._own(f, b, own, ~held, power, share) for share in OWN}
+            rest = b - f @ best
+            ways = {share: self._own(f, rest, own, ~held, power, share) for share in OWN}
             score = {
-                share: self._score(b[held] - _by_mode(f[held], own[held], way), own[held])
+                share: self._score(rest[held] - _by_mode(f[held], own[held], way), own[held])
                 for share, way in ways.items()
             }
-            self.shrinkage = min(score, key=score.__getitem__)
-            more = self._own(f, b, own, np.ones(len(own), bool), power, self.shrinkage)
-            b -= _by_mode(f, own, more)
-            matrices = matrices + more
-        matrices = basis @ matrices
+            share = min(score, key=score.__getitem__)
+            found = found + self._own(f, rest, own, np.ones(len(own), bool), power, share)
+        found = np.stack([_contract(each @ basis, power) @ basis.T for each in found])
+        b -= _by_mode(f, own, found)
+        matrices = basis @ found
         means = shift - np.einsum("kc,kcd->kd", centre, matrices)
         return matrices, means, b
 
@@ -285,6 +287,21 @@ def _mean(x: np.ndarray) -> np.ndarray:
 def _second(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Sum of the products of vectors (n, C) and (n, D), (C, D) float64."""
     return (torch.from_numpy(x).T @ torch.from_numpy(y)).double().numpy()
+
+
+def _contract(matrix: np.ndarray, power: np.ndarray) -> np.ndarray:
+    """A matrix (C, C) between components as one that makes no difference longer, measured in their
+    standard deviations. So two decoders whose last bits differ stay together, however long a chain is.
+
+    Args:
+        power: (C,) mean squares of the components.
+    """
+    spread = np.sqrt(power)
+    left, values, right = np.linalg.svd(spread[:, None] * matrix / spread)
+    if values[0] <= LONGEST:
+        return matrix
+    short = (left * np.minimum(values, LONGEST)) @ right
+    return (short / spread[:, None] * spread).astype(np.float32)
 
 
 def _by_mode(f: np.ndarray, own: np.ndarray, matrices: np.ndarray) -> np.ndarray:

@@ -133,6 +133,10 @@ class Prediction:
         return cls(modes - count, mean, scale, matrices.astype(np.float32), reach)
 
 
+Trial = tuple[int, np.ndarray, np.ndarray, np.ndarray]
+"""A mode, rows (n,), what they cost in it, and the sums of their magnitudes."""
+
+
 class Forecast:
     """The choice of modes and symbols for vectors (R, C, 1) float32 at one step.
 
@@ -155,14 +159,16 @@ class Forecast:
         count = len(vectors)
         self.code = np.empty((model.transform.components, count), np.uint16)
         self.symbols = np.empty(self.code.shape, np.int32)
-        self.modes, self.cost = np.zeros(count, np.int32), np.full(count, coder.NEVER)
-        self.raw = np.zeros(count, bool)
+        self.modes, self.raw = np.zeros(count, np.int32), np.zeros(count, bool)
+        self.trials: list[Trial] = []
         tame, _ = model.tame(vectors, grade)
         tried = model.shortlist(tame, grade, most)
         first = self.prediction.first
         self.tried = np.ones((count, first), bool) if tried is None else tried
         for mode in range(first):
-            self._attempt(mode, tame, np.flatnonzero(self.tried[:, mode]))
+            rows = np.flatnonzero(self.tried[:, mode])
+            self._attempt(mode, tame[rows], rows)
+        self._settle()
 
     def search(self) -> tuple[coder.Quantised, np.ndarray]:
         """Modes and symbols, and which (R,) bool no symbols can tell."""
@@ -192,25 +198,34 @@ class Forecast:
             if len(rows):
                 known = self.prediction.forecast(before[rows], mode)
                 left, far = self.model.tame(self.vectors[rows] - known[:, :, None], self.grade)
-                self._attempt(mode, left, rows, far)
+                self._attempt(mode, left[~far], rows[~far])
+        self._settle()
 
-    def _attempt(self, mode: int, vectors, rows: np.ndarray, far=None) -> None:
-        """Let those of the rows (n,) have a mode that it costs less.
+    def _attempt(self, mode: int, vectors: np.ndarray, rows: np.ndarray) -> None:
+        """What the rows (n,) would cost in a mode.
 
         Args:
-            vectors: (R, C, 1), or (n, C, 1) of the rows where ``far`` (n,) says which cannot have it.
+            vectors: (n, C, 1), what is coded of them.
         """
-        if not len(rows):
-            return
-        mine = vectors[rows] if far is None else vectors
-        parameters = self.tables.parameters(self.weight)
-        cost = coder.attempt(
-            self.transform, self.tables, mine, mode, self.fine, self.weight, parameters
-        )[1]
-        better = cost < self.cost[rows]
-        if far is not None:
-            better &= ~far
-        self.modes[rows[better]], self.cost[rows[better]] = mode, cost[better]
+        if len(rows):
+            parameters = self.tables.parameters(self.weight)
+            units, cost = coder.attempt(
+                self.transform, self.tables, vectors, mode, self.fine, self.weight, parameters
+            )
+            size = np.abs(units[:, : len(rows)]).sum(0, dtype=np.int64)
+            self.trials.append((mode, rows, cost, size))
+
+    def _settle(self) -> None:
+        """Let each vector have the mode that it costs least, of those in which it is not far larger than
+        in another: of what lies far off estimates know little."""
+        least = np.full(len(self.vectors), coder.NEVER)
+        for _, rows, _, size in self.trials:
+            least[rows] = np.minimum(least[rows], size)
+        limit = 2 * least + trellis.UNIT * len(self.code)
+        cheapest = np.full(len(self.vectors), coder.NEVER)
+        for mode, rows, cost, size in self.trials:
+            better = (cost < cheapest[rows]) & (size <= limit[rows])
+            self.modes[rows[better]], cheapest[rows[better]] = mode, cost[better]
 
     def _code(self, rows: np.ndarray, known: np.ndarray | float) -> np.ndarray:
         """Find the symbols of some vectors, in the modes that they have -> decoded (n, C).
