@@ -246,6 +246,12 @@ def test_bench_streams(toy, tmp_path, capsys):
     written = read(tmp_path / "streams.csv")
     assert [row["codec"] for row in written] == [row[0] for row in rows]
     assert all(row["processor"] and row["revision"] for row in written)
+    bench_streams.main([*argv, "--quality", '{"int": 4}'])
+    coarse, fine = read(tmp_path / "streams.csv")[1], written[1]
+    assert (float(coarse["quality"]), coarse["codec"]) == (4, "int")
+    assert float(coarse["bytes_per_token"]) < float(fine["bytes_per_token"])
+    assert float(coarse["token_error"]) > float(fine["token_error"]) > 0
+    assert read(tmp_path / "streams.csv")[2]["quality"] == written[2]["quality"]
 
 
 def test_bench_corpus(toy, tmp_path, capsys):

@@ -16,8 +16,10 @@ from dtufc.codec import Codec, ExtraKind, load_codec
 from dtufc.feature import FeatureFacts, list_features, load_facts
 from dtufc.handcrafted import fit_handcrafted
 from dtufc.paths import DataRoot
+from dtufc.registry import find_codec
 from dtufc.shipped import codec_folder, describe_codec, pretrained
 from dtufc.streams import StreamDecoder, Tensor, open_session
+from dtufc.token_error import TokenErrors
 
 HANDCRAFTED = ("int", "cast", "jpegxl", "hevc")
 WARM = 3
@@ -38,70 +40,93 @@ class StreamRow:
     version1: float
     """Bytes per token of a file of version 1 of the same tokens."""
     nmse: float
+    token_error: float
+    """Relative error per token."""
     encode_ms: float
-    """Per append, median."""
+    """Of processor time per append, median."""
     decode_ms: float
 
 
 def bench(cfg: BenchConfig) -> list[StreamRow]:
     """Measure every codec."""
     torch.set_num_threads(1)
+    for name in cfg.quality or {}:
+        find_codec(name, "quality")
     facts = load_facts(cfg.machine)
     root = DataRoot(cfg.root).feature(facts.model, facts.task)
     paths = list_features(root.feature_test)
     counts = cfg.tokens or [1, 8, 64]
-    x = np.concatenate([facts.read(path) for path in paths], axis=2)
+    features = [facts.read(path) for path in paths]
+    errors = TokenErrors()
+    for feature in features:
+        errors.add(feature)
+    x = np.concatenate(features, axis=2)
     wanted = max(counts) * cfg.appends
     x = np.tile(x, (1, 1, -(-wanted // x.shape[2]), 1))  # a short test set is read again
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, codec in _codecs(cfg, facts, root.feature_train / "train", Path(scratch)):
-            rows += [_measure(name, codec, facts, x, count, cfg.appends) for count in counts]
+            rows += [
+                _measure(name, codec, facts, x, errors, count, cfg.appends) for count in counts
+            ]
     return rows
 
 
 def _codecs(
     cfg: BenchConfig, facts: FeatureFacts, train: Path, scratch: Path
 ) -> Iterator[tuple[str, Codec]]:
-    """(name, codec), those that ship first."""
+    """(name, codec at the asked quality), those that ship first."""
     if cfg.codecs is not None:
         for name in cfg.codecs:
-            known = facts.kind in describe_codec(codec_folder(name)).kinds
-            kinds = [] if known or cfg.mapping is None else [ExtraKind(cfg.machine, cfg.mapping)]
-            yield Path(name).name, load_codec(name, kinds=kinds)
+            yield Path(name).name, _load(cfg, facts, codec_folder(name))
         return
     for name, folder in pretrained().items():
         if facts.kind in describe_codec(folder).kinds:
-            yield name, load_codec(folder)
+            yield name, _load(cfg, facts, folder)
     for name in HANDCRAFTED:
         argv = ["--codec", name, "--machine", cfg.machine, "--features", str(train)]
         with contextlib.redirect_stdout(io.StringIO()):
             fit_handcrafted.main([*argv, "--output", str(scratch / name)])
-        yield name, load_codec(scratch / name)
+        yield name, _load(cfg, facts, scratch / name)
+
+
+def _load(cfg: BenchConfig, facts: FeatureFacts, folder: Path) -> Codec:
+    about = describe_codec(folder)
+    foreign = facts.kind not in about.kinds and cfg.mapping is not None
+    codec = load_codec(folder, kinds=[ExtraKind(cfg.machine, cfg.mapping)] if foreign else [])
+    asked = (cfg.quality or {}).get(about.codec)
+    return codec if asked is None else codec.at_quality(float(asked))
 
 
 def _measure(
-    name: str, codec: Codec, facts: FeatureFacts, x: np.ndarray, tokens: int, appends: int
+    name: str,
+    codec: Codec,
+    facts: FeatureFacts,
+    x: np.ndarray,
+    errors: TokenErrors,
+    tokens: int,
+    appends: int,
 ) -> StreamRow:
     encoder = open_session({"x": Tensor(codec, facts.kind)})
     decoder = StreamDecoder(codec)
     decoder.feed(encoder.start())
     size = payload = old = 0
     seconds = []
-    squares = 0.0
+    squares = relative = 0.0
     for number in range(appends):
         part = x[:, :, number * tokens : (number + 1) * tokens]
-        started = time.perf_counter()
+        started = time.process_time()
         frame = encoder.append({"x": part})
-        between = time.perf_counter()
+        between = time.process_time()
         decoded = decoder.feed(frame)["x"]
-        ended = time.perf_counter()
+        ended = time.process_time()
         if number < WARM:
             continue
         size, old = size + len(frame), old + len(codec.encode(part, facts.kind))
         payload += len(codec.encode_rows(part, facts.kind)[1])
         seconds.append((between - started, ended - between))
         squares += float(np.square(decoded.astype(np.float64) - part).sum())
+        relative += errors.error(part, decoded)
     count = appends - WARM
     encode_s, decode_s = np.median(seconds, axis=0)
     used = x[:, :, WARM * tokens : appends * tokens]
@@ -113,6 +138,7 @@ def _measure(
         beside=(size - payload) / count,
         version1=old / count / tokens,
         nmse=squares / used.size / float(used.var(dtype=np.float64)),
+        token_error=relative / count,
         encode_ms=1e3 * float(encode_s),
         decode_ms=1e3 * float(decode_s),
     )
