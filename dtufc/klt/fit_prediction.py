@@ -21,7 +21,7 @@ from dtufc.klt.bases import Bases, Candidate, outer
 from dtufc.klt.fit_memory import Sequences
 from dtufc.klt.fit_tables import WEIGHT, Coded, Decode, Late, dead_zone, measure, scale
 from dtufc.klt.model import MAX_UNIT, PER_OCTAVE, RUNGS, KltModel, Layout, Transform
-from dtufc.klt.prediction import LARGEST, SMALLEST, Prediction
+from dtufc.klt.prediction import LARGEST, SMALLEST, Prediction, fade
 from dtufc.klt.race import FEW, MAX_BASES, Race, compare, in_threads
 
 LEAST = 0.02  # of log2 of the rate, that a prediction must save
@@ -54,23 +54,18 @@ class Forecasts:
         grade: int,
     ):  # fmt: skip
         self.few, self.plain, self.bases = few, plain, bases
-        self.first, self.belief = plain.layout.clusters, best.shrinkage
+        self.first = plain.layout.clusters
         step = plain.step(grade)
         self.noise = max(step**2 / 12, SMALLEST**2)  # as that of quantisation, in every direction
         own, decoded = self._rough(known.x, step)
         self.mean, self.reach = _usual(known.x)
-        draft = Prediction(
-            self.first, self.mean, np.ones_like(self.mean), np.zeros((1, 0, 0)), self.reach
-        )
         pairs = known.before > 0
-        for x in (known.x[:, :, 0], decoded):
-            usual = np.linalg.norm(x - self.mean, axis=1) <= self.reach
-            pairs &= usual if x is not decoded else np.roll(usual, 1)
+        pairs &= self._is_usual(known.x[:, :, 0]) & np.roll(self._is_usual(decoded), 1)
         at = np.flatnonzero(pairs)
         self.pairs = len(at)
         if not self.pairs:
             return
-        before, own = draft.fade(decoded[at - 1]), own[at]
+        before, own = fade(decoded[at - 1], self.mean, self.reach), own[at]
         behind = known.x[at, :, 0] - plain.mean[own, :, 0]
         matrices, means, left = self._regress(before, behind, own)
         power = np.sqrt(np.square(before, dtype=np.float64).mean(0))
@@ -80,14 +75,19 @@ class Forecasts:
         self.prediction = Prediction(self.first, self.mean, unit, scaled, self.reach)
         seconds = [outer(left[own == k][:, :, None], bases.device) for k in range(self.first)]
         common = sum(seconds) / self.pairs
+        sizes, belief = np.bincount(own, minlength=self.first), best.shrinkage
         found = [
-            bases.eigenbasis((second + self.belief * common) / ((own == k).sum() + self.belief))
-            for k, second in enumerate(seconds)
-        ] if self.first > 1 else [bases.eigenbasis(common)]  # fmt: skip
+            bases.eigenbasis((second + belief * common) / max(size + belief, 1))
+            for second, size in zip(seconds, sizes, strict=True)
+        ]
         layout = replace(plain.layout, clusters=2 * self.first)
         means = np.clip(plain.mean + means[:, :, None], -MAX_UNIT, MAX_UNIT)
         basis = np.concatenate([plain.basis, np.stack(found)])
         self.transform = Transform(layout, np.concatenate([plain.mean, means]), basis, plain.unit)
+
+    def _is_usual(self, x: np.ndarray) -> np.ndarray:
+        """Which of the tokens (R, C) are, (R,) bool."""
+        return np.linalg.norm(x - self.mean, axis=1) <= self.reach
 
     def _rough(self, x: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
         """The mode of each token (R, C, 1), by a guess (R,), and about what it is decoded to (R, C)."""

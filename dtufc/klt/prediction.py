@@ -55,17 +55,9 @@ class Prediction:
         """(M, C, C) float32: the matrices over channels as they are."""
         return self.matrices / self.scale[:, None] * self.scale
 
-    def fade(self, x: np.ndarray) -> np.ndarray:
-        """Tokens (R, C) -> their differences from the mean (R, C) float32, as far as they count."""
-        away = x - self.mean
-        length = np.sqrt(np.einsum("rc,rc->r", away, away, dtype=np.float64))
-        if length.max(initial=0) > self.reach:
-            away *= np.minimum(1, np.square(self.reach / length)).astype(np.float32)[:, None]
-        return away
-
     def forecast(self, before: np.ndarray, mode: int) -> np.ndarray:
         """Of tokens of a mode from ``first`` on, by those before them (R, C), (R, C) float32."""
-        return self.fade(before) @ self._whole[mode - self.first]
+        return fade(before, self.mean, self.reach) @ self._whole[mode - self.first]
 
     def forecasts(self, before: np.ndarray, modes: np.ndarray) -> np.ndarray:
         """The same of tokens of any modes (R,); 0 where a mode has no forecast."""
@@ -131,6 +123,15 @@ class Prediction:
         reach = float(read("reach", np.float64, (1,))[0])
         expect("reach", reach > 0)
         return cls(modes - count, mean, scale, matrices.astype(np.float32), reach)
+
+
+def fade(x: np.ndarray, mean: np.ndarray, reach: float) -> np.ndarray:
+    """Tokens (R, C) -> their differences from the mean (R, C) float32, as far as they count."""
+    away = x - mean
+    length = np.sqrt(np.einsum("rc,rc->r", away, away, dtype=np.float64))
+    if length.max(initial=0) > reach:
+        away *= np.minimum(1, np.square(reach / length)).astype(np.float32)[:, None]
+    return away
 
 
 Trial = tuple[int, np.ndarray, np.ndarray, np.ndarray]
