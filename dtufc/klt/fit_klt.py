@@ -100,9 +100,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = time.time()
         model = fit(cfg)
         size = (cfg.output / WEIGHTS).stat().st_size
+        forecasts = ", half of the modes with a forecast" if model.prediction else ""
         print(
-            f"{model.transform.layout}, {size / 1e6:.2f} MB, {time.time() - start:.0f} s "
-            f"-> {cfg.output}"
+            f"{model.transform.layout}{forecasts}, {size / 1e6:.2f} MB, "
+            f"{time.time() - start:.0f} s -> {cfg.output}"
         )
         if cfg.kl_curve and cfg.machine is not None:
             from dtufc.kl_curve import KlCurveConfig, measure_kl_curve
