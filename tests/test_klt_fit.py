@@ -13,7 +13,7 @@ from dtufc.klt.bases import Bases, Candidate
 from dtufc.klt.fit import fit
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.model import Layout, Transform
-from dtufc.klt.race import candidates, compare
+from dtufc.klt.race import candidates, compare, octaves_of_giants
 from dtufc.klt.statistics import Statistics, read_folds
 from dtufc.klt.tables import choose, in_units
 
@@ -131,6 +131,13 @@ def test_tables_do_not_depend_on_threads():
         assert np.array_equal(one.clusters, other.clusters)
         assert all(map(np.array_equal, one.bank.freqs, other.bank.freqs))
         np.testing.assert_array_equal(one.bank.centroid, other.bank.centroid)
+
+
+def test_giants_are_told_from_usual_tokens():
+    x = np.random.default_rng(0).standard_normal((1000, 8, 1)).astype(np.float32)
+    assert octaves_of_giants(known_of(x)) == 0
+    x[::250, 0] = 16 * 8**0.5 * 250**0.5  # their share of the power is that of a deviation of 16
+    assert octaves_of_giants(known_of(x)) == 4
 
 
 def test_tables_of_the_second_format_do_not_depend_on_threads_or_blocks(monkeypatch):

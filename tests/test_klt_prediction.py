@@ -1,21 +1,21 @@
 """Linear prediction of tokens: what it saves, that errors do not add up, and what is refused."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from scipy.linalg import solve_discrete_lyapunov
+from test_klt_weighting import check_damage
 
 from dtufc import files
-from dtufc.bitstream import BitstreamError, pack, unpack
 from dtufc.codec import load_codec
 from dtufc.errors import UserError
 from dtufc.feature import write_feature
 from dtufc.klt import fit_klt
+from dtufc.klt.entropy import to_frequencies
+from dtufc.klt.importance import MOST, Importance, count_features
 from dtufc.klt.prediction import Prediction
-from dtufc.klt.weighting import Weighting
+from dtufc.klt.weighting import Predictor, Weighting
 from dtufc.streams import StreamDecoder
 
 CHANNELS, TOKENS = 16, 60
@@ -154,23 +154,7 @@ def test_modes_without_a_forecast_and_raw_tokens_break_the_chain():
 
 
 def test_damage_is_refused(room):
-    codec = load_codec(room / "mixture")
-    stream = unpack(codec.encode(feature(500)))
-    parts = list(stream.parts)
-
-    def decode(changed):
-        return codec.decode(pack(replace(stream, parts=tuple(changed))))
-
-    assert np.isfinite(decode(parts)).all()
-    wrong = [parts[:1], parts[:-1], [*parts, b""]]
-    for at in range(1, len(parts)):
-        for place in range(0, len(parts[at]), 7):
-            changed = bytearray(parts[at])
-            changed[place] ^= 16
-            wrong.append([*parts[:at], bytes(changed), *parts[at + 1 :]])
-    for each in wrong:
-        with pytest.raises(BitstreamError):
-            decode(each)
+    check_damage(load_codec(room / "mixture"), feature(500), lambda parts: [], every=7)
 
 
 def test_frames_of_a_stream_start_anew(room):
@@ -227,6 +211,19 @@ def test_what_does_not_go_together_is_said(room):
         fit_klt.FitConfig(**places)
     with pytest.raises(UserError, match="without --memory"):
         fit_klt.FitConfig(**places, format=2, memory=True)
+
+
+def test_importances_leave_no_neighbour(room, tmp_path):
+    half = np.eye(CHANNELS, dtype=np.float32)
+    importance = Importance(
+        np.ones(CHANNELS, np.float32), np.zeros(count_features(CHANNELS), np.float32), 0.0, 1,
+        to_frequencies(np.ones(2 * MOST + 2)),
+    )  # fmt: skip
+    predictor = Predictor(np.zeros(CHANNELS, np.float32), half, importance)
+    Weighting(half, half, predictor).save(tmp_path / "metric", {})
+    with pytest.raises(SystemExit, match=r"predict: .*metric tells tokens apart"):
+        fit(room, str(tmp_path / "out"), "--predict", "true", "--metric", str(tmp_path / "metric"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_codecs_of_before_are_not_stale(room):

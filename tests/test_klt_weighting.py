@@ -1,6 +1,7 @@
 """Weighing: the Fisher information of answers, what it is worth, and codecs that go by it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -196,28 +197,40 @@ def test_tokens_that_are_far_off_come_back_as_they_are(room):
     assert np.mean((others[0] - others[1]) ** 2) < others[0].var()
 
 
-@pytest.mark.parametrize("name", ["tokens", "both"])
-def test_damage_is_refused(room, name):
-    codec = load_codec(room / name)
-    stream = unpack(codec.encode(feature(500)))
+def check_damage(
+    codec, x: np.ndarray, more: Callable[[list[bytes]], list[list[bytes]]], every: int
+) -> None:
+    """Parts that are wrong are refused: too few and too many, ``more``, and a bit of each byte, of the
+    ``every``-th alone."""
+    stream = unpack(codec.encode(x))
     parts = list(stream.parts)
 
     def decode(changed):
         return codec.decode(pack(replace(stream, parts=tuple(changed))))
 
     assert np.isfinite(decode(parts)).all()
-    wrong = [parts[:1], parts[:-1], [*parts, b""], [*parts[:1], b"", *parts[2:]]]
-    wrong.append([(int.from_bytes(parts[0], "little") + 64).to_bytes(2, "little"), *parts[1:]])
-    flat = codec.model.weighting.write(np.zeros(TOKENS, np.int32))
-    wrong.append([parts[0], flat, *parts[2:]])
+    wrong = [parts[:1], parts[:-1], [*parts, b""], *more(parts)]
     for at in range(1, len(parts)):
-        for place in range(len(parts[at])):
+        for place in range(0, len(parts[at]), every):
             changed = bytearray(parts[at])
             changed[place] ^= 16
             wrong.append([*parts[:at], bytes(changed), *parts[at + 1 :]])
     for each in wrong:
         with pytest.raises(BitstreamError):
             decode(each)
+
+
+@pytest.mark.parametrize("name", ["tokens", "both"])
+def test_damage_is_refused(room, name):
+    codec = load_codec(room / name)
+
+    def more(parts: list[bytes]) -> list[list[bytes]]:
+        """No classes, another quality, other classes."""
+        finer = (int.from_bytes(parts[0], "little") + 64).to_bytes(2, "little")
+        flat = codec.model.weighting.write(np.zeros(TOKENS, np.int32))
+        return [[*parts[:1], b"", *parts[2:]], [finer, *parts[1:]], [parts[0], flat, *parts[2:]]]
+
+    check_damage(codec, feature(500), more, every=1)
 
 
 def test_rows_of_a_stream_are_whole_bitstreams(room):

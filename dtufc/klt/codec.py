@@ -38,7 +38,7 @@ from dtufc.codec import ExtraKind, OneKindCodec, to_dtype
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.klt import coder
-from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, KltModel, Rung, Transform, dct_basis, rung
+from dtufc.klt.model import HIGHEST, LOWEST, PER_OCTAVE, KltModel, Rung, Transform, dct_basis
 from dtufc.klt.weighting import by_class
 from dtufc.views import Shape
 
@@ -122,7 +122,7 @@ class KltCodec(OneKindCodec):
         owners = self.model.transform.layout.owners(feature.shape)
         vectors = self.model.to_vectors(feature)
         grade = self.grade.to_bytes(2, "little", signed=True)
-        tables = self.model.rungs[rung(self.grade)]
+        tables = self.model.tables_at(self.grade)
         length = self.facts.views.sequence(feature.shape)
         if self.model.format == 2:
             found, raw = self.model.search(vectors, self.grade, length)
@@ -263,7 +263,7 @@ class KltCodec(OneKindCodec):
         for exact in raw_part(vectors, raw):
             form, more = RAW, write_varint(len(exact)) + exact
         stream, indexes = self._coded(clusters, symbols)
-        tables = self.model.rungs[rung(self.grade)].tables
+        tables = self.model.tables_at(self.grade).tables
         setting = bytes([form]) + self.grade.to_bytes(2, "little", signed=True)
         return setting, more + range_coder.encode(stream, indexes, tables)
 
@@ -281,7 +281,7 @@ class KltCodec(OneKindCodec):
         count = self.facts.views.count_vectors(layout.seen(shape), layout.block)
         string = payload[reader.at :]
         try:
-            model = self.model.rungs[rung(grade)]
+            model = self.model.tables_at(grade)
             range_coder.check_room(string, count * model.least(layout.tells_cluster))
             decoder = range_coder.Decoder(string, model.tables)
             clusters, symbols = self._read(decoder, model, count, shape)
@@ -309,7 +309,7 @@ class KltCodec(OneKindCodec):
     def _coded(self, clusters: np.ndarray, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What the entropy coder is given, and the table of each: the clusters' indexes, where there are
         several, and the symbols, vector by vector."""
-        model = self.model.rungs[rung(self.grade)]
+        model = self.model.tables_at(self.grade)
         stream, indexes = symbols.ravel(), model.chosen[clusters].ravel()
         if self.model.transform.layout.tells_cluster:
             last = np.full(len(clusters), len(model.bank.freqs), np.int32)
@@ -331,7 +331,7 @@ class KltCodec(OneKindCodec):
         Raises:
             BitstreamError: the strings are damaged, or too short for so many vectors.
         """
-        tables = self.model.rungs[rung(grade)]
+        tables = self.model.tables_at(grade)
         try:
             return coder.decode(tables, string, beside, count, check, symbols)
         except ValueError as error:
@@ -348,7 +348,7 @@ class KltCodec(OneKindCodec):
         Raises:
             BitstreamError: the string is damaged, or too short for so many vectors.
         """
-        model = self.model.rungs[rung(grade)]
+        model = self.model.tables_at(grade)
         try:
             rans.check_room(data, count * model.least(self.model.transform.layout.tells_cluster))
             reader = rans.Decoder(data, model.tables)

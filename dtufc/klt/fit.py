@@ -50,6 +50,8 @@ def fit(cfg: FitConfig) -> KltModel:
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     weighting, made_by = _read_metric(cfg, facts)
+    if cfg.predict and weighting is not None and weighting.predictor is not None:
+        raise UserError(f"predict: {cfg.metric} tells tokens apart, so none has a neighbour")
     with locks.hold(cfg.output), tempfile.TemporaryDirectory() as room:
         run = provenance.Run(cfg.output, cfg, cfg.stamp())
         if weighting is None:
@@ -57,10 +59,6 @@ def fit(cfg: FitConfig) -> KltModel:
         else:
             weighed = write_weighed(paths, facts, weighting, Path(room))
             if weighting.predictor is not None:
-                if cfg.predict:
-                    raise UserError(
-                        f"predict: {cfg.metric} tells tokens apart, so none has a neighbour"
-                    )
                 cfg = replace(cfg, post_filter=False)
             inner = weighed_facts(weighting.channels)
             model, told, name = _fit(cfg, weighed, inner, device)

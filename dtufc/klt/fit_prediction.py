@@ -18,14 +18,12 @@ import torch
 from dtufc.feature import FeatureFacts
 from dtufc.klt import fit_ladder
 from dtufc.klt.bases import Bases, Candidate, outer
-from dtufc.klt.fit_memory import Sequences
+from dtufc.klt.fit_memory import LEAST, TOLD, UNSEEN, Sequences
 from dtufc.klt.fit_tables import WEIGHT, Coded, Decode, Late, dead_zone, measure, scale
 from dtufc.klt.model import MAX_UNIT, PER_OCTAVE, RUNGS, KltModel, Layout, Transform
 from dtufc.klt.prediction import LARGEST, SMALLEST, Prediction, fade
 from dtufc.klt.race import FEW, MAX_BASES, Race, compare, in_threads
 
-LEAST = 0.02  # of log2 of the rate, that a prediction must save
-TOLD, UNSEEN = 2_000_000, 600_000  # values at most by which this is told
 FAR = 3.0  # times the median length of a difference from the mean: more is no usual token
 HELD = 5  # of so many usual pairs in a row one block tells the shrinkage
 BLOCK = 64  # pairs of a block
@@ -219,22 +217,20 @@ def try_prediction(
     Args:
         paths: all files that ``race`` was of.
     """
-    facts, cfg, every = race.facts, race.cfg, race.folds[1].every
+    facts, every = race.facts, race.folds[1].every
     told = [path for number, path in enumerate(paths) if number % every]
-    plain = race.transform(best)
-    known, few = (Sequences.read(told, facts, values) for values in (cfg.sample, TOLD))
-    grades = [round(each * PER_OCTAVE) for each in sorted(cfg.compared_at)]
-    bases = race.part(best.layout).bases
-    found = Forecasts(known, few, best, plain, bases, grades[len(grades) // 2])
+    plain, bases = race.transform(best), race.part(best.layout).bases
+    found = fit_forecasts(told, race, best, plain, bases, TOLD)
     about: dict[str, Any] = {"pairs": found.pairs}
     if not found.pairs:
         return None, about
     unseen = Sequences.read(paths[::every], facts, UNSEEN)
     ways = [
-        Way(plain, lambda: Coded.plain(plain, few.x), None),
+        Way(plain, lambda: Coded.plain(plain, found.few.x), None),
         Way(found.transform, lambda: found.coded, found.prediction),
     ]
     found.y  # noqa: B018  made once, before threads ask for it
+    grades = _grades(race)
     jobs = [(way, grade) for way in ways for grade in grades]
     points = in_threads(lambda job: _measure(facts, *job, unseen), jobs)
     curves = [points[: len(grades)], points[len(grades) :]]
@@ -244,12 +240,26 @@ def try_prediction(
 
 
 def fit_forecasts(
-    paths: Sequence[Path], race: Race, best: Candidate, plain: Transform, bases: Bases
+    paths: Sequence[Path],
+    race: Race,
+    best: Candidate,
+    plain: Transform,
+    bases: Bases,
+    values: int = FEW,
 ) -> Forecasts:
-    """Modes with a forecast of all files."""
-    known, few = (Sequences.read(paths, race.facts, each) for each in (race.cfg.sample, FEW))
-    grades = [round(each * PER_OCTAVE) for each in sorted(race.cfg.compared_at)]
+    """Modes with a forecast of some files.
+
+    Args:
+        plain, bases: of the best layout. values: at most that tables are made of.
+    """
+    known, few = (Sequences.read(paths, race.facts, each) for each in (race.cfg.sample, values))
+    grades = _grades(race)
     return Forecasts(known, few, best, plain, bases, grades[len(grades) // 2])
+
+
+def _grades(race: Race) -> list[int]:
+    """Where layouts are compared, in 128ths, ascending."""
+    return [round(each * PER_OCTAVE) for each in sorted(race.cfg.compared_at)]
 
 
 def _measure(facts: FeatureFacts, way: Way, grade: int, unseen: Sequences) -> tuple[float, float]:

@@ -309,7 +309,7 @@ class KltModel:
         """
         if self.format == 2:
             found, raw = self.search(vectors, grade, length, most)
-            bits = self.rungs[rung(grade)].promised(found.code, found.modes)
+            bits = self.tables_at(grade).promised(found.code, found.modes)
             if self.memory is not None:
                 bits += self.memory.bits_of(found.modes, length or len(vectors))
             return found.modes, found.symbols.T, bits, raw, found.references
@@ -333,7 +333,7 @@ class KltModel:
         Args:
             tried: (R, K) bool, the clusters that are tried on each vector; None: all.
         """
-        model, weight, count = self.rungs[rung(grade)], self.weight_at(grade), len(vectors)
+        model, weight, count = self.tables_at(grade), self.weight_at(grade), len(vectors)
         step = np.float32(self.transform.step(grade))
         heads = model.heads if self.transform.layout.tells_cluster else np.zeros(self.plain)
         clusters, bits = np.zeros(count, np.int32), np.zeros(count)
@@ -398,7 +398,7 @@ class KltModel:
         clusters, references = np.zeros(count, np.int32), np.zeros(count, np.int64)
         symbols = np.zeros((count, self.transform.components), np.int32)
         cheapest, bits = np.full(count, np.inf), np.zeros(count)
-        model, weight = self.rungs[rung(grade)], self.weight_at(grade)
+        model, weight = self.tables_at(grade), self.weight_at(grade)
         trial = np.empty_like(symbols)
 
         @lru_cache(maxsize=1)

@@ -176,13 +176,12 @@ class Forecast:
         every = np.arange(len(self.vectors))
         if self.length > 1:
             self._forecast_modes(self._code(every, 0.0))
-        escapes = 0
         known = np.zeros((len(every) // self.length, self.vectors.shape[1]), np.float32)
         for t in range(self.length):
             rows = every[t :: self.length]
             known = self.prediction.forecasts(known, self.modes[rows]) if t else known
             known = self._code(rows, known)
-            escapes += self.escaped
+        escapes = int(np.count_nonzero((self.code & 255) == trellis.ESCAPE))
         return coder.Quantised(self.modes, self.code, self.symbols, escapes), self.raw
 
     def _forecast_modes(self, decoded: np.ndarray) -> None:
@@ -236,7 +235,7 @@ class Forecast:
         """
         x, modes = self.vectors[rows, :, 0], self.modes[rows]
         left, far = self.model.tame((x - known)[:, :, None], self.grade)
-        self.escaped = coder.search_rows(
+        coder.search_rows(
             self.transform, self.tables, left, self.fine, self.weight, modes, rows, self.code,
             self.symbols,
         )  # fmt: skip
