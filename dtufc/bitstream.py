@@ -21,6 +21,7 @@ Guarantees: :func:`unpack` returns exactly what :func:`pack` was given, or raise
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dtufc.crc import crc32
 from dtufc.errors import UserError
@@ -84,24 +85,11 @@ def pack(stream: Bitstream) -> bytes:
         UserError: the feature is too large.
         ValueError: a field has no place in the format.
     """
-    if len(stream.codec_id) != ID_BYTES or len(stream.mapping_id) != ID_BYTES:
-        raise ValueError("bitstream: ids are 4 bytes")
-    if not 0 <= stream.mode < 16:
-        raise ValueError("bitstream: the mode is 0 .. 15")
-    if points(stream.shape) > MAX_POINTS:
-        raise UserError(f"bitstream: more than {MAX_POINTS} points, split the feature")
-    if min(stream.shape) < 1 or not _fills(stream.grid, stream.shape):
-        raise ValueError(f"bitstream: {stream.shape} does not fill the tiles {stream.grid}")
-    out = bytearray(MAGIC)
-    out.append(VERSION)
-    out += stream.codec_id + stream.mapping_id
-    out.append(DTYPES.index(stream.dtype) | stream.mode << 4)
-    for size in stream.shape:
-        out += write_varint(size)
-    if stream.grid is None:
-        out += write_varint(0)
-    else:
-        out += write_varint(1) + b"".join(map(write_varint, stream.grid))
+    out = bytearray(
+        _head(
+            stream.codec_id, stream.mapping_id, stream.dtype, stream.mode, stream.shape, stream.grid
+        )
+    )
     out += write_varint(len(stream.parts))
     for part in stream.parts:
         out += write_varint(len(part))
@@ -109,6 +97,33 @@ def pack(stream: Bitstream) -> bytes:
     for part in stream.parts:
         checksum = crc32(part, checksum)
     return b"".join((out, *stream.parts, checksum.to_bytes(4, "little")))
+
+
+@lru_cache(maxsize=256)  # features of a kind differ in few shapes, if at all
+def _head(
+    codec_id: bytes, mapping_id: bytes, dtype: str, mode: int, shape: Shape, grid: Grid | None
+) -> bytes:
+    """A bitstream up to its parts; the fields of :class:`Bitstream`.
+
+    Raises:
+        UserError, ValueError: as :func:`pack`.
+    """
+    if len(codec_id) != ID_BYTES or len(mapping_id) != ID_BYTES:
+        raise ValueError("bitstream: ids are 4 bytes")
+    if not 0 <= mode < 16:
+        raise ValueError("bitstream: the mode is 0 .. 15")
+    if points(shape) > MAX_POINTS:
+        raise UserError(f"bitstream: more than {MAX_POINTS} points, split the feature")
+    if min(shape) < 1 or not _fills(grid, shape):
+        raise ValueError(f"bitstream: {shape} does not fill the tiles {grid}")
+    out = bytearray(MAGIC)
+    out.append(VERSION)
+    out += codec_id + mapping_id
+    out.append(DTYPES.index(dtype) | mode << 4)
+    for size in shape:
+        out += write_varint(size)
+    out += b"".join(map(write_varint, (0,) if grid is None else (1, *grid)))
+    return bytes(out)
 
 
 def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
@@ -135,22 +150,21 @@ def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
     at += 2 * ID_BYTES
     dtype, mode = data[at] & 15, data[at] >> 4
     reader = Reader(data[:-4], at + 1)
-    shape = (reader.varint(), reader.varint(), reader.varint(), reader.varint())
-    layout = reader.varint()
+    *shape, layout = reader.varints(5)
+    shape = tuple(shape)
     if dtype >= len(DTYPES) or layout > 1:
         raise BitstreamError(f"inconsistent: unknown dtype {dtype} or layout {layout}")
     if min(shape) < 1 or points(shape) > MAX_POINTS:
         raise BitstreamError(f"inconsistent: impossible shape {shape}")
     if points(shape) > max_points:
         raise BitstreamError(f"too large: {points(shape)} points, the limit is {max_points}")
-    grid = (reader.varint(), reader.varint()) if layout else None
+    grid = tuple(reader.varints(2)) if layout else None
     if not _fills(grid, shape):
         raise BitstreamError(f"inconsistent: {shape} does not fill tiles of {grid}")
     count = reader.varint()
     if count > _MAX_PARTS:
         raise BitstreamError(f"inconsistent: {count} parts")
-    lengths = [reader.varint() for _ in range(count)]
-    parts = tuple(reader.take(length) for length in lengths)
+    parts = tuple(map(reader.take, reader.varints(count)))
     reader.finish()
     return Bitstream(codec_id, mapping_id, DTYPES[dtype], shape, grid, parts, mode)
 
@@ -183,8 +197,7 @@ def whole_rows(setting: bytes, payload: bytes, facts: FeatureFacts, shape: Shape
     count = reader.varint()
     if count >= _MAX_PARTS:
         raise BitstreamError(f"inconsistent: {count + 1} parts")
-    lengths = [reader.varint() for _ in range(count)]
-    parts = [reader.take(length) for length in lengths]
+    parts = [*map(reader.take, reader.varints(count))]
     return pack(
         Bitstream(
             codec_id=setting[:ID_BYTES],
@@ -242,6 +255,14 @@ class Reader:
             if byte < 128:
                 return value
         raise BitstreamError("inconsistent: a number of more than 35 bits")
+
+    def varints(self, count: int) -> list[int]:
+        """So many numbers."""
+        numbers = list(self.data[self.at : self.at + count])
+        if len(numbers) == count and max(numbers, default=0) < 128:  # a byte each
+            self.at += count
+            return numbers
+        return [self.varint() for _ in range(count)]
 
     def take(self, count: int) -> bytes:
         if self.at + count > len(self.data):

@@ -181,9 +181,9 @@ class Views:
             block: side of the blocks of maps; without meaning for tokens.
         """
         x = x.astype(np.float32, copy=False)
-        if not self.is_map:
-            return self.pack(x)[:, :, None]  # (N * H, C * W, 1)
         n, c, h, w = x.shape
+        if not self.is_map:
+            return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(n * h, c * w, 1)
         rows, cols = -(-h // block), -(-w // block)
         x = np.pad(x, ((0, 0), (0, 0), (0, rows * block - h), (0, cols * block - w)), "edge")
         x = x.reshape(n, c, rows, block, cols, block).transpose(0, 2, 4, 1, 3, 5)
@@ -191,9 +191,9 @@ class Views:
 
     def from_vectors(self, vectors: np.ndarray, shape: Shape, block: int) -> np.ndarray:
         """The way back: (R, channels, positions) -> (N, C, H, W) = ``shape``."""
-        if not self.is_map:
-            return self.unpack(vectors[:, :, 0], shape)
         n, c, h, w = shape
+        if not self.is_map:
+            return np.ascontiguousarray(vectors.reshape(n, h, c, w).transpose(0, 2, 1, 3))
         rows, cols = -(-h // block), -(-w // block)
         x = vectors.reshape(n, rows, cols, c, block, block).transpose(0, 3, 1, 4, 2, 5)
         x = x.reshape(n, c, rows * block, cols * block)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dtufc.bitstream import BitstreamError
 from dtufc.feature import FeatureFacts
-from dtufc.klt import fit_ladder, lanes, side, trellis
+from dtufc.klt import coder, fit_ladder, lanes, side, trellis
 from dtufc.klt.codec import KltCodec
 from dtufc.klt.fit_tables import Coded
 from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Transform
@@ -196,21 +196,63 @@ def test_damage_is_found(toy):
 
 
 @given(st.lists(st.integers(1, 2**32), max_size=30))
-def test_escapes_come_back(numbers):
-    data = side.encode(np.array(numbers, np.int64))
-    assert side.decode(data, len(numbers)).tolist() == numbers
-    with pytest.raises(ValueError, match="escaped symbols"):
-        side.decode(data + b"\1", len(numbers))
+def test_numbers_come_back(numbers):
+    data, end = np.zeros(1 + 9 * len(numbers), np.uint8), 0
+    for value in numbers:
+        end = side.put(value, data, end)
+    data = data[: (end + 7) >> 3]
+    found, at = [], 0
+    for _ in numbers:
+        value, at = side.take(data, at)
+        found.append(value)
+    assert found == numbers
+    assert at == end
+    assert side.take(data, at)[1] == side.DAMAGED
+
+
+def test_escapes_end_where_they_should():
+    side.check_end(9, 2)
+    for end, size in ((9, 1), (9, 3), (side.DAMAGED, 1)):
+        with pytest.raises(ValueError, match="escaped symbols are damaged"):
+            side.check_end(end, size)
+    data = np.zeros(9, np.uint8)
+    for shift, sound in ((0, True), (9, False)):
+        side.put(side.number(2**22, shift, -3, 7), data, 0)
+        k, end = side.take_escape(data, 0, shift, -3, 7, 0)
+        assert k == 2 ** (22 + shift)
+        assert (end > 0) == sound
+        data[:] = 0
+    with pytest.raises(ValueError, match="out of range"):
+        side.check_end(end, 9)
 
 
 @given(st.integers(-(2**20), 2**20), st.integers(0, 1), st.integers(-5, 0), st.integers(1, 9))
 def test_what_is_coded_for_an_escape_names_it(k, shift, low, size):
     if low <= k < low + size or (shift == 0 and k % 2):
         return
-    each = [np.array([value]) for value in (shift, low, size)]
-    number = side.number(np.array([k]), *each)
-    assert number[0] >= 1
-    assert side.symbol(number, *each)[0] == k
+    number = side.number(k, shift, low, size)
+    assert number >= 1
+    assert side.symbol(number, shift, low, size) == k
+
+
+def test_escapes_that_are_listed_are_those_that_are_found(toy):
+    """A device lists its escapes; a core reads them where it finds them. The string is the same."""
+    codec, draw = toy
+    tables = codec.model.rungs[0]
+    found, _ = codec.model.search(draw(300)[0, 0, :, :, None], codec.grade)
+    data = coder.write_escapes(tables, tables.every, found.code, found.symbols, found.escapes)
+    at, column = np.nonzero((found.code & 255) == trellis.ESCAPE)
+    code, symbols = found.code[at, column], found.symbols[at, column]
+    assert coder.write_escapes(tables, at, code[:, None], symbols[:, None], len(at)) == data
+    wide = tables.shift > 0
+    low_bits = found.symbols[wide] & ((1 << tables.shift[wide]) - 1)[:, None]
+    quantiser = (code >> 8 >= tables.first_size).astype(np.int64)
+    listed = found.modes[column], low_bits[:, column], quantiser, at
+    assert np.array_equal(coder.read_escapes(tables, data, *listed), symbols)
+    for broken in (data + b"\0", data[:-1], b""):
+        if len(at):
+            with pytest.raises(ValueError, match="escaped symbols"):
+                coder.read_escapes(tables, broken, *listed)
 
 
 def test_low_bits_come_back():

@@ -23,6 +23,7 @@ on every machine; the floats made of them differ in their last bits at most. Wha
 again by a forger who did not recompute the 31-bit checksum, is taken for sound once in 2^31 times.
 """
 
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -48,6 +49,8 @@ GRADES = range(LOWEST * PER_OCTAVE, HIGHEST * PER_OCTAVE + 1)
 BLOCK = 1 << 20  # symbols read at a time
 SMALL = 1 << 20  # values of a matrix up to which tokens of a frame are transformed one by one
 BLOCK_ROWS = 8  # tokens that are transformed at a time where it is larger
+LARGEST = float(np.finfo(np.float32).max)
+SHAPE = struct.Struct("<4I")
 PLAIN, RAW = 0, 1
 """Forms of a frame's payload: symbols alone, or behind vectors that are sent raw."""
 
@@ -424,7 +427,7 @@ def check_quality(quality: float) -> None:
 
 def check_of(grade: bytes, more: Sequence[bytes], shape: Shape, sealed: int = 0) -> int:
     """CRC-32 of what decides values beside the symbols, behind what has the CRC-32 ``sealed``."""
-    return zlib.crc32(b"".join([grade, *more, np.array(shape, "<u4").tobytes()]), sealed)
+    return zlib.crc32(b"".join((grade, *more, SHAPE.pack(*shape))), sealed)
 
 
 def grade_in(part: bytes, transform: Transform) -> int:
@@ -436,14 +439,14 @@ def grade_in(part: bytes, transform: Transform) -> int:
     if len(part) != 2:
         raise BitstreamError("inconsistent: not the parts of a klt bitstream")
     grade = int.from_bytes(part, "little", signed=True)
-    if abs(grade) > MAX_GRADE or transform.step(grade) > np.finfo(np.float32).max:
+    if abs(grade) > MAX_GRADE or transform.step(grade) > LARGEST:
         raise BitstreamError(f"inconsistent: quality {grade / PER_OCTAVE}")
     return grade
 
 
 def raw_part(vectors: np.ndarray, raw: np.ndarray) -> list[bytes]:
     """The part of the vectors that are sent as they are, if there are any."""
-    if not raw.any():
+    if not np.count_nonzero(raw):
         return []
     places = np.flatnonzero(raw).astype("<u4")
     exact = vectors[raw].astype("<f4")

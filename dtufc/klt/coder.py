@@ -17,7 +17,6 @@ from dtufc.klt import lanes, side, trellis
 from dtufc.klt.tables import Tables, in_units
 from dtufc.simd import WIDTH, load, splat, to_bits
 
-MOST = 1 << 30  # magnitude of a symbol
 INFINITE = 0x7F800000  # as a float's bits
 NEVER = 1 << 62  # more than any vector costs
 FEW = 16  # rows below which products of vectors as rows are faster than as columns
@@ -82,16 +81,16 @@ def quantise(
     count, parameters = len(vectors), tables.parameters(weight)
     code = np.empty((transform.components, count), np.uint16)
     symbols = np.empty(code.shape, np.int32)
-    modes = np.zeros(count, np.int32)
-    escapes = 0
+    modes, every, escapes = np.zeros(count, np.int32), np.arange(count), 0
     for first in range(0, count, ROWS):
         part = slice(first, first + ROWS)
         mine = None if tried is None else tried[part]
         for mode, rows, units in pick(
             transform, tables, vectors[part], fine, weight, parameters, mine
         ):
-            columns = first + rows
-            modes[columns] = mode
+            columns = every[part][rows]
+            if mode > 0:
+                modes[columns] = mode
             escapes += search(tables, units, mode, parameters, columns, code, symbols)
     return Quantised(modes, code, symbols, escapes)
 
@@ -126,16 +125,16 @@ def search(tables: Tables, units, mode: int, parameters, columns, code, symbols)
 
 def pick(
     transform, tables: Tables, vectors, fine: float, weight: float, parameters, tried
-) -> list[tuple[int, np.ndarray, np.ndarray]]:
+) -> list[tuple[int, np.ndarray | slice, np.ndarray]]:
     """The modes that vectors take, with the rows (n,) of each, and what is searched of these.
 
     Args:
         tried: (R, K) bool, or None, as of :func:`quantise`.
     """
     count, clusters = len(vectors), transform.layout.clusters
-    every = np.arange(count)
     if clusters == 1:
-        return [(0, every, in_units(forward(transform, vectors, 0), 1 / fine))]
+        return [(0, slice(None), in_units(forward(transform, vectors, 0), 1 / fine))]
+    every = np.arange(count)
     cheapest, modes = np.full(count, NEVER), np.zeros(count, np.int64)
     trials = []
     for mode in range(clusters) if tried is None else np.flatnonzero(tried.any(0)).tolist():
@@ -181,60 +180,47 @@ def encode(tables: Tables, found: Quantised, check: int) -> tuple[bytes, bytes]:
     if len(tables.wide_shift):
         beside = side.pack_low(found.symbols, tables.shift)
     if found.escapes:
-        at, column = _find(found.code, found.escapes)
-        beside += write_escapes(tables, at, found.code[at, column], found.symbols[at, column])
-    count = lanes.lanes_for(tables.average_of(np.bincount(found.modes)), len(found.modes))
+        beside += write_escapes(tables, tables.every, found.code, found.symbols, found.escapes)
+    count, lane_count = len(found.modes), 1  # one vector takes one, whatever its size
+    if count > 1:
+        lane_count = lanes.lanes_for(tables.average_of(np.bincount(found.modes)), count)
     string = lanes.encode(
-        found.code, found.modes, tables.mode_table, tables.slots, count, zlib.crc32(beside, check)
+        found.code, found.modes, tables.mode_table, tables.slots, lane_count,
+        zlib.crc32(beside, check),
     )  # fmt: skip
     return string, beside
 
 
-def write_escapes(tables: Tables, at, code, symbols) -> bytes:
+def write_escapes(tables: Tables, at, code, symbols, count: int) -> bytes:
     """The string of escaped symbols, component by component.
 
     Args:
-        at, code, symbols: (n,) component, code and symbol of each.
+        at: (n,) int64, the component of each row. code, symbols: (n, R). count: escapes among them.
     """
-    table = code >> 8
-    shift = tables.shift[at]
-    k = symbols.astype(np.int64) >> shift
-    return side.encode(side.number(k, shift, tables.low[table], tables.size[table]))
-
-
-def _find(code: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    at, column = np.empty((2, count), np.int64)
-    _find_escaped(code, at, column)
-    return at, column
+    out = np.zeros(1 + 9 * count, np.uint8)
+    end = _write_escapes(at, code, symbols, tables.shift, tables.low, tables.size, out)
+    return out[:end].tobytes()
 
 
 @kernel
-def _find_escaped(code, at, column):
-    """Where the escapes of code (D, R) are."""
-    flat, wide, count = code.ravel(), code.shape[1], 0
+def _write_escapes(at, code, symbols, shift, low, size, out):
+    """See :func:`write_escapes`.
+
+    Returns:
+        how many bytes were written.
+    """
+    flat, wide, bit = code.ravel(), code.shape[1], 0
     escape = splat(trellis.ESCAPE)
     for first in range(0, len(flat), WIDTH):
         some = min(WIDTH, len(flat) - first)
-        if some < WIDTH or to_bits((load(flat, np.uint64(first)) & splat(255)) == escape) > 0:
-            for place in range(first, first + some):
-                if (flat[place] & 255) == trellis.ESCAPE:
-                    at[count], column[count] = place // wide, place % wide
-                    count += 1
-
-
-@kernel
-def _find_infinite(y, at, column):
-    """Where y (D, R) is infinite."""
-    flat, wide, count = y.ravel(), y.shape[1], 0
-    infinite = splat(INFINITE)
-    for first in range(0, len(flat), WIDTH):
-        some = min(WIDTH, len(flat) - first)
-        bits = load(flat, np.uint64(first)) if some == WIDTH else infinite
-        if to_bits((bits & splat(0x7FFFFFFF)) == infinite) > 0:
-            for place in range(first, first + some):
-                if abs(flat[place]) == np.inf:
-                    at[count], column[count] = place // wide, place % wide
-                    count += 1
+        if some == WIDTH and to_bits((load(flat, np.uint64(first)) & splat(255)) == escape) == 0:
+            continue
+        for place in range(first, first + some):
+            if (flat[place] & 255) == trellis.ESCAPE:
+                row, table = place // wide, flat[place] >> 8
+                k, mine = symbols[row, place % wide], shift[at[row]]
+                bit = side.put_escape(k, mine, low[table], size[table], out, bit)
+    return (bit + 7) >> 3
 
 
 def decode(
@@ -262,17 +248,56 @@ def decode(
     reader.finish((int(hashes) ^ zlib.crc32(beside, check)) & 0xFFFFFFFF)
     rest = beside[side.low_bytes(tables.wide_shift, count) :]
     if escapes:
-        at = np.empty(escapes, np.int64)
-        column = np.empty_like(at)
-        _find_infinite(y, at, column)
-        quantiser = (y[at, column] < 0).astype(np.int64)
-        k = read_escapes(tables, rest, modes[column], low_bits[:, column], quantiser, at)
-        y[at, column] = 2 * k - quantiser * np.sign(k)
-        if symbols:
-            kept[at, column] = k
+        end = _read_escapes(
+            _escaped(rest, escapes), y, kept, modes, low_bits, tables.chosen, tables.wide, tables.low,
+            tables.size,
+        )  # fmt: skip
+        side.check_end(end, len(rest))
     elif rest:
         raise lanes.LaneError("bytes behind the escaped symbols")
     return modes, y, kept
+
+
+def _escaped(data: bytes, count: int) -> np.ndarray:
+    """The bytes of ``count`` escaped symbols, uint8.
+
+    Raises:
+        ValueError: they are too few.
+    """
+    if count > 8 * len(data):
+        raise ValueError("the escaped symbols are truncated")
+    return np.frombuffer(data, np.uint8)
+
+
+@kernel
+def _read_escapes(data, y, symbols, modes, low_bits, chosen, wide, low, size):
+    """Replace what is infinite in y (D, R), and what stands in its place in symbols (D, R) where these
+    have a size.
+
+    Returns:
+        the bit behind the last escape, or what is wrong.
+    """
+    flat, count, bit = y.ravel(), y.shape[1], 0
+    infinite, keep = splat(INFINITE), symbols.size > 0
+    for first in range(0, len(flat), WIDTH):
+        some = min(WIDTH, len(flat) - first)
+        bits = load(flat, np.uint64(first)) if some == WIDTH else infinite
+        if to_bits((bits & splat(0x7FFFFFFF)) == infinite) == 0:
+            continue
+        for place in range(first, first + some):
+            if abs(flat[place]) == np.inf:
+                i, r = place // count, place % count
+                quantiser = 1 if flat[place] < 0 else 0
+                table, shift = chosen[quantiser, modes[r], i], wide[0, i]
+                beside = low_bits[wide[1, i], r] if shift > 0 else 0
+                k, bit = side.take_escape(data, bit, shift, low[table], size[table], beside)
+                if bit < 0:
+                    return bit
+                sign = 1 if k > 0 else -1 if k < 0 else 0
+                flat[place] = 2 * k - quantiser * sign
+                if keep:
+                    symbols[i, r] = k
+    return bit
 
 
 def check_room(tables: Tables, string: bytes, beside: bytes, count: int) -> None:
@@ -286,7 +311,7 @@ def check_room(tables: Tables, string: bytes, beside: bytes, count: int) -> None
 
 
 def read_escapes(tables: Tables, data: bytes, modes, low_bits, quantiser, at) -> np.ndarray:
-    """Escaped symbols (n,) int64, component by component.
+    """Escaped symbols (n,) int64, component by component, where it is known which they are.
 
     Args:
         modes, quantiser, at: (n,) mode, quantiser and component of each. low_bits: (S, n) int32.
@@ -294,14 +319,32 @@ def read_escapes(tables: Tables, data: bytes, modes, low_bits, quantiser, at) ->
     Raises:
         ValueError: the bytes hold other ones.
     """
-    table = tables.chosen[quantiser, modes, at]
-    shift = tables.shift[at]
-    k = side.symbol(side.decode(data, len(at)), shift, tables.low[table], tables.size[table])
-    if len(low_bits):
-        k = (k << shift) | np.where(shift > 0, low_bits[tables.wide[1, at], np.arange(len(at))], 0)
-    if np.abs(k).max() > MOST:
-        raise ValueError("an escaped symbol is out of range")
-    return k
+    out, table = np.empty(len(at), np.int64), tables.chosen[quantiser, modes, at]
+    end = _read_listed(
+        _escaped(data, len(at)), at, table, low_bits, tables.wide, tables.low, tables.size, out
+    )
+    side.check_end(end, len(data))
+    return out
+
+
+@kernel
+def _read_listed(data, at, table, low_bits, wide, low, size, out):
+    """See :func:`read_escapes`, which returns ``out``.
+
+    Args:
+        table: (n,) the table of each.
+
+    Returns:
+        as :func:`_read_escapes`.
+    """
+    bit = 0
+    for n in range(len(at)):
+        t, shift = table[n], wide[0, at[n]]
+        beside = low_bits[wide[1, at[n]], n] if shift > 0 else 0
+        out[n], bit = side.take_escape(data, bit, shift, low[t], size[t], beside)
+        if bit < 0:
+            return bit
+    return bit
 
 
 def restore(transform, modes: np.ndarray, y: np.ndarray) -> np.ndarray:

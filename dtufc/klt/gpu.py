@@ -344,7 +344,7 @@ class GpuCoder:
         gpu_kernels.join[(groups, -(-room // JOINED))](words, lengths, ends, joined, room, JOINED)
         small = torch.cat([lengths, states]).cpu().numpy()
         used, states = small[:groups].astype(np.int64), small[groups:]
-        head = lanes.head(number, used, check) + states.tobytes()
+        head = lanes.head(number, used.tolist(), check) + states.tobytes()
         coded = joined[: used.sum()].view(torch.uint8)
         string = self.host("string", len(head) + len(coded))
         string[len(head) :].copy_(coded)
@@ -363,8 +363,8 @@ class GpuCoder:
         some = (found.hashes, at, column, found.code[at, column], found.symbols[at, column])
         small = torch.cat([each.int() for each in some]).cpu().numpy()
         if len(at):
-            at, _, code, symbols = small[count:].reshape(4, -1)
-            beside += coder.write_escapes(tables, at, code, symbols)
+            at, _, code, symbols = small[count:].reshape(4, -1, 1)
+            beside += coder.write_escapes(tables, at[:, 0], code, symbols, len(at))
         return beside, small[:count].view(np.uint32)
 
     def pushed(self, found: "Found", grade: int, states: torch.Tensor):

@@ -15,6 +15,7 @@ J. Duda, *Asymmetric numeral systems* (arXiv 1311.2540); F. Giesen, *Interleaved
 1402.3392). Probabilities are in units of 2^-12: a table is 4096 bytes, from its slots to its symbols.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -113,24 +114,25 @@ def encode(code, modes, mode_table, slots, lanes, check) -> bytes:
         check: 32 bits that the decoder must come to beside the symbols' own.
     """
     components, count = code.shape
-    check = (int(_hash(code, modes)) ^ check) & 0xFFFFFFFF
-    states = first_states(lanes, check)
-    words = np.empty(count * (components + 1) + 1, np.uint16)
+    words = np.empty(2 * lanes + count * (components + 1) + 1, np.uint16)
     ends = np.empty(-(-lanes // GROUP) + 1, np.int64)
-    _push(code, modes, mode_table, slots.interval, slots.inverse, states, words, ends)
-    lengths = np.diff(ends) if len(ends) > 2 else ends[:1]
-    words = words[ends[0] :].astype("<u2", copy=False)
-    return b"".join((head(lanes, lengths, check), states.astype("<u4"), words))
+    check = _encode(
+        code, modes, mode_table, slots.interval, slots.inverse, check, lanes, words, ends
+    )
+    lengths = np.diff(ends).tolist() if len(ends) > 2 else [0]
+    body = words[ends[0] - 2 * lanes :].astype("<u2", copy=False)
+    return b"".join((head(lanes, lengths, check), body))
 
 
-def head(lanes: int, lengths: np.ndarray, check: int) -> bytes:
+def head(lanes: int, lengths: Sequence[int], check: int) -> bytes:
     """What a string says before its states.
 
     Args:
-        lengths: (groups,) words of each group.
+        lengths: words of each group.
     """
-    out = varint(lanes) + b"".join(map(varint, lengths[:-1].tolist()))
-    return out + ((check >> 16).to_bytes(2, "little") if lanes == 1 else b"")
+    if lanes == 1:
+        return b"\1" + (check >> 16).to_bytes(2, "little")
+    return varint(lanes) + b"".join(map(varint, lengths[:-1]))
 
 
 class Reader:
@@ -156,12 +158,13 @@ class Reader:
         if body < 0 or body % 2 or sum(lengths) > body // 2:
             raise LaneError("the coded symbols are truncated")
         self.states = np.frombuffer(data, "<u4", lanes, at).astype(np.uint64)
-        words = np.frombuffer(data, "<u2", offset=at + 4 * lanes)
-        self.words = self._room(len(words) + GROUP)
-        self.words[: len(words)] = words
-        self.words[len(words) :] = 0  # a damaged string reads behind its end
+        self.words = self._room(body // 2 + GROUP)
+        self.words[: body // 2] = np.frombuffer(data, "<u2", body // 2, at + 4 * lanes)
+        self.words[body // 2 :] = 0  # a damaged string reads behind its end
         self._ends = [*accumulate(lengths), body // 2]
-        self.at = np.array([0, *self._ends[:-1]])
+        self.at = np.zeros(len(self._ends), np.int64)
+        if lengths:
+            self.at[1:] = self._ends[:-1]
 
     def _room(self, count: int) -> np.ndarray:
         """Where the words are kept, (count,) uint16."""
@@ -201,7 +204,7 @@ class Reader:
         if self.at.tolist() != self._ends:
             raise LaneError("the coded symbols do not end where they should")
         high = self._high in (None, check >> 16)
-        if not high or (self.states != first_states(len(self.states), check)).any():
+        if not high or not _are_first(self.states, check):
             raise LaneError("what was decoded is not what was encoded")
 
 
@@ -231,12 +234,28 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
     raise LaneError("the coded symbols are truncated")
 
 
-def first_states(lanes: int, check: int) -> np.ndarray:
+@kernel
+def first_states(lanes, check):
     """(lanes,) uint64: the states that encoding begins with."""
     out = np.empty(lanes, np.uint64)
-    out[::2] = LOW | check & 0xFFFF
-    out[1::2] = LOW | check >> 16
+    for lane in range(lanes):
+        out[lane] = _first_state(lane, check)
     return out
+
+
+@kernel
+def _are_first(states, check):
+    """Whether states are those of :func:`first_states`."""
+    for lane in range(len(states)):
+        if states[lane] != _first_state(lane, check):
+            return False
+    return True
+
+
+@kernel
+def _first_state(lane, check):
+    check = np.int64(check)
+    return np.uint64(LOW | (check >> 16 if lane & 1 else check & 0xFFFF))
 
 
 def sum_hashes(hashes: np.ndarray) -> int:
@@ -258,6 +277,26 @@ def _hash(code, modes):
     for r in range(code.shape[1]):
         total += np.uint64(hashes[r]) * np.uint64(2 * r + 1)
     return total & np.uint64(0xFFFFFFFF)
+
+
+@kernel
+def _encode(code, modes, mode_table, interval, inverse, check, lanes, words, ends):
+    """Encode all, and lay the lanes' last states, low half first, before the first word.
+
+    Args:
+        words: 2 * lanes more than :func:`_push` asks for. ends: as of :func:`_push`.
+
+    Returns:
+        the check, with the symbols' own.
+    """
+    check = np.int64(_hash(code, modes)) ^ check
+    states = first_states(lanes, check)
+    _push(code, modes, mode_table, interval, inverse, states, words, ends)
+    first = ends[0] - 2 * lanes
+    for lane in range(lanes):
+        words[first + 2 * lane] = np.uint16(states[lane] & np.uint64(0xFFFF))
+        words[first + 2 * lane + 1] = np.uint16(states[lane] >> np.uint64(16))
+    return check
 
 
 @kernel

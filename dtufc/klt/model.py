@@ -264,7 +264,9 @@ class KltModel:
     def to_vectors(self, x: np.ndarray) -> np.ndarray:
         """A feature (N, C, H, W) -> its vectors (R, C, S) float32."""
         layout = self.transform.layout
-        return self.facts.views.to_vectors(x.reshape(layout.seen(x.shape)), layout.block)
+        if layout.layers != "joint":
+            x = x.reshape(layout.seen(x.shape))
+        return self.facts.views.to_vectors(x, layout.block)
 
     def from_vectors(self, vectors: np.ndarray, shape: Shape) -> np.ndarray:
         """The way back of :meth:`to_vectors`: -> (N, C, H, W) = ``shape``."""
@@ -472,8 +474,8 @@ class KltModel:
         each = norm / math.sqrt(
             flat.shape[1]
         )  # that no value exceeds where a vector's length may be
-        largest = largest_of(flat.view(np.int32)).view(np.float32)
-        if largest.max() <= min(each, MAX_VALUE * step):
+        largest, most = largest_of(flat)
+        if most <= min(each, MAX_VALUE * step):
             return vectors, np.zeros(len(vectors), bool)
         raw = largest > MAX_VALUE * step
         far = np.flatnonzero(largest > each)
@@ -688,14 +690,15 @@ def _read_prediction(arrays: dict[str, np.ndarray], model: KltModel) -> Predicti
 
 @kernel
 def largest_of(rows):
-    """The largest magnitude of each row of finite float32 (R, C), (R,); both by their bits, int32."""
-    out = np.empty(rows.shape[0], np.int32)
+    """The largest magnitude of each row of finite float32 (R, C), (R,) float32, and of all."""
+    flat, width = rows.ravel().view(np.int32), rows.shape[1]  # a float's bits order magnitudes
+    out, whole = np.empty(rows.shape[0], np.int32), np.int32(0)
     for r in range(rows.shape[0]):
         most = np.int32(0)
-        for i in range(rows.shape[1]):
-            most = max(most, np.int32(rows[r, i] & np.int32(0x7FFFFFFF)))
-        out[r] = most
-    return out
+        for i in range(r * width, (r + 1) * width):
+            most = max(most, np.int32(flat[i] & np.int32(0x7FFFFFFF)))
+        out[r], whole = most, max(whole, most)
+    return out.view(np.float32), np.array([whole]).view(np.float32)[0]
 
 
 class _ArrayError(UserError):

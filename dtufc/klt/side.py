@@ -14,6 +14,9 @@ import numpy as np
 from dtufc.kernels import kernel
 
 MAX_BITS = 32  # of a gamma code behind its prefix: symbols are below 2^31
+MOST = 1 << 30  # magnitude of a symbol
+DAMAGED, TOO_LARGE = -1, -2
+"""In place of the next bit: the bytes end before the number does; the symbol is beyond MOST."""
 
 
 def pack_low(symbols: np.ndarray, shift: np.ndarray) -> bytes:
@@ -70,80 +73,94 @@ def _unpack_low(data, shift, out):
 
 def low_bytes(shift: np.ndarray, count: int) -> int:
     """Bytes of :func:`pack_low`."""
-    return -(-count * int(shift.sum()) // 8)
+    return -(-count * int(shift.sum()) // 8) if len(shift) else 0
 
 
-def number(k: np.ndarray, shift: np.ndarray, low: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Escaped symbols without their low bits -> what is coded for them, from 1; all (n,) int64.
+# Of one escape each, for the kernels of dtufc/klt/coder.py; a place in the string is a bit's number.
+
+
+@kernel
+def put_escape(k, shift, low, size, out, bit):
+    """Write an escaped symbol -> the next bit.
 
     Args:
-        low, size: of each one's table.
+        shift: low bits of its component. low, size: of its table. out: bytes, zero from ``bit`` on.
     """
-    above, below, apart = _ends(shift, low, size)
-    return np.where(k >= above, 2 * ((k - above) // apart) + 1, 2 * ((below - k) // apart) + 2)
+    return put(number(np.int64(k) >> shift, shift, low, size), out, bit)
 
 
-def symbol(number: np.ndarray, shift: np.ndarray, low: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """The way back of :func:`number`."""
-    above, below, apart = _ends(shift, low, size)
-    half = (number - 1) >> 1
-    return np.where(number & 1, above + half * apart, below - half * apart)
+@kernel
+def take_escape(data, bit, shift, low, size, beside):
+    """The way back -> the symbol, and the next bit, DAMAGED or TOO_LARGE.
+
+    Args:
+        beside: the symbol's low bits.
+    """
+    value, bit = take(data, bit)
+    k = (symbol(value, shift, low, size) << shift) | np.int64(beside)
+    return k, TOO_LARGE if bit >= 0 and abs(k) > MOST else bit
 
 
-def _ends(shift: np.ndarray, low: np.ndarray, size: np.ndarray):
-    """The first symbols above and below a table, and how far apart those beyond are."""
-    above, below = low + size, low - 1
-    even = shift == 0
-    return above + (above & even), below - (below & even), np.where(even, 2, 1)
-
-
-def encode(numbers: np.ndarray) -> bytes:
-    """Elias-gamma codes of numbers (n,) from 1 on."""
-    out = np.zeros(1 + 9 * len(numbers), np.uint8)
-    return out[: _write(numbers.astype(np.int64), out)].tobytes()
-
-
-def decode(data: bytes, count: int) -> np.ndarray:
-    """The way back: (count,) int64.
+def check_end(end: int, size: int) -> None:
+    """Refuse escapes that end at a bit which is none, or not in the last of ``size`` bytes.
 
     Raises:
-        ValueError: the bytes hold fewer numbers, or more.
+        ValueError: they do.
     """
-    if count > 8 * len(data):
-        raise ValueError("the escaped symbols are truncated")
-    out = np.empty(count, np.int64)
-    if _read(np.frombuffer(data, np.uint8), out) != len(data):
+    if end == TOO_LARGE:
+        raise ValueError("an escaped symbol is out of range")
+    if end < 0 or (end + 7) >> 3 != size:
         raise ValueError("the escaped symbols are damaged")
-    return out
 
 
 @kernel
-def _write(numbers, out):
-    at = 0
-    for value in numbers:
-        bits = 0
-        while value >> (bits + 1):
-            bits += 1
-        at += bits  # as many zeros
-        for b in range(bits, -1, -1):
-            out[at >> 3] |= np.uint8(((value >> b) & 1) << (at & 7))
-            at += 1
-    return (at + 7) >> 3
+def number(k, shift, low, size):
+    """An escaped symbol without its low bits -> what is coded for it, from 1."""
+    above, below, apart = _ends(shift, low, size)
+    if k >= above:
+        return 2 * ((k - above) >> apart) + 1
+    return 2 * ((below - k) >> apart) + 2
 
 
 @kernel
-def _read(data, out):
-    """Bytes that were read, or -1."""
-    at, end = 0, 8 * len(data)
-    for n in range(len(out)):
-        bits = 0
-        while at < end and not (data[at >> 3] >> (at & 7)) & 1:
-            bits, at = bits + 1, at + 1
-        if bits > MAX_BITS or at + bits >= end:
-            return -1
-        value = np.int64(0)
-        for _ in range(bits + 1):
-            value = (value << 1) | ((data[at >> 3] >> (at & 7)) & 1)
-            at += 1
-        out[n] = value
-    return (at + 7) >> 3
+def symbol(value, shift, low, size):
+    """The way back of :func:`number`."""
+    above, below, apart = _ends(shift, low, size)
+    half = (value - 1) >> 1
+    return above + (half << apart) if value & 1 else below - (half << apart)
+
+
+@kernel
+def _ends(shift, low, size):
+    """The first symbols above and below a table, and log2 of how far apart those beyond are."""
+    above, below = np.int64(low) + size, np.int64(low) - 1
+    if shift > 0:
+        return above, below, 0
+    return above + (above & 1), below - (below & 1), 1
+
+
+@kernel
+def put(value, out, bit):
+    """Write a number from 1 on in Elias-gamma code -> the next bit."""
+    bits = 0
+    while value >> (bits + 1):
+        bits += 1
+    bit += bits  # as many zeros
+    for b in range(bits, -1, -1):
+        out[bit >> 3] |= np.uint8(((value >> b) & 1) << (bit & 7))
+        bit += 1
+    return bit
+
+
+@kernel
+def take(data, bit):
+    """The way back -> the number, and the next bit or DAMAGED."""
+    bits, end, value = 0, 8 * len(data), np.int64(0)
+    while bit < end and not (data[bit >> 3] >> (bit & 7)) & 1:
+        bits, bit = bits + 1, bit + 1
+    if bits > MAX_BITS or bit + bits >= end:
+        return value, DAMAGED
+    for _ in range(bits + 1):
+        value = (value << 1) | ((data[bit >> 3] >> (bit & 7)) & 1)
+        bit += 1
+    return value, bit

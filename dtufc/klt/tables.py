@@ -38,6 +38,11 @@ class Tables:
         return np.array([len(freq) - 1 for freq in self.freqs], np.int32)
 
     @cached_property
+    def every(self) -> np.ndarray:
+        """(D,) int64: the components."""
+        return np.arange(len(self.shift))
+
+    @cached_property
     def slots(self) -> lanes.Slots:
         """The coder's form; the table of the modes is the last."""
         return lanes.Slots.of((*self.freqs, self.modes), np.append(self.low, 0))
