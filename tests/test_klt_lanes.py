@@ -22,7 +22,7 @@ from dtufc.klt.model import PER_OCTAVE, RUNGS, KltModel, Layout, Transform
 WEIGHT = 0.12
 
 
-def toy_codec(width=12, clusters=1, quality=1.0, lead=1.0):
+def toy_codec(width=12, clusters=1, quality=1.0, lead=1.0, contexts=False):
     """A codec of one step for all qualities, and what draws features (1, 1, n, width) of its kind."""
     rng = np.random.default_rng(0)
     bases = [np.linalg.qr(rng.standard_normal((width, width)))[0] for _ in range(clusters)]
@@ -41,7 +41,8 @@ def toy_codec(width=12, clusters=1, quality=1.0, lead=1.0):
     transform = Transform(Layout(True, 1, clusters, True), mean, basis, 1.0)
     sample = draw(600)[0, 0, :, :, None]
     coded = Coded.plain(transform, sample)
-    (tables,) = fit_ladder.fit(transform, coded, [round(PER_OCTAVE * quality)], WEIGHT)
+    steps = [round(PER_OCTAVE * quality)]
+    (tables,) = fit_ladder.fit(transform, coded, steps, WEIGHT, contexts)
     axes = ["sample", "layer", "token", "channel"]
     facts = FeatureFacts("toy", "hidden", [1, 1, None, width], axes)
     return KltCodec(KltModel(facts, transform, (tables,) * RUNGS, WEIGHT), quality), draw

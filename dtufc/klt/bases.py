@@ -18,6 +18,7 @@ from dtufc.klt.statistics import LARGEST, Statistics, spaced
 NOISE = 0.1  # of the variance: what is below it needs no bits, and tells nothing of the cluster
 LEADING = 96  # channels at most in which clusters are told apart
 MEMBERS = 16_000  # vectors at most that tell where the clusters are
+MEMBER_VALUES = 8_000_000  # likewise values: a vector of a block of positions has many
 PRIOR = 8  # vectors' worth of belief in the common mean
 TURNS = 12
 
@@ -126,7 +127,7 @@ class Bases:
         start = Transform(one, known.mean[None], common[None, :, :leading], unit)
         z = torch.from_numpy(start.forward(known.sample, 0))
         z = z.reshape(len(z), leading, -1)  # (r, L, S)
-        few = spaced(len(z), max(MEMBERS, 1))
+        few = spaced(len(z), max(min(MEMBERS, MEMBER_VALUES // z[0].numel()), 1))
         return nearest(z, fit_mixture(z[few], layout.clusters, noise, self.seed)).numpy()
 
 

@@ -185,7 +185,7 @@ def encode(tables: Tables, found: Quantised, check: int) -> tuple[bytes, bytes]:
     if count > 1:
         lane_count = lanes.lanes_for(tables.average_of(np.bincount(found.modes)), count)
     string = lanes.encode(
-        found.code, found.modes, tables.mode_table, tables.slots, lane_count,
+        tables.coded(found.code, found.modes), found.modes, tables.mode_table, tables.slots, lane_count,
         zlib.crc32(beside, check),
     )  # fmt: skip
     return string, beside
@@ -243,8 +243,9 @@ def decode(
     y = np.empty((len(tables.shift), count), np.float32)
     kept = np.empty(y.shape if symbols else (0, 0), np.int32)
     hashes, escapes = reader.components(
-        modes, tables.pairs, tables.slots, tables.values, tables.wide, low_bits, tables.low, y, kept
-    )
+        modes, tables.pairs, tables.slots, tables.values, tables.wide, low_bits, tables.low,
+        tables.magnitudes, tables.limits, y, kept,
+    )  # fmt: skip
     reader.finish((int(hashes) ^ zlib.crc32(beside, check)) & 0xFFFFFFFF)
     rest = beside[side.low_bytes(tables.wide_shift, count) :]
     if escapes:

@@ -146,10 +146,13 @@ def _fit(
     if forecasts is not None:
         coded, prediction, transform = forecasts.coded, forecasts.prediction, forecasts.transform
         cfg, name = replace(cfg, post_filter=False), name + ", predicted"
+    if cfg.contexts:
+        name += ", tables by context"
     width = PER_OCTAVE // RUNGS_PER_OCTAVE
     grades = [LOWEST * PER_OCTAVE + width * n for n in range(RUNGS)]
     if cfg.format == 2:
-        rungs = list(fit_ladder.fit(transform, coded, tqdm(grades, desc="tables"), WEIGHT))
+        steps = tqdm(grades, desc="tables")
+        rungs = list(fit_ladder.fit(transform, coded, steps, WEIGHT, cfg.contexts))
     else:
         rungs = fit_tables.fit_ladder(transform, coded, grades)
     model = KltModel(facts, transform, tuple(rungs), WEIGHT, memory=memory, prediction=prediction)

@@ -13,7 +13,8 @@ import torch
 
 from dtufc.devices import limit_threads
 from dtufc.klt import trellis
-from dtufc.klt.fit_step import Sample, fit_tables
+from dtufc.klt.contexts import MOST_TABLES
+from dtufc.klt.fit_step import BANK, Sample, fit_contexts, fit_tables
 from dtufc.klt.fit_tables import Coded, Decode, measure
 from dtufc.klt.model import Transform
 from dtufc.klt.tables import Tables, choose, in_units
@@ -34,19 +35,23 @@ TRIED = 4
 
 
 def fit(
-    transform: Transform, coded: Coded, grades: Iterable[int], weight: float
+    transform: Transform,
+    coded: Coded,
+    grades: Iterable[int],
+    weight: float,
+    contexts: bool = False,
 ) -> Iterator[Tables]:
     """Tables of one step after the other, from the coarsest on, on as many threads as torch has; the
     result does not depend on how many.
 
     Args:
         transform: with the modes of ``coded``. grades: qualities in 128ths, ascending.
-        weight: of a bit, in squared steps.
+        weight: of a bit, in squared steps. contexts: give tables versions by context.
     """
 
     def code(chain: Sequence[int], _: None) -> list[Tables]:
         limit_threads(1)
-        return _fit_chain(transform, coded, chain, weight / trellis.FINE**2)
+        return _fit_chain(transform, coded, chain, weight / trellis.FINE**2, contexts)
 
     for _, found in overlap(_chains(grades), lambda chain: None, code, torch.get_num_threads()):
         yield from found
@@ -59,7 +64,7 @@ def _chains(grades: Iterable[int]) -> Iterator[list[int]]:
 
 
 def _fit_chain(
-    transform: Transform, coded: Coded, grades: Sequence[int], weight: float
+    transform: Transform, coded: Coded, grades: Sequence[int], weight: float, contexts: bool
 ) -> list[Tables]:
     """Tables of neighbouring steps, ascending.
 
@@ -68,28 +73,29 @@ def _fit_chain(
     """
     found: list[Tables] = []
     vectors = sample = tables = None
+    bank = MOST_TABLES // 2 if contexts else BANK
     for number, grade in enumerate(grades):
         fine = trellis.FINE * transform.step(grade)
         if vectors is None:
-            vectors, tables = _begin(coded, fine, weight)
+            vectors, tables = _begin(coded, fine, weight, bank)
         if sample is None or (number % EVERY == 0 and not vectors.alone):
             sample = vectors.sample(tables, fine, weight)
-        tables = fit_tables(sample, fine, weight, tables, TURNS)
-        found.append(tables)
+        tables = fit_tables(sample, fine, weight, tables, TURNS, bank)
+        found.append(fit_contexts(sample, fine, weight, tables) if contexts else tables)
     return found
 
 
-def _begin(coded: Coded, fine: float, weight: float) -> tuple["_Vectors", Tables]:
+def _begin(coded: Coded, fine: float, weight: float, bank: int) -> tuple["_Vectors", Tables]:
     """The vectors in all modes, and tables to begin with."""
     vectors = _Vectors(coded.y, coded.beside, fine)
-    tables = vectors.guess(fine, weight)
+    tables = vectors.guess(fine, weight, bank)
     if coded.late is not None:
         own = vectors.own(tables, fine, weight)
         y, beside = coded.late(own, _decoder(tables, fine, weight))
         vectors = _Vectors([*coded.y, *y], [*coded.beside, *beside], fine)
-        tables = vectors.guess(fine, weight)
+        tables = vectors.guess(fine, weight, bank)
     for _ in range(0 if vectors.alone else AGAIN):
-        tables = fit_tables(vectors.sample(tables, fine, weight), fine, weight, tables, TURNS)
+        tables = fit_tables(vectors.sample(tables, fine, weight), fine, weight, tables, TURNS, bank)
     return vectors, tables
 
 
@@ -110,10 +116,10 @@ class _Vectors:
             step = np.float32(fine / trellis.FINE)
             self.bits = np.stack([measure(each, step) for each in y]) + np.stack(beside)
 
-    def guess(self, fine: float, weight: float) -> Tables:
+    def guess(self, fine: float, weight: float, bank: int) -> Tables:
         """Tables of some vectors in the modes that are guessed."""
         few, bits = [each[::SHARE] for each in self.y], self.bits[:, ::SHARE]
-        return fit_tables(Sample.of(few, bits.argmin(0), bits), fine, weight)
+        return fit_tables(Sample.of(few, bits.argmin(0), bits), fine, weight, bank=bank)
 
     def sample(self, tables: Tables, fine: float, weight: float) -> Sample:
         """The vectors in their modes by these tables."""

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 
 from dtufc.kernels import kernel
-from dtufc.klt import lanes, trellis
+from dtufc.klt import contexts, lanes, trellis
 from dtufc.klt.entropy import CENTROIDS, group, to_bank, to_frequencies
 from dtufc.klt.fit_tables import BIN
 from dtufc.klt.tables import Tables, in_units
@@ -93,31 +93,45 @@ class Sample:
 
 
 def fit_tables(
-    sample: Sample, fine: float, weight: float, start: Tables | None = None, rounds: int = ROUNDS
+    sample: Sample,
+    fine: float,
+    weight: float,
+    start: Tables | None = None,
+    rounds: int = ROUNDS,
+    bank: int = BANK,
 ) -> Tables:
     """Tables of one step: symbols by tables and tables by symbols, in turns.
 
     Args:
         fine: the fine step. weight: what a bit costs, in squared fine steps.
         start: tables of a like step: turns converge slowly from none.
-        rounds: turns.
+        rounds: turns. bank: tables of a quantiser at most.
     """
-    step = _Step(sample, fine)
+    step = _Step(sample, fine, bank)
     tables = step.guess() if start is None else replace(start, shift=step.shift)
     for number in range(rounds):
         tables = step.turn(tables, weight, regroup=number == 0)
     return tables
 
 
+def fit_contexts(sample: Sample, fine: float, weight: float, tables: Tables) -> Tables:
+    """The tables with versions by context, of the symbols that are found with them.
+
+    Args:
+        fine, weight: as of :func:`fit_tables`.
+    """
+    return replace(tables, contexts=_Step(sample, fine).contexts(tables, weight))
+
+
 class _Step:
     """Vectors at one step.
 
     Args:
-        fine: the fine step.
+        fine: the fine step. bank: tables of a quantiser at most.
     """
 
-    def __init__(self, sample: Sample, fine: float):
-        self.sample, self.shift = sample, sample.low_bits(fine)
+    def __init__(self, sample: Sample, fine: float, bank: int = BANK):
+        self.sample, self.shift, self.bank = sample, sample.low_bits(fine), bank
         self.units = [in_units(each, 1 / fine) for _, each in sample.blocks]
         self.places = [np.empty(each.shape, np.uint16) for _, each in sample.blocks]
         self.width = len(self.shift)
@@ -157,6 +171,20 @@ class _Step:
             )  # fmt: skip
         return self._tables(*self._pool(coarse, magnitudes, None if regroup else before.chosen[0]))
 
+    def contexts(self, tables: Tables, weight: float) -> contexts.Contexts:
+        """Versions of tables of this step."""
+        parameters, bins = tables.parameters(weight), contexts.bins()
+        known = contexts.expected(tables.freqs, tables.low, tables.chosen)
+        joint = np.zeros((len(tables.freqs), contexts.BINS, lanes.ROW), np.int64)
+        for mode, units, places in self._each():
+            few = places.shape[1]
+            trellis.search(
+                units, tables.chosen[:, mode], self.shift, parameters, tables.low, tables.size,
+                self.columns[:few], self.code, self.symbols, self.costs,
+            )  # fmt: skip
+            contexts.count(self.code[:, :few], mode, tables.magnitudes, known, bins, joint)
+        return contexts.fit(joint, tables.freqs)
+
     def _each(self) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
         """Mode, units and places of each block."""
         modes = (mode for mode, _ in self.sample.blocks)
@@ -179,9 +207,9 @@ class _Step:
         flat = coarse.reshape(-1, 2 * BINS).astype(np.float32)
         spread = magnitudes.ravel() / np.maximum(flat.sum(1), 1)
         if start is None:
-            chosen = group(flat, spread, BANK)
+            chosen = group(flat, spread, self.bank)
         else:
-            chosen = group(flat, spread, BANK, start.ravel(), SETTLING)
+            chosen = group(flat, spread, self.bank, start.ravel(), SETTLING)
         chosen = chosen.reshape(magnitudes.shape).astype(np.int32)
         pooled = np.zeros((chosen.max() + 1, 2 * ROW), np.int64)
         sums = np.zeros((len(pooled), 2, 2 * CENTROIDS - 1), np.int64)

@@ -100,7 +100,8 @@ class GpuCoder:
         codec: of tokens. device: CUDA; or the CPU under Triton's interpreter.
 
     Raises:
-        UserError: a codec of maps, of format 1, or with a memory, a weighting or a prediction.
+        UserError: a codec of maps, of format 1, with a memory, a weighting, a prediction
+            or contexts.
     """
 
     def __init__(
@@ -109,9 +110,10 @@ class GpuCoder:
         model = codec.model
         if model.format != 2 or model.transform.layout.block > 1 or model.facts.views.is_map:
             raise UserError("gpu: expected a klt codec of tokens, of format 2")
-        if model.memory or model.weighting or model.prediction:
+        contextual = model.rungs[0].contexts is not None
+        if model.memory or model.weighting or model.prediction or contextual:
             raise UserError(
-                "gpu: a klt codec with a memory, a weighting or a prediction takes the CPU"
+                "gpu: a klt codec with a memory, a weighting, a prediction or contexts takes the CPU"
             )
         self.codec, self.device = codec, torch.device(device)
         self.tuning = tuning or Tuning()

@@ -50,6 +50,10 @@ HASH = 0x9E3779B1  # odd: a symbol that differs changes the sum
 # four bits for each state and parity, so that the next state is a shift away
 NEXT_BITS = np.uint64(sum(int(t) << (4 * n) for n, t in enumerate(NEXT.ravel())))
 NEXT_EVEN, NEXT_ODD = (np.ascontiguousarray(column) for column in NEXT.T)
+CLASSES = 4
+"""Versions of a table, of which the vector's symbols so far choose one; :mod:`dtufc.klt.contexts`."""
+DECAY, UNIT = 6, 4
+"""Shifts: of a vector's activity, what is lost of it at each symbol; and of magnitudes in its units."""
 FEW = 4
 """Lanes below which one at a time is faster."""
 COUNT = np.array([bits.bit_count() for bits in range(1 << WIDTH)], np.uint8)
@@ -176,7 +180,9 @@ class Reader:
         _pull_modes(self.words, self.at, self.states, table, slots.symbol, slots.interval, out)
         return out
 
-    def components(self, modes, pairs, slots, values, wide, low_bits, low, y, symbols):
+    def components(
+        self, modes, pairs, slots, values, wide, low_bits, low, magnitude, limits, y, symbols
+    ):
         """Fill y (D, R) float32 with the tables' values, and symbols (D, R) int32 where it has a size.
 
         An escaped symbol becomes infinite: above 0 in quantiser 0, below in quantiser 1.
@@ -186,13 +192,16 @@ class Reader:
             values: (T * ROW,) float32: what a table's symbols stand for.
             wide: (2, D) int32: a component's low bits, and their row in ``low_bits`` (S, R) int32.
             low: (T,) int32: each table's lowest symbol.
+            magnitude: (T * ROW,) uint8 of table symbols. limits: as
+                :func:`dtufc.klt.contexts.thresholds` returns them; empty without contexts. ``slots`` are
+                of the tables' versions where there are such, all else is of the tables.
 
         Returns:
             the sum of the symbols' hashes, and how many are escaped.
         """
         return _pull(
             self.words, self.at, self.states, modes, pairs, slots.symbol, slots.interval, values,
-            wide, low_bits, low, y, symbols,
+            wide, low_bits, low, magnitude, limits, y, symbols,
         )  # fmt: skip
 
     def finish(self, check: int) -> None:
@@ -381,15 +390,16 @@ def _pull_modes(words, places, states, table, symbol, interval, out):
 
 @kernel
 def _pull(
-    words, places, states, modes, pairs, symbol, interval, values, wide, low_bits, low, y, symbols
-):
+    words, places, states, modes, pairs, symbol, interval, values, wide, low_bits, low, magnitude,
+    limits, y, symbols,
+):  # fmt: skip
     """Decode the components of all vectors; see :meth:`Reader.components`."""
     components, count = y.shape
     lanes = len(states)
     escapes, total = 0, np.uint64(0)
     keep = symbols.size > 0
-    # of each lane: coder, quantisers, mode times two, hash, escapes, whether there is one
-    lane = np.zeros(6 * GROUP, np.uint32)
+    # of each lane: coder, quantisers, mode times two, hash, escapes, whether there is one, activity
+    lane = np.zeros(7 * GROUP, np.uint32)
     for g in range(len(places)):
         first = g * GROUP
         own = states[first : min(first + GROUP, lanes)]
@@ -408,7 +418,7 @@ def _pull(
                 end = i + 1
                 while end < components and special == (width < FEW or keep or wide[0, end] > 0):
                     end += 1
-                if width == 1:
+                if width == 1 and limits.size == 0:
                     at = _read_one(
                         lane, words, at, pairs, symbol, interval, values, wide, low_bits, start,
                         low, y, symbols,
@@ -416,7 +426,12 @@ def _pull(
                 elif special:
                     at = _read_one_by_one(
                         lane, width, words, at, pairs, symbol, interval, values, wide, low_bits, start,
-                        low, y, symbols, i, end,
+                        low, magnitude, limits, y, symbols, i, end,
+                    )  # fmt: skip
+                elif limits.size > 0:
+                    at = _read_in_context(
+                        lane, width, words, at, pairs, symbol, interval, values, magnitude, limits, y,
+                        start, i, end,
                     )  # fmt: skip
                 else:
                     at = _read(
@@ -523,14 +538,57 @@ def _read(lane, width, words, at, pairs, symbol, interval, values, y, start, beg
 
 
 @kernel
-def _read_one_by_one(
-    lane, width, words, at, pairs, symbol, interval, values, wide, low_bits, start, low, y, symbols,
-    begin, end,
-):  # fmt: skip
-    """As :func:`_read`, where lanes are few, where low bits stand beside the components' symbols, or
-    where symbols are asked for."""
+def _read_in_context(
+    lane, width, words, at, pairs, symbol, interval, values, magnitude, limits, y, start, begin, end
+):
+    """As :func:`_read`, with contexts."""
     components, count = y.shape
     flat, apart = y.ravel(), len(pairs) // components
+    last = np.uint64(len(words) - GROUP)
+    few = np.empty(WIDTH, np.float32)
+    zero, one = splat(0), splat(1)
+    for i in range(begin, end):
+        word = min(at, last)
+        before, base, row = word, i * apart, i * count + start
+        for j in range(0, width, WIDTH):
+            to = np.uint64(j)
+            x, machine = load(lane, to), load(lane, to + np.uint64(GROUP))
+            kind = load(lane, to + np.uint64(2 * GROUP))
+            activity = load(lane, to + np.uint64(6 * GROUP))
+            own = splat(base) + kind + (machine & one)
+            table = gather(pairs, own)
+            own = own + own + own  # CLASSES - 1 limits of each
+            version = table << splat(2)
+            for _ in range(CLASSES - 1):
+                version = version + select(activity < gather(limits, own), zero, one)
+                own = own + one
+            x, found, _, described = _look(x, version, symbol, interval)
+            word = _settle(lane, to, x, machine, found, described, words, word)
+            place = (table << splat(8)) | found
+            more = gather(magnitude, place) << splat(UNIT)
+            activity = activity - shift_right(activity, splat(DECAY)) + more
+            store(lane, to + np.uint64(6 * GROUP), activity)
+            value, rest = gather(values, place), width - j
+            if rest >= WIDTH:
+                store(flat, np.uint64(row + j), value)
+            else:
+                store(few, np.uint64(0), value)
+                for k in range(rest):
+                    flat[row + j + k] = few[k]
+        at += word - before
+    return at
+
+
+@kernel
+def _read_one_by_one(
+    lane, width, words, at, pairs, symbol, interval, values, wide, low_bits, start, low, magnitude,
+    limits, y, symbols, begin, end,
+):  # fmt: skip
+    """As :func:`_read`, where lanes are few, where low bits stand beside the components' symbols, or
+    where symbols are asked for; with contexts or without."""
+    components, count = y.shape
+    flat, apart = y.ravel(), len(pairs) // components
+    contextual = limits.size > 0
     last = np.uint64(len(words) - GROUP)
     keep = symbols.size > 0
     for i in range(begin, end):
@@ -540,14 +598,24 @@ def _read_one_by_one(
         for j in range(width):
             x, machine = np.uint64(lane[j]), np.uint64(lane[GROUP + j])
             second = machine & np.uint64(1)
-            table = np.uint64(pairs[base + np.uint64(lane[2 * GROUP + j]) + second])
+            pair = base + np.uint64(lane[2 * GROUP + j]) + second
+            table = np.uint64(pairs[pair])
+            version, activity = table, lane[6 * GROUP + j]
+            if contextual:
+                version, limit = table * np.uint64(CLASSES), np.uint64(CLASSES - 1) * pair
+                for c in range(CLASSES - 1):
+                    reached = activity >= limits[limit + np.uint64(c)]
+                    version += np.uint64(1) if reached else np.uint64(0)
             slot = x & np.uint64(SLOTS - 1)
-            found = symbol[(table << np.uint64(PRECISION)) | slot]
+            found = symbol[(version << np.uint64(PRECISION)) | slot]
             place = (table << np.uint64(8)) | np.uint64(found)
-            described = interval[place]
+            described = interval[(version << np.uint64(8)) | np.uint64(found)]
             x, need = _take(x, described, slot, np.uint64(words[word]))
             word += need
             lane[j] = x
+            if contextual:
+                more = np.uint32(magnitude[place]) << np.uint32(UNIT)
+                lane[6 * GROUP + j] = activity - (activity >> np.uint32(DECAY)) + more
             lane[3 * GROUP + j] = lane[3 * GROUP + j] * np.uint32(HASH) + np.uint32(found)
             held = found != ESCAPE
             lane[4 * GROUP + j] += 0 if held else 1

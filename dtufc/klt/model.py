@@ -30,6 +30,7 @@ from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.kernels import kernel
 from dtufc.klt import coder, ladder, lanes, trellis
+from dtufc.klt.contexts import MOST_TABLES
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, mean_squares, reconstruct
 from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
@@ -773,6 +774,14 @@ def _check_state(
     expect("chosen", bool((chosen.max(axis=(-2, -1)) < banks).all()))
     indexes = shaped("clusters", "int32", RUNGS, clusters + 1)
     expect("clusters", bool(indexes.min() >= 1 and (indexes.sum(1) == 1 << precision).all()))
+    if any(name.startswith("context_") for name in arrays):
+        expect("context_freqs", version == 2 and int(banks.sum(1).max()) <= MOST_TABLES)
+        each = np.repeat(sizes, lanes.CLASSES)
+        freqs = shaped("context_freqs", "uint16", int(each.sum(dtype=np.int64)))
+        starts = np.concatenate([[0], np.cumsum(each)[:-1]])
+        sums = np.add.reduceat(freqs, starts, dtype=np.int64)
+        expect("context_freqs", bool(freqs.min() >= 1 and (sums == 1 << precision).all()))
+        shaped("context_bounds", "uint16", tables, lanes.CLASSES - 1)
     if any(name.startswith("memory_") for name in arrays):
         modes = shaped("memory_modes", "int32", 2)
         first, fixed = modes.tolist()

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from dtufc.klt import lanes, trellis
+from dtufc.klt import contexts, lanes, trellis
+from dtufc.klt.contexts import CLASSES, Contexts
 from dtufc.klt.entropy import CENTROIDS, mean_squares
 
 OUTLYING = [trellis.FAR // 4, trellis.FAR // 2, trellis.FAR]
@@ -31,6 +32,8 @@ class Tables:
     """(D,) int32: low bits of each component."""
     modes: np.ndarray
     """(K + 1,) int32: frequencies of the modes and of an escape that is never used, sum 2^12."""
+    contexts: Contexts | None = None
+    """Versions of the tables by context, where they were found to help."""
 
     @cached_property
     def size(self) -> np.ndarray:
@@ -44,8 +47,33 @@ class Tables:
 
     @cached_property
     def slots(self) -> lanes.Slots:
-        """The coder's form; the table of the modes is the last."""
-        return lanes.Slots.of((*self.freqs, self.modes), np.append(self.low, 0))
+        """The coder's form, of the tables' versions where there are such; the table of the modes is the
+        last."""
+        if self.contexts is None:
+            return lanes.Slots.of((*self.freqs, self.modes), np.append(self.low, 0))
+        low = np.repeat(self.low, CLASSES)
+        return lanes.Slots.of((*self.contexts.freqs, self.modes), np.append(low, 0))
+
+    @cached_property
+    def magnitudes(self) -> np.ndarray:
+        """(T * ROW,) uint8: what table symbols add to the activity of a vector."""
+        return contexts.magnitudes(self.low)
+
+    @cached_property
+    def limits(self) -> np.ndarray:
+        """As :func:`dtufc.klt.contexts.thresholds` returns them; empty where there are no contexts."""
+        if self.contexts is None:
+            return np.empty(0, np.uint16)
+        known = contexts.expected(self.freqs, self.low, self.chosen)
+        return contexts.thresholds(known, self.contexts.bounds, self.chosen)
+
+    def coded(self, code: np.ndarray, modes: np.ndarray) -> np.ndarray:
+        """Code (D, R) with the tables' versions in the place of tables; as it is without contexts."""
+        if self.contexts is None:
+            return code
+        return contexts.assign(
+            code, modes, self.first_size, self.magnitudes, self.limits, self.chosen.shape[1]
+        )
 
     @cached_property
     def pairs(self) -> np.ndarray:
@@ -55,7 +83,7 @@ class Tables:
     @property
     def mode_table(self) -> int:
         """The table of the modes; -1 where there is one mode."""
-        return len(self.freqs) if self.chosen.shape[1] > 1 else -1
+        return len(self.slots.least) - 1 if self.chosen.shape[1] > 1 else -1
 
     @cached_property
     def wide(self) -> np.ndarray:
@@ -70,17 +98,14 @@ class Tables:
     @cached_property
     def least(self) -> float:
         """The fewest bits that a vector takes."""
-        bits = self.slots.least[self.chosen].min((0, 1)).sum() + self.shift.sum()
+        least = self.slots.least[:-1].reshape(len(self.freqs), -1).min(1)
+        bits = least[self.chosen].min((0, 1)).sum() + self.shift.sum()
         return float(bits + (self.slots.least[-1] if self.mode_table >= 0 else 0))
 
     @cached_property
     def bits(self) -> np.ndarray:
-        """(T, ROW) float64: code lengths of table symbols; of the escape, of the nearest beyond."""
-        out = np.full((len(self.freqs), lanes.ROW), np.inf)
-        for row, freq in zip(out, self.freqs, strict=True):
-            row[: len(freq) - 1] = lanes.PRECISION - np.log2(freq[:-1])
-            row[trellis.ESCAPE] = lanes.PRECISION - np.log2(freq[-1]) + 2
-        return out
+        """(T, ROW) float64: code lengths of table symbols, of their versions where there are such."""
+        return contexts.code_lengths(self.freqs) if self.contexts is None else self.contexts.bits
 
     @cached_property
     def values(self) -> np.ndarray:
@@ -126,7 +151,7 @@ class Tables:
 
     def promised(self, code: np.ndarray, modes: np.ndarray) -> np.ndarray:
         """(R,) float64: bits of code (D, R) and modes (R,)."""
-        bits = self.bits.ravel()[code].sum(0)
+        bits = self.bits.ravel()[self.coded(code, modes)].sum(0)
         if self.mode_table >= 0:
             bits += self.heads[modes]
         return bits + self.shift.sum()
