@@ -23,7 +23,7 @@ Guarantees: :func:`unpack` returns exactly what :func:`pack` was given, or raise
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dtufc.crc import crc32
+from dtufc.crc import crc32, crc32_of
 from dtufc.errors import UserError
 from dtufc.feature import DTYPES, FeatureFacts, points
 from dtufc.views import Grid, Shape
@@ -71,8 +71,8 @@ class Bitstream:
 
     def check_facts(self, facts: FeatureFacts) -> None:
         """Refuse what announces to be what this kind of feature cannot be."""
-        fits = [want in (None, got) for want, got in zip(facts.shape, self.shape, strict=True)]
-        if self.dtype != facts.dtype or not all(fits) or self.grid != _grid(facts, self.shape):
+        fits = self.dtype == facts.dtype and facts.fits(self.shape)
+        if not fits or self.grid != _grid(facts, self.shape):
             raise BitstreamError(
                 f"inconsistent: {self.dtype} {self.shape}, tiles {self.grid}, is no {facts.kind}"
             )
@@ -93,10 +93,8 @@ def pack(stream: Bitstream) -> bytes:
     out += write_varint(len(stream.parts))
     for part in stream.parts:
         out += write_varint(len(part))
-    checksum = crc32(out)
-    for part in stream.parts:
-        checksum = crc32(part, checksum)
-    return b"".join((out, *stream.parts, checksum.to_bytes(4, "little")))
+    pieces = out, *stream.parts
+    return b"".join((*pieces, crc32_of(pieces).to_bytes(4, "little")))
 
 
 @lru_cache(maxsize=256)  # features of a kind differ in few shapes, if at all
@@ -154,10 +152,11 @@ def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
     shape = tuple(shape)
     if dtype >= len(DTYPES) or layout > 1:
         raise BitstreamError(f"inconsistent: unknown dtype {dtype} or layout {layout}")
-    if min(shape) < 1 or points(shape) > MAX_POINTS:
+    size = points(shape)
+    if min(shape) < 1 or size > MAX_POINTS:
         raise BitstreamError(f"inconsistent: impossible shape {shape}")
-    if points(shape) > max_points:
-        raise BitstreamError(f"too large: {points(shape)} points, the limit is {max_points}")
+    if size > max_points:
+        raise BitstreamError(f"too large: {size} points, the limit is {max_points}")
     grid = tuple(reader.varints(2)) if layout else None
     if not _fills(grid, shape):
         raise BitstreamError(f"inconsistent: {shape} does not fill tiles of {grid}")
@@ -245,24 +244,25 @@ class Reader:
         self.data, self.at = data, at
 
     def varint(self) -> int:
-        if self.at < len(self.data) and (digit := self.data[self.at]) < 128:
-            self.at += 1
-            return digit
-        value = 0
-        for shift in range(0, 35, 7):
-            byte = self.take(1)[0]
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-        raise BitstreamError("inconsistent: a number of more than 35 bits")
+        return self.varints(1)[0]
 
     def varints(self, count: int) -> list[int]:
         """So many numbers."""
-        numbers = list(self.data[self.at : self.at + count])
-        if len(numbers) == count and max(numbers, default=0) < 128:  # a byte each
-            self.at += count
-            return numbers
-        return [self.varint() for _ in range(count)]
+        data, at, numbers, value, shift = self.data, self.at, [], 0, 0
+        while len(numbers) < count:
+            if at >= len(data):
+                raise BitstreamError("truncated: the parts are longer than the file")
+            byte, at = data[at], at + 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                numbers.append(value)
+                value = shift = 0
+            elif shift == 28:
+                raise BitstreamError("inconsistent: a number of more than 35 bits")
+            else:
+                shift += 7
+        self.at = at
+        return numbers
 
     def take(self, count: int) -> bytes:
         if self.at + count > len(self.data):

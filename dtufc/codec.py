@@ -33,7 +33,7 @@ from dtufc.bitstream import (
     whole_rows,
 )
 from dtufc.errors import UserError
-from dtufc.feature import FeatureError, FeatureFacts, check_feature
+from dtufc.feature import FeatureError, FeatureFacts, check_feature, is_finite
 from dtufc.overlap import check_coders, overlap
 from dtufc.paths import CONFIG_JSON
 from dtufc.registry import CodecEntry, find_codec
@@ -385,6 +385,11 @@ class OneKindCodec(Codec):
     def known(self) -> Sequence[FeatureFacts]:
         return (self.facts,)
 
+    def as_feature(self, x: Values, kind: str | None = None) -> np.ndarray:
+        if isinstance(x, np.ndarray) and x.ndim == 4 and self.facts.fits(x.shape):
+            return x
+        return super().as_feature(x, kind)
+
     def check_kind(self, feature: np.ndarray, kind: str | None) -> None:
         """Refuse what is no feature of the codec's kind.
 
@@ -392,7 +397,7 @@ class OneKindCodec(Codec):
             FeatureError: it is none, or ``kind`` names another.
         """
         why = self.facts.mismatch(check_feature(feature))
-        if kind not in (None, self.facts.kind):
+        if kind is not None and kind != self.facts.kind:
             why = f"the codec knows {self.facts.kind}, not {kind}"
         if why:
             raise FeatureError(why)
@@ -459,7 +464,7 @@ def to_dtype(x: np.ndarray, dtype: str) -> np.ndarray:
     Raises:
         BitstreamError: they hold NaN, which nothing that a codec wrote decodes to.
     """
-    if x.dtype == dtype and np.isfinite(x).all():
+    if x.dtype == dtype and is_finite(x):
         return x
     if np.isnan(x).any():
         raise BitstreamError("corrupted: values that are no numbers")
