@@ -20,8 +20,8 @@ Guarantees: :func:`unpack` returns exactly what :func:`pack` was given, or raise
 :class:`BitstreamError` saying what is wrong; it never allocates more than the file's own size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from dtufc.crc import crc32, crc32_of
 from dtufc.errors import UserError
@@ -85,42 +85,41 @@ def pack(stream: Bitstream) -> bytes:
         UserError: the feature is too large.
         ValueError: a field has no place in the format.
     """
-    out = bytearray(
-        _head(
-            stream.codec_id, stream.mapping_id, stream.dtype, stream.mode, stream.shape, stream.grid
-        )
-    )
-    out += write_varint(len(stream.parts))
-    for part in stream.parts:
+    return join(head(stream), stream.parts)
+
+
+def join(head: bytes, parts: Sequence[bytes]) -> bytes:
+    """The bytes of a bitstream, from what :func:`head` gave and its parts."""
+    out = bytearray(head)
+    out += write_varint(len(parts))
+    for part in parts:
         out += write_varint(len(part))
-    pieces = out, *stream.parts
+    pieces = out, *parts
     return b"".join((*pieces, crc32_of(pieces).to_bytes(4, "little")))
 
 
-@lru_cache(maxsize=256)  # features of a kind differ in few shapes, if at all
-def _head(
-    codec_id: bytes, mapping_id: bytes, dtype: str, mode: int, shape: Shape, grid: Grid | None
-) -> bytes:
-    """A bitstream up to its parts; the fields of :class:`Bitstream`.
+def head(stream: Bitstream) -> bytes:
+    """A bitstream up to its parts.
 
     Raises:
         UserError, ValueError: as :func:`pack`.
     """
-    if len(codec_id) != ID_BYTES or len(mapping_id) != ID_BYTES:
+    if len(stream.codec_id) != ID_BYTES or len(stream.mapping_id) != ID_BYTES:
         raise ValueError("bitstream: ids are 4 bytes")
-    if not 0 <= mode < 16:
+    if not 0 <= stream.mode < 16:
         raise ValueError("bitstream: the mode is 0 .. 15")
-    if points(shape) > MAX_POINTS:
+    if points(stream.shape) > MAX_POINTS:
         raise UserError(f"bitstream: more than {MAX_POINTS} points, split the feature")
-    if min(shape) < 1 or not _fills(grid, shape):
-        raise ValueError(f"bitstream: {shape} does not fill the tiles {grid}")
+    if min(stream.shape) < 1 or not _fills(stream.grid, stream.shape):
+        raise ValueError(f"bitstream: {stream.shape} does not fill the tiles {stream.grid}")
     out = bytearray(MAGIC)
     out.append(VERSION)
-    out += codec_id + mapping_id
-    out.append(DTYPES.index(dtype) | mode << 4)
-    for size in shape:
+    out += stream.codec_id + stream.mapping_id
+    out.append(DTYPES.index(stream.dtype) | stream.mode << 4)
+    for size in stream.shape:
         out += write_varint(size)
-    out += b"".join(map(write_varint, (0,) if grid is None else (1, *grid)))
+    layout = (0,) if stream.grid is None else (1, *stream.grid)
+    out += b"".join(map(write_varint, layout))
     return bytes(out)
 
 

@@ -14,8 +14,9 @@ Which codecs there are is in :mod:`dtufc.registry`.
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -28,7 +29,8 @@ from dtufc.bitstream import (
     Bitstream,
     BitstreamError,
     bare_rows,
-    pack,
+    head,
+    join,
     unpack,
     whole_rows,
 )
@@ -404,17 +406,26 @@ class OneKindCodec(Codec):
 
     def encode_array(self, feature: np.ndarray, kind: str | None = None) -> bytes:
         self.check_kind(feature, kind)
-        return pack(
-            Bitstream(
-                codec_id=self.id[:ID_BYTES],
-                mapping_id=bytes(ID_BYTES),
-                dtype=self.facts.dtype,
-                shape=feature.shape,
-                grid=self.facts.views.grid(feature.shape[1]),
-                parts=self.encode_parts(feature),
-                mode=self.modes[-1],
+        return join(self._head(feature.shape), self.encode_parts(feature))
+
+    @cached_property
+    def _head(self) -> Callable[[Shape], bytes]:
+        """A bitstream up to its parts; those of shapes that came last are kept."""
+
+        def made(shape: Shape) -> bytes:
+            return head(
+                Bitstream(
+                    codec_id=self.id[:ID_BYTES],
+                    mapping_id=bytes(ID_BYTES),
+                    dtype=self.facts.dtype,
+                    shape=shape,
+                    grid=self.facts.views.grid(shape[1]),
+                    parts=(),
+                    mode=self.modes[-1],
+                )
             )
-        )
+
+        return lru_cache(maxsize=64)(made)
 
     def decode_array(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
         stream = unpack(data, max_points)
