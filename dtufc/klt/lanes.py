@@ -148,11 +148,10 @@ class Reader:
         lanes, at = read_varint(data, 0)
         if not 1 <= lanes <= min(count, MAX_LANES):
             raise LaneError(f"{lanes} lanes of {count} vectors")
-        lengths = []
-        for _ in range(-(-lanes // GROUP) - 1):
+        lengths, self._high = [], None
+        for _ in range((lanes - 1) // GROUP):
             length, at = read_varint(data, at)
             lengths.append(length)
-        self._high = None
         if lanes == 1:
             self._high, at = int.from_bytes(data[at : at + 2], "little"), at + 2
         body = len(data) - at - 4 * lanes

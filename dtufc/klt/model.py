@@ -234,6 +234,7 @@ class Rung:
 class Scale:
     """What a quality decides, in units of the feature where nothing else is said."""
 
+    rung: int
     tables: Rung | Tables
     fine: float
     """The fine step."""
@@ -496,6 +497,7 @@ class KltModel:
         def scale(grade: int) -> Scale:
             step, weight = self.transform.step(grade), self.weight_at(grade)
             return Scale(
+                rung=rung(grade),
                 tables=self.tables_at(grade),
                 fine=trellis.FINE * step,
                 weight=weight / trellis.FINE**2,
@@ -535,16 +537,17 @@ class KltModel:
             length: rows of a sequence, over which the post-filter runs; None leaves it out.
             references: (R,) of a model with a memory.
         """
-        post = self.post if length else None
-        y *= np.float32(self.scale(grade).fine)
-        if post and post.basis is None:
-            post.apply(y, length, rung(grade))
+        scale, post = self.scale(grade), self.post
+        filters = length and post is not None and post.changes[scale.rung]
+        y *= np.float32(scale.fine)
+        if filters and post.basis is None:
+            post.apply(y, length, scale.rung)
         if self.memory is None:
             out = coder.restore(self.transform, clusters, y)
         else:
             out = recall(self.transform, self.memory, clusters, references, y)
-        if post and post.basis is not None and post.taps[rung(grade)].any():
-            out[:, :, 0] = post.refine(out[:, :, 0], length, rung(grade))
+        if filters and post.basis is not None:
+            out[:, :, 0] = post.refine(out[:, :, 0], length, scale.rung)
         return out
 
     def restore(

@@ -47,8 +47,7 @@ class PostFilter:
 
     def apply(self, y: np.ndarray, length: int, rung: int) -> None:
         """Add the change to components y (C, R), in place."""
-        if self.changes[rung]:
-            _filter(y, self.taps[rung], self.limit, length, np.zeros(y.shape[1] + 2, np.float32))
+        _filter(y, self.taps[rung], self.limit, length, np.zeros(y.shape[1] + 2, np.float32))
 
     def refine(self, x: np.ndarray, length: int, rung: int) -> np.ndarray:
         """(R, C) decoded values -> better ones, through the filter's own basis."""
