@@ -20,10 +20,10 @@ Guarantees: :func:`unpack` returns exactly what :func:`pack` was given, or raise
 :class:`BitstreamError` saying what is wrong; it never allocates more than the file's own size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from dtufc.crc import crc32
+from dtufc.crc import crc32, crc32_of
 from dtufc.errors import UserError
 from dtufc.feature import DTYPES, FeatureFacts, points
 from dtufc.views import Grid, Shape
@@ -71,8 +71,8 @@ class Bitstream:
 
     def check_facts(self, facts: FeatureFacts) -> None:
         """Refuse what announces to be what this kind of feature cannot be."""
-        fits = [want in (None, got) for want, got in zip(facts.shape, self.shape, strict=True)]
-        if self.dtype != facts.dtype or not all(fits) or self.grid != _grid(facts, self.shape):
+        fits = self.dtype == facts.dtype and facts.fits(self.shape)
+        if not fits or self.grid != _grid(facts, self.shape):
             raise BitstreamError(
                 f"inconsistent: {self.dtype} {self.shape}, tiles {self.grid}, is no {facts.kind}"
             )
@@ -85,44 +85,41 @@ def pack(stream: Bitstream) -> bytes:
         UserError: the feature is too large.
         ValueError: a field has no place in the format.
     """
-    out = bytearray(
-        _head(
-            stream.codec_id, stream.mapping_id, stream.dtype, stream.mode, stream.shape, stream.grid
-        )
-    )
-    out += write_varint(len(stream.parts))
-    for part in stream.parts:
+    return join(head(stream), stream.parts)
+
+
+def join(head: bytes, parts: Sequence[bytes]) -> bytes:
+    """The bytes of a bitstream, from what :func:`head` gave and its parts."""
+    out = bytearray(head)
+    out += write_varint(len(parts))
+    for part in parts:
         out += write_varint(len(part))
-    checksum = crc32(out)
-    for part in stream.parts:
-        checksum = crc32(part, checksum)
-    return b"".join((out, *stream.parts, checksum.to_bytes(4, "little")))
+    pieces = out, *parts
+    return b"".join((*pieces, crc32_of(pieces).to_bytes(4, "little")))
 
 
-@lru_cache(maxsize=256)  # features of a kind differ in few shapes, if at all
-def _head(
-    codec_id: bytes, mapping_id: bytes, dtype: str, mode: int, shape: Shape, grid: Grid | None
-) -> bytes:
-    """A bitstream up to its parts; the fields of :class:`Bitstream`.
+def head(stream: Bitstream) -> bytes:
+    """A bitstream up to its parts.
 
     Raises:
         UserError, ValueError: as :func:`pack`.
     """
-    if len(codec_id) != ID_BYTES or len(mapping_id) != ID_BYTES:
+    if len(stream.codec_id) != ID_BYTES or len(stream.mapping_id) != ID_BYTES:
         raise ValueError("bitstream: ids are 4 bytes")
-    if not 0 <= mode < 16:
+    if not 0 <= stream.mode < 16:
         raise ValueError("bitstream: the mode is 0 .. 15")
-    if points(shape) > MAX_POINTS:
+    if points(stream.shape) > MAX_POINTS:
         raise UserError(f"bitstream: more than {MAX_POINTS} points, split the feature")
-    if min(shape) < 1 or not _fills(grid, shape):
-        raise ValueError(f"bitstream: {shape} does not fill the tiles {grid}")
+    if min(stream.shape) < 1 or not _fills(stream.grid, stream.shape):
+        raise ValueError(f"bitstream: {stream.shape} does not fill the tiles {stream.grid}")
     out = bytearray(MAGIC)
     out.append(VERSION)
-    out += codec_id + mapping_id
-    out.append(DTYPES.index(dtype) | mode << 4)
-    for size in shape:
+    out += stream.codec_id + stream.mapping_id
+    out.append(DTYPES.index(stream.dtype) | stream.mode << 4)
+    for size in stream.shape:
         out += write_varint(size)
-    out += b"".join(map(write_varint, (0,) if grid is None else (1, *grid)))
+    layout = (0,) if stream.grid is None else (1, *stream.grid)
+    out += b"".join(map(write_varint, layout))
     return bytes(out)
 
 
@@ -154,10 +151,11 @@ def unpack(data: bytes, max_points: int = MAX_POINTS) -> Bitstream:
     shape = tuple(shape)
     if dtype >= len(DTYPES) or layout > 1:
         raise BitstreamError(f"inconsistent: unknown dtype {dtype} or layout {layout}")
-    if min(shape) < 1 or points(shape) > MAX_POINTS:
+    size = points(shape)
+    if min(shape) < 1 or size > MAX_POINTS:
         raise BitstreamError(f"inconsistent: impossible shape {shape}")
-    if points(shape) > max_points:
-        raise BitstreamError(f"too large: {points(shape)} points, the limit is {max_points}")
+    if size > max_points:
+        raise BitstreamError(f"too large: {size} points, the limit is {max_points}")
     grid = tuple(reader.varints(2)) if layout else None
     if not _fills(grid, shape):
         raise BitstreamError(f"inconsistent: {shape} does not fill tiles of {grid}")
@@ -245,24 +243,25 @@ class Reader:
         self.data, self.at = data, at
 
     def varint(self) -> int:
-        if self.at < len(self.data) and (digit := self.data[self.at]) < 128:
-            self.at += 1
-            return digit
-        value = 0
-        for shift in range(0, 35, 7):
-            byte = self.take(1)[0]
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-        raise BitstreamError("inconsistent: a number of more than 35 bits")
+        return self.varints(1)[0]
 
     def varints(self, count: int) -> list[int]:
         """So many numbers."""
-        numbers = list(self.data[self.at : self.at + count])
-        if len(numbers) == count and max(numbers, default=0) < 128:  # a byte each
-            self.at += count
-            return numbers
-        return [self.varint() for _ in range(count)]
+        data, at, numbers, value, shift = self.data, self.at, [], 0, 0
+        while len(numbers) < count:
+            if at >= len(data):
+                raise BitstreamError("truncated: the parts are longer than the file")
+            byte, at = data[at], at + 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                numbers.append(value)
+                value = shift = 0
+            elif shift == 28:
+                raise BitstreamError("inconsistent: a number of more than 35 bits")
+            else:
+                shift += 7
+        self.at = at
+        return numbers
 
     def take(self, count: int) -> bytes:
         if self.at + count > len(self.data):

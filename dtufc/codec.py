@@ -14,8 +14,9 @@ Which codecs there are is in :mod:`dtufc.registry`.
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -28,12 +29,13 @@ from dtufc.bitstream import (
     Bitstream,
     BitstreamError,
     bare_rows,
-    pack,
+    head,
+    join,
     unpack,
     whole_rows,
 )
 from dtufc.errors import UserError
-from dtufc.feature import FeatureError, FeatureFacts, check_feature
+from dtufc.feature import FeatureError, FeatureFacts, check_feature, is_finite
 from dtufc.overlap import check_coders, overlap
 from dtufc.paths import CONFIG_JSON
 from dtufc.registry import CodecEntry, find_codec
@@ -385,6 +387,11 @@ class OneKindCodec(Codec):
     def known(self) -> Sequence[FeatureFacts]:
         return (self.facts,)
 
+    def as_feature(self, x: Values, kind: str | None = None) -> np.ndarray:
+        if isinstance(x, np.ndarray) and x.ndim == 4 and self.facts.fits(x.shape):
+            return x
+        return super().as_feature(x, kind)
+
     def check_kind(self, feature: np.ndarray, kind: str | None) -> None:
         """Refuse what is no feature of the codec's kind.
 
@@ -392,24 +399,33 @@ class OneKindCodec(Codec):
             FeatureError: it is none, or ``kind`` names another.
         """
         why = self.facts.mismatch(check_feature(feature))
-        if kind not in (None, self.facts.kind):
+        if kind is not None and kind != self.facts.kind:
             why = f"the codec knows {self.facts.kind}, not {kind}"
         if why:
             raise FeatureError(why)
 
     def encode_array(self, feature: np.ndarray, kind: str | None = None) -> bytes:
         self.check_kind(feature, kind)
-        return pack(
-            Bitstream(
-                codec_id=self.id[:ID_BYTES],
-                mapping_id=bytes(ID_BYTES),
-                dtype=self.facts.dtype,
-                shape=feature.shape,
-                grid=self.facts.views.grid(feature.shape[1]),
-                parts=self.encode_parts(feature),
-                mode=self.modes[-1],
+        return join(self._head(feature.shape), self.encode_parts(feature))
+
+    @cached_property
+    def _head(self) -> Callable[[Shape], bytes]:
+        """A bitstream up to its parts; those of shapes that came last are kept."""
+
+        def made(shape: Shape) -> bytes:
+            return head(
+                Bitstream(
+                    codec_id=self.id[:ID_BYTES],
+                    mapping_id=bytes(ID_BYTES),
+                    dtype=self.facts.dtype,
+                    shape=shape,
+                    grid=self.facts.views.grid(shape[1]),
+                    parts=(),
+                    mode=self.modes[-1],
+                )
             )
-        )
+
+        return lru_cache(maxsize=64)(made)
 
     def decode_array(self, data: bytes, *, max_points: int = MAX_POINTS) -> np.ndarray:
         stream = unpack(data, max_points)
@@ -459,7 +475,7 @@ def to_dtype(x: np.ndarray, dtype: str) -> np.ndarray:
     Raises:
         BitstreamError: they hold NaN, which nothing that a codec wrote decodes to.
     """
-    if x.dtype == dtype and np.isfinite(x).all():
+    if x.dtype == dtype and is_finite(x):
         return x
     if np.isnan(x).any():
         raise BitstreamError("corrupted: values that are no numbers")

@@ -7,6 +7,7 @@ GF(2); see ``crc32_combine`` of zlib (M. Adler).
 
 import os
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -28,6 +29,13 @@ def crc32(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     value = zlib.crc32(data[:first], value)
     for other in others:
         value = times(value, shift(PIECE)) ^ other
+    return value
+
+
+def crc32_of(pieces: Iterable[bytes | bytearray], value: int = 0) -> int:
+    """As :func:`crc32`, of all pieces as if they were joined."""
+    for piece in pieces:
+        value = zlib.crc32(piece, value) if len(piece) < PIECE else crc32(piece, value)
     return value
 
 

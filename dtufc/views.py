@@ -14,6 +14,7 @@ never a guess. All of them only move values.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Views:
             if len(self.tiles) != 2 or min(self.tiles) < 1:
                 raise UserError(f"tiles: expected rows and columns of at least 1, got {self.tiles}")
 
-    @property
+    @cached_property
     def is_map(self) -> bool:
         """Whether positions have neighbours in two directions."""
         return self.axes[1] == "channel"

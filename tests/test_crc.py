@@ -25,6 +25,12 @@ def test_any_length_gives_the_same_sum(count, value):
         assert crc.crc32(kind(DATA[:count]), value) == zlib.crc32(DATA[:count], value)
 
 
+def test_pieces_have_the_sum_of_their_whole():
+    pieces = b"", DATA[:3], bytearray(DATA[3:100]), DATA[100:]
+    assert crc.crc32_of(pieces, 7) == zlib.crc32(DATA, 7)
+    assert crc.crc32_of(()) == 0
+
+
 @pytest.mark.parametrize("count", [1, 3, 1000, crc.PIECE])
 def test_sums_of_two_buffers_join(count):
     first, second = DATA[:500], DATA[500 : 500 + count]

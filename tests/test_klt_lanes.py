@@ -64,7 +64,7 @@ def toy(request):
 def search(values: np.ndarray, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Symbols (D, R) and costs (R,), of two tables with symbols -120 .. 120."""
     width, count = values.shape
-    units = np.empty((width, -(-count // trellis.BLOCK) * trellis.BLOCK), np.int32)
+    units = np.empty(values.shape, np.int32)
     trellis.to_units(values.astype(np.float32), np.float32(trellis.UNIT), units)
     code, symbols = np.empty((width, count), np.uint16), np.empty((width, count), np.int32)
     costs = np.empty(count)
@@ -114,6 +114,19 @@ def test_search_finds_the_best_of_all_sequences():
             state = trellis.NEXT[state, k & 1]
         best = np.minimum(best, total)
     assert np.abs(costs - best).max() < 0.1  # values are rounded to 64ths
+
+
+def test_search_takes_any_number_of_vectors():
+    """What fills the last block of eight does not count."""
+    parameters = np.zeros((3, trellis.PARAMETERS), np.int32)
+    parameters[:2, :3] = [[400, 3000, 5000], [900, 2500, 6000]]
+    parameters[:, 8:] = 10**6
+    values = 3 * np.random.default_rng(2).standard_normal((30, 40))
+    symbols, costs = search(values, parameters)
+    for count in (1, 7, 8, 9, 33):
+        some, cost = search(np.ascontiguousarray(values[:, :count]), parameters)
+        assert np.array_equal(some, symbols[:, :count])
+        assert np.array_equal(cost, costs[:count])
 
 
 def test_codec_gives_back_what_was_searched(toy):

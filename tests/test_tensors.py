@@ -14,7 +14,7 @@ import dtufc.CompressAI.codec
 from dtufc import tensors
 from dtufc.codec import BitstreamError, load_codec
 from dtufc.errors import UserError
-from dtufc.feature import FeatureError, FeatureFacts
+from dtufc.feature import FeatureError, FeatureFacts, is_finite
 from dtufc.paths import REPOSITORY
 from dtufc.registry import codecs
 
@@ -100,6 +100,17 @@ def test_what_is_no_feature_is_named(golden_codec):
 
 def facts(shape: list[int | None], *axes: str) -> FeatureFacts:
     return FeatureFacts("any", "kind", shape, list(axes))
+
+
+def test_one_value_that_is_not_finite_is_found():
+    largest = np.finfo(np.float32).max
+    for dtype in (np.float16, np.float32):
+        x = np.ones((1, 2, 3, 5), dtype)
+        for value, finite in ((1, True), (np.nan, False), (np.inf, False), (-np.inf, False)):
+            x[0, 1, 2, 3] = value
+            assert is_finite(x) == finite
+            assert is_finite(x[:, :, ::2]) == finite  # not in a row
+    assert is_finite(np.full((2, 3), -largest))  # whose squares are not
 
 
 def test_missing_axes_are_those_that_the_facts_tell():

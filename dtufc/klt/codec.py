@@ -122,10 +122,8 @@ class KltCodec(OneKindCodec):
         Args:
             sealed: CRC-32 of what is beside the parts and must be whole as well.
         """
-        owners = self.model.transform.layout.owners(feature.shape)
         vectors = self.model.to_vectors(feature)
         grade = self.grade.to_bytes(2, "little", signed=True)
-        tables = self.model.tables_at(self.grade)
         length = self.facts.views.sequence(feature.shape)
         if self.model.format == 2:
             found, raw = self.model.search(vectors, self.grade, length)
@@ -133,14 +131,17 @@ class KltCodec(OneKindCodec):
             if self.model.memory is not None:
                 more.insert(0, self.model.memory.write(found.modes, found.references, length))
             check = check_of(grade, more, feature.shape, sealed)
+            tables = self.model.scale(self.grade).tables
             return grade, *coder.encode(tables, found, check), *more
+        owners = self.model.transform.layout.owners(feature.shape)
         quantised = self.model.quantise(vectors, self.grade, length, owners)
         clusters, symbols, _, raw, references = quantised
         more = raw_part(vectors, raw)
         if self.model.memory is not None:
             more.insert(0, self.model.memory.write(clusters, references, length))
         check = check_of(grade, more, feature.shape, sealed)
-        return grade, rans.encode(*self._coded(clusters, symbols), tables.tables, check), *more
+        tables = self.model.tables_at(self.grade).tables
+        return grade, rans.encode(*self._coded(clusters, symbols), tables, check), *more
 
     def _decode(
         self, parts: tuple[bytes, ...], shape: Shape, mode: int, sealed: int = 0
@@ -334,7 +335,7 @@ class KltCodec(OneKindCodec):
         Raises:
             BitstreamError: the strings are damaged, or too short for so many vectors.
         """
-        tables = self.model.tables_at(grade)
+        tables = self.model.scale(grade).tables
         try:
             return coder.decode(tables, string, beside, count, check, symbols)
         except ValueError as error:
@@ -446,9 +447,9 @@ def grade_in(part: bytes, transform: Transform) -> int:
 
 def raw_part(vectors: np.ndarray, raw: np.ndarray) -> list[bytes]:
     """The part of the vectors that are sent as they are, if there are any."""
-    if not np.count_nonzero(raw):
+    places = raw.nonzero()[0].astype("<u4")
+    if not len(places):
         return []
-    places = np.flatnonzero(raw).astype("<u4")
     exact = vectors[raw].astype("<f4")
     return [len(places).to_bytes(4, "little") + places.tobytes() + exact.tobytes()]
 

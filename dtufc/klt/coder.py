@@ -7,7 +7,7 @@ Arrays of components are (D, R): what one step of the lanes takes lies side by s
 """
 
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from dtufc.simd import WIDTH, load, splat, to_bits
 INFINITE = 0x7F800000  # as a float's bits
 NEVER = 1 << 62  # more than any vector costs
 FEW = 16  # rows below which products of vectors as rows are faster than as columns
+NO_SYMBOLS = np.empty((0, 0), np.int32)
 ROWS = 1024
 """Vectors that are transformed at a time where there are several modes."""
 
 
-@dataclass(frozen=True)
-class Quantised:
+class Quantised(NamedTuple):
     """Symbols of R vectors."""
 
     modes: np.ndarray
@@ -51,7 +51,7 @@ def forward(transform, vectors: np.ndarray, mode: int) -> np.ndarray:
     """(R, C, S) -> components (D, R) float32."""
     if vectors.shape[2] > 1:
         return np.ascontiguousarray(transform.forward(vectors, mode).T)
-    x = vectors[:, :, 0] - transform.mean[mode, :, 0]
+    x = (vectors - transform.mean[mode]).reshape(len(vectors), -1)
     if transform.basis is None:
         return np.ascontiguousarray(x.T)
     if len(x) < FEW:
@@ -79,8 +79,8 @@ def quantise(
         tried: (R, K) bool, the modes that are tried on each vector; None: all.
     """
     count, parameters = len(vectors), tables.parameters(weight)
-    code = np.empty((transform.components, count), np.uint16)
-    symbols = np.empty(code.shape, np.int32)
+    shape = transform.components, count
+    code, symbols = np.empty(shape, np.uint16), np.empty(shape, np.int32)
     modes, every, escapes = np.zeros(count, np.int32), np.arange(count), 0
     for first in range(0, count, ROWS):
         part = slice(first, first + ROWS)
@@ -114,7 +114,7 @@ def search(tables: Tables, units, mode: int, parameters, columns, code, symbols)
     """Find the symbols of vectors of one mode -> how many are escaped.
 
     Args:
-        units: (D, >= n) int32, as :func:`dtufc.klt.tables.in_units` gives it.
+        units: (D, n) int32, as :func:`dtufc.klt.tables.in_units` gives it.
         columns: (n,) where each vector lies in ``code`` and ``symbols`` (D, R), which are written.
     """
     return trellis.search(
@@ -158,20 +158,15 @@ def attempt(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What is searched of vectors (R, C, S) in a mode, and about what each costs, (R,) int64."""
     units = in_units(forward(transform, vectors, mode), 1 / fine)
-    cost = np.empty(units.shape[1], np.int64)
+    cost = np.empty(len(vectors), np.int64)
     trellis.estimate(units, tables.chosen[0, mode], tables.shift, parameters, cost)
-    return units, cost[: len(vectors)] + tables.mode_cost(mode, weight)
+    return units, cost + tables.mode_cost(mode, weight)
 
 
 def of_mode(units: np.ndarray, modes: np.ndarray, mode: int) -> np.ndarray:
-    """The columns of units (D, >= R) whose vectors (R,) have a mode, padded for the search."""
+    """The columns of units (D, R) whose vectors (R,) have a mode."""
     taken = modes == mode
-    if taken.all():
-        return units
-    mine = units[:, : len(modes)][:, taken]
-    padded = np.zeros((len(mine), -(-mine.shape[1] // trellis.BLOCK) * trellis.BLOCK), np.int32)
-    padded[:, : mine.shape[1]] = mine
-    return padded
+    return np.ascontiguousarray(units if taken.all() else units[:, taken])
 
 
 def encode(tables: Tables, found: Quantised, check: int) -> tuple[bytes, bytes]:
@@ -241,7 +236,7 @@ def decode(
             raise lanes.LaneError("a vector's mode is none")
     low_bits = side.unpack_low(beside, tables.wide_shift, count)
     y = np.empty((len(tables.shift), count), np.float32)
-    kept = np.empty(y.shape if symbols else (0, 0), np.int32)
+    kept = np.empty(y.shape, np.int32) if symbols else NO_SYMBOLS
     hashes, escapes = reader.components(
         modes, tables.pairs, tables.slots, tables.values, tables.wide, low_bits, tables.low,
         tables.magnitudes, tables.limits, y, kept,

@@ -37,6 +37,7 @@ from dtufc.simd import (
 
 PRECISION = 12
 SLOTS = 1 << PRECISION
+WORD = np.dtype("<u2")
 ROW = 256
 """Symbols of a table at most, with its escape, which is the last, :data:`dtufc.klt.trellis.ESCAPE`."""
 GROUP = 32
@@ -124,7 +125,7 @@ def encode(code, modes, mode_table, slots, lanes, check) -> bytes:
         code, modes, mode_table, slots.interval, slots.inverse, check, lanes, words, ends
     )
     lengths = np.diff(ends).tolist() if len(ends) > 2 else [0]
-    body = words[ends[0] - 2 * lanes :].astype("<u2", copy=False)
+    body = words[ends[0] - 2 * lanes :].astype(WORD, copy=False)
     return b"".join((head(lanes, lengths, check), body))
 
 
@@ -151,20 +152,18 @@ class Reader:
         lanes, at = read_varint(data, 0)
         if not 1 <= lanes <= min(count, MAX_LANES):
             raise LaneError(f"{lanes} lanes of {count} vectors")
-        lengths = []
-        for _ in range(-(-lanes // GROUP) - 1):
+        lengths, self._high = [], None
+        for _ in range((lanes - 1) // GROUP):
             length, at = read_varint(data, at)
             lengths.append(length)
-        self._high = None
         if lanes == 1:
             self._high, at = int.from_bytes(data[at : at + 2], "little"), at + 2
         body = len(data) - at - 4 * lanes
         if body < 0 or body % 2 or sum(lengths) > body // 2:
             raise LaneError("the coded symbols are truncated")
-        self.states = np.frombuffer(data, "<u4", lanes, at).astype(np.uint64)
+        self.states = np.empty(lanes, np.uint64)
         self.words = self._room(body // 2 + GROUP)
-        self.words[: body // 2] = np.frombuffer(data, "<u2", body // 2, at + 4 * lanes)
-        self.words[body // 2 :] = 0  # a damaged string reads behind its end
+        _lay_out(np.frombuffer(data, np.uint8), at, self.states, self.words)
         self._ends = [*accumulate(lengths), body // 2]
         self.at = np.zeros(len(self._ends), np.int64)
         if lengths:
@@ -244,6 +243,22 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 @kernel
+def _lay_out(data, at, states, words):
+    """States and words of a string's bytes from ``at`` on, all written; behind the words come zeros, as
+    a damaged string reads beyond its end."""
+    for lane in range(len(states)):
+        word = np.uint64(0)
+        for byte in range(4):
+            word |= np.uint64(data[at + byte]) << np.uint64(8 * byte)
+        states[lane] = word
+        at += 4
+    count = (len(data) - at) >> 1
+    for n in range(count):
+        words[n] = np.uint16(data[at + 2 * n]) | np.uint16(np.uint16(data[at + 2 * n + 1]) << 8)
+    words[count:] = 0
+
+
+@kernel
 def first_states(lanes, check):
     """(lanes,) uint64: the states that encoding begins with."""
     out = np.empty(lanes, np.uint64)
@@ -255,10 +270,10 @@ def first_states(lanes, check):
 @kernel
 def _are_first(states, check):
     """Whether states are those of :func:`first_states`."""
+    same = True
     for lane in range(len(states)):
-        if states[lane] != _first_state(lane, check):
-            return False
-    return True
+        same &= states[lane] == _first_state(lane, check)
+    return same
 
 
 @kernel

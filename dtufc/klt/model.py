@@ -90,7 +90,7 @@ def dct_basis(block: int) -> np.ndarray:
 def product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """(R, C) @ (C, D), float32; of one row by NumPy, which calls a faster routine for it."""
     if len(x) == 1:
-        return x @ matrix
+        return x.dot(matrix)
     return (torch.from_numpy(x) @ torch.from_numpy(matrix)).numpy()
 
 
@@ -156,7 +156,7 @@ class Transform:
         """The step of quality ``grade`` / 128."""
         return self.unit * 2.0 ** (-grade / PER_OCTAVE)
 
-    @property
+    @cached_property
     def components(self) -> int:
         """C * S."""
         return self.mean.shape[1] * self.mean.shape[2]
@@ -232,6 +232,24 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What a quality decides, in units of the feature where nothing else is said."""
+
+    rung: int
+    tables: Rung | Tables
+    fine: float
+    """The fine step."""
+    weight: float
+    """What a bit costs, in squared fine steps."""
+    norm: float
+    """Longest vector that symbols can tell."""
+    each: float
+    """Largest value with which no vector can be longer."""
+    value: float
+    """Largest value that symbols can tell."""
+
+
+@dataclass(frozen=True)
 class KltModel:
     """All that encoder and decoder share for one kind of feature."""
 
@@ -256,7 +274,7 @@ class KltModel:
         facts = weighed_facts(self.transform.mean.shape[1])
         return replace(self, facts=facts, weighting=None)
 
-    @property
+    @cached_property
     def plain(self) -> int:
         """Clusters whose vectors refer to no others."""
         known = self.memory or self.prediction
@@ -272,10 +290,12 @@ class KltModel:
     def from_vectors(self, vectors: np.ndarray, shape: Shape) -> np.ndarray:
         """The way back of :meth:`to_vectors`: -> (N, C, H, W) = ``shape``."""
         layout = self.transform.layout
+        if layout.layers == "joint":
+            return self.facts.views.from_vectors(vectors, shape, layout.block)
         x = self.facts.views.from_vectors(vectors, layout.seen(shape), layout.block)
         return x.reshape(shape)
 
-    @property
+    @cached_property
     def format(self) -> int:
         """Which of FORMATS it is."""
         return 2 if isinstance(self.rungs[0], Tables) else 1
@@ -459,28 +479,45 @@ class KltModel:
         if self.prediction is not None:
             return Forecast(self, vectors, grade, length or 1, most).search()
         tame, raw = self.tame(vectors, grade)
-        fine = trellis.FINE * self.transform.step(grade)
-        weight = self.weight_at(grade) / trellis.FINE**2
-        tables = self.tables_at(grade)
+        scale = self.scale(grade)
         if self.memory is None:
             tried = self.shortlist(tame, grade, most)
-            return coder.quantise(self.transform, tables, tame, fine, weight, tried), raw
-        recall = Recall(self.transform, tables, self.memory, tame, fine, weight)
+            found = coder.quantise(
+                self.transform, scale.tables, tame, scale.fine, scale.weight, tried
+            )
+            return found, raw
+        recall = Recall(self.transform, scale.tables, self.memory, tame, scale.fine, scale.weight)
         return recall.quantise(length), raw
+
+    @cached_property
+    def scale(self) -> Callable[[int], "Scale"]:
+        """What a quality in 128ths comes to; those that were asked for last are kept."""
+        norm = MAX_NORM if self.format == 2 else math.inf  # integers of 32 bits
+        each = norm / math.sqrt(self.transform.components)
+
+        def scale(grade: int) -> Scale:
+            step, weight = self.transform.step(grade), self.weight_at(grade)
+            return Scale(
+                rung=rung(grade),
+                tables=self.tables_at(grade),
+                fine=trellis.FINE * step,
+                weight=weight / trellis.FINE**2,
+                norm=norm * step,
+                each=each * step,
+                value=MAX_VALUE * step,
+            )
+
+        return lru_cache(maxsize=16)(scale)
 
     def tame(self, vectors: np.ndarray, grade: int) -> tuple[np.ndarray, np.ndarray]:
         """Vectors, replaced where no symbols can tell them, and where (R,) bool."""
-        flat, step = vectors.reshape(len(vectors), -1), self.transform.step(grade)
-        norm = MAX_NORM * step if self.format == 2 else math.inf  # integers of 32 bits
-        each = norm / math.sqrt(
-            flat.shape[1]
-        )  # that no value exceeds where a vector's length may be
-        largest, most = largest_of(flat)
-        if most <= min(each, MAX_VALUE * step):
+        scale = self.scale(grade)
+        largest, most = largest_of(vectors)
+        if most <= scale.value and most <= scale.each:
             return vectors, np.zeros(len(vectors), bool)
-        raw = largest > MAX_VALUE * step
-        far = np.flatnonzero(largest > each)
-        raw[far] |= np.linalg.norm(flat[far].astype(np.float64), axis=1) > norm
+        raw, flat = largest > scale.value, vectors.reshape(len(vectors), -1)
+        far = np.flatnonzero(largest > scale.each)
+        raw[far] |= np.linalg.norm(flat[far].astype(np.float64), axis=1) > scale.norm
         if not raw.any():
             return vectors, raw
         fill = self.transform.mean[0] if self.format == 2 else np.float32(0)
@@ -501,16 +538,17 @@ class KltModel:
             length: rows of a sequence, over which the post-filter runs; None leaves it out.
             references: (R,) of a model with a memory.
         """
-        post = self.post if length else None
-        y *= np.float32(trellis.FINE * self.transform.step(grade))
-        if post and post.basis is None:
-            post.apply(y, length, rung(grade))
+        scale, post = self.scale(grade), self.post
+        filters = length and post is not None and post.changes[scale.rung]
+        y *= np.float32(scale.fine)
+        if filters and post.basis is None:
+            post.apply(y, length, scale.rung)
         if self.memory is None:
             out = coder.restore(self.transform, clusters, y)
         else:
             out = recall(self.transform, self.memory, clusters, references, y)
-        if post and post.basis is not None and post.taps[rung(grade)].any():
-            out[:, :, 0] = post.refine(out[:, :, 0], length, rung(grade))
+        if filters and post.basis is not None:
+            out[:, :, 0] = post.refine(out[:, :, 0], length, scale.rung)
         return out
 
     def restore(
@@ -691,8 +729,9 @@ def _read_prediction(arrays: dict[str, np.ndarray], model: KltModel) -> Predicti
 
 @kernel
 def largest_of(rows):
-    """The largest magnitude of each row of finite float32 (R, C), (R,) float32, and of all."""
-    flat, width = rows.ravel().view(np.int32), rows.shape[1]  # a float's bits order magnitudes
+    """The largest magnitude of each row of finite float32 (R, C, S), (R,) float32, and of all."""
+    flat = rows.ravel().view(np.int32)  # a float's bits order magnitudes
+    width = rows.shape[1] * rows.shape[2]
     out, whole = np.empty(rows.shape[0], np.int32), np.int32(0)
     for r in range(rows.shape[0]):
         most = np.int32(0)

@@ -8,6 +8,7 @@ The bound keeps an outlier from spilling over.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -39,10 +40,14 @@ class PostFilter:
         seen = np.clip(y, -self.limit, self.limit)
         return own * seen + beside * neighbours(seen, length)
 
+    @cached_property
+    def changes(self) -> list[bool]:
+        """Whether there is anything to be added, of each rung."""
+        return self.taps.any((1, 2)).tolist()
+
     def apply(self, y: np.ndarray, length: int, rung: int) -> None:
         """Add the change to components y (C, R), in place."""
-        if self.taps[rung].any():
-            _filter(y, self.taps[rung], self.limit, length, np.zeros(y.shape[1] + 2, np.float32))
+        _filter(y, self.taps[rung], self.limit, length, np.zeros(y.shape[1] + 2, np.float32))
 
     def refine(self, x: np.ndarray, length: int, rung: int) -> np.ndarray:
         """(R, C) decoded values -> better ones, through the filter's own basis."""

@@ -212,7 +212,7 @@ class Forecast:
             units, cost = coder.attempt(
                 self.transform, self.tables, vectors, mode, self.fine, self.weight, parameters
             )
-            size = np.abs(units[:, : len(rows)]).sum(0, dtype=np.int64)
+            size = np.abs(units).sum(0, dtype=np.int64)
             self.trials.append((mode, rows, cost, size))
 
     def _settle(self) -> None:

@@ -37,8 +37,7 @@ class Recall:
         count = len(vectors)
         self.cost = np.full(count, np.inf)
         self.modes, self.references = np.zeros(count, np.int32), np.zeros(count, np.int64)
-        padded = -(-count // trellis.BLOCK) * trellis.BLOCK
-        self.units = np.zeros((transform.components, padded), np.int32)
+        self.units = np.zeros((transform.components, count), np.int32)
 
     def quantise(self, length: int | None) -> coder.Quantised:
         """Modes, references and symbols.
@@ -104,7 +103,7 @@ class Recall:
         """Let the vectors ``better`` (R,) bool have a mode and references (R,)."""
         self.cost[better], self.modes[better] = cost[better], mode
         self.references[better] = np.broadcast_to(references, better.shape)[better]
-        self.units[:, : len(better)][:, better] = units[:, : len(better)][:, better]
+        self.units[:, better] = units[:, better]
 
     def _search(self, rows: np.ndarray, code: np.ndarray, symbols: np.ndarray) -> None:
         """Find the symbols of some vectors, in the modes that they have."""

@@ -80,7 +80,7 @@ class Tables:
         """(D * K * 2,) uint16: the tables of each component and mode, side by side."""
         return np.ascontiguousarray(self.chosen.transpose(2, 1, 0)).astype(np.uint16).ravel()
 
-    @property
+    @cached_property
     def mode_table(self) -> int:
         """The table of the modes; -1 where there is one mode."""
         return len(self.slots.least) - 1 if self.chosen.shape[1] > 1 else -1
@@ -234,8 +234,7 @@ class Tables:
 
 def in_units(y: np.ndarray, scale: float) -> np.ndarray:
     """Values (D, R) -> what :func:`dtufc.klt.trellis.search` takes, of fine steps of 1 / scale."""
-    columns = -(-y.shape[1] // trellis.BLOCK) * trellis.BLOCK
-    out = np.empty((y.shape[0], columns), np.int32)
+    out = np.empty(y.shape, np.int32)
     trellis.to_units(y, np.float32(scale * trellis.UNIT), out)
     return out
 

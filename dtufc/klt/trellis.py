@@ -56,48 +56,64 @@ ODD_BITS = sum(
 
 @kernel
 def to_units(y, scale, out):
-    """Values (D, R) float32 -> rounded multiples of 1 / scale, (D, >= R) int32; the rest becomes 0."""
-    for i in range(y.shape[0]):
-        for r in range(y.shape[1]):
-            v = y[i, r] * scale
-            out[i, r] = np.int32(v + np.float32(0.5) if v > 0 else v - np.float32(0.5))
-        for r in range(y.shape[1], out.shape[1]):
-            out[i, r] = 0
+    """Values (D, R) float32 -> rounded multiples of 1 / scale, (D, R) int32."""
+    flat, to = y.ravel(), out.ravel()
+    for i in range(len(flat)):
+        v = flat[i] * scale
+        to[i] = np.int32(v + np.float32(0.5) if v > 0 else v - np.float32(0.5))
 
 
 @kernel
-def _near(v, a, flat, p, q):
+def _block(values, first):
+    """Eight columns of values (D, R) from ``first`` on, (8 D,), 0 beyond the last."""
+    out = np.zeros(BLOCK * values.shape[0], np.int32)
+    for i in range(values.shape[0]):
+        for r in range(first, values.shape[1]):
+            out[i * BLOCK + r - first] = values[i, r]
+    return out
+
+
+@kernel
+def _near(v, a, near, p, q):
     """Costs of the symbols 0, 1 and 2 of either sign, where no magnitude ``a`` reaches NEAR.
 
     Args:
-        v, a: values of eight vectors and their magnitudes. flat: the parameters.
-        p, q: where those of the tables of quantiser 0 and 1 begin.
+        v, a: values of eight vectors and their magnitudes. near: as :func:`_near_of` gives it, flat.
+        p, q: where the tables of quantiser 0 and 1 begin in it.
 
     Returns:
         even and odd ones of quantiser 0, of quantiser 1, and bits 8 and 9: nought in either.
     """
     below, square = v < splat(0), a * a
-    e = a - splat(flat[p + 7] + 256)
-    even0 = select(a < splat(128), splat(OUT), e * e + splat(flat[p + 2]))
-    z = square + splat(flat[p])
+    e = a - splat(near[p + 4])
+    even0 = select(a < splat(128), splat(OUT), e * e + splat(near[p + 1]))
+    z = square + splat(near[p])
     bits = select(z <= even0, splat(256), splat(0))
     even0 = smaller(z, even0)
-    e = a - splat(flat[p + 6] + 128)
-    odd0 = e * e + select(below, splat(_first(flat, p, 9)), splat(_first(flat, p, 8)))
-    e = a - splat(flat[q + 7] + 192)
-    even1 = e * e + splat(flat[q + 2])
-    z = square + splat(flat[q])
+    e = a - splat(near[p + 5])
+    odd0 = e * e + select(below, splat(near[p + 3]), splat(near[p + 2]))
+    e = a - splat(near[q + 6])
+    even1 = e * e + splat(near[q + 1])
+    z = square + splat(near[q])
     bits = bits | select(z <= even1, splat(512), splat(0))
     even1 = smaller(z, even1)
-    e = a - splat(flat[q + 6] + 64)
-    odd1 = e * e + select(below, splat(_first(flat, q, 9)), splat(_first(flat, q, 8)))
+    e = a - splat(near[q + 7])
+    odd1 = e * e + select(below, splat(near[q + 3]), splat(near[q + 2]))
     return even0, odd0, even1, odd1, bits
 
 
 @kernel
-def _first(flat, p, end):
-    """The cost of symbol 1 of the sign whose largest odd magnitude is at ``end``."""
-    return flat[p + 1] + (OUT if flat[p + end] <= 0 else 0)
+def _near_of(parameters):
+    """(T * 8,) int32, of each table: costs of 0, of 2, of 1 above and below 0; and what 2 and 1 stand
+    for in quantiser 0, and in quantiser 1. The steps of :func:`_near` take them as they are."""
+    out = np.empty((len(parameters), 8), np.int32)
+    for t in range(len(parameters)):
+        own, to = parameters[t], out[t]
+        to[0], to[1] = own[0], own[2]
+        to[2] = own[1] + (OUT if own[8] <= 0 else 0)  # where 1 is beyond what is coded
+        to[3] = own[1] + (OUT if own[9] <= 0 else 0)
+        to[4], to[5], to[6], to[7] = own[7] + 256, own[6] + 128, own[7] + 192, own[6] + 64
+    return out.ravel()
 
 
 @kernel
@@ -256,7 +272,7 @@ def search(values, tables, shift, parameters, low, size, columns, code, symbols,
     """The symbols of least cost, by Viterbi's algorithm.
 
     Args:
-        values: (D, R') int32, 64ths of a fine step, R' a multiple of BLOCK and R of them real.
+        values: (D, >= R) int32, 64ths of a fine step.
         tables: (2, D) int32, the table of each component in each quantiser.
         shift: (D,) int32: bits of a symbol that go beside its table.
         parameters: (T + 1, PARAMETERS) int32, the last those of components with low bits.
@@ -270,7 +286,7 @@ def search(values, tables, shift, parameters, low, size, columns, code, symbols,
         how many symbols are escaped.
     """
     count, escapes = values.shape[0], 0
-    flat, flat_parameters = values.ravel(), parameters.ravel()
+    flat_parameters, near = parameters.ravel(), _near_of(parameters)
     flat_code, flat_symbols = code.ravel(), symbols.ravel()
     decisions = np.empty(count * BLOCK, np.int32)
     few = np.empty(BLOCK, np.int32)
@@ -280,16 +296,21 @@ def search(values, tables, shift, parameters, low, size, columns, code, symbols,
         never = splat(NEVER)
         s = (zero, never, never, never, never, never, never, never)
         total[:] = 0
+        flat, wide, start = values.ravel(), values.shape[1], first
+        if first + BLOCK > wide:
+            flat, wide, start = _block(values, first), BLOCK, 0
         for i in range(count):
-            v = load(flat, np.uint64(i * values.shape[1] + first))
+            v = load(flat, np.uint64(i * wide + start))
             a = larger(v, zero - v)
-            p = q = len(flat_parameters) - PARAMETERS
+            p = q = len(parameters) - 1
             if shift[i] == 0:
-                p, q = PARAMETERS * tables[0, i], PARAMETERS * tables[1, i]
+                p, q = np.int64(tables[0, i]), np.int64(tables[1, i])
             if to_bits(a < splat(NEAR)) == 255:
-                even0, odd0, even1, odd1, bits = _near(v, a, flat_parameters, p, q)
+                even0, odd0, even1, odd1, bits = _near(v, a, near, 8 * p, 8 * q)
             else:
-                even0, odd0, even1, odd1, bits = _any(v, a, flat_parameters, p, q)
+                even0, odd0, even1, odd1, bits = _any(
+                    v, a, flat_parameters, PARAMETERS * p, PARAMETERS * q
+                )
             s, bits = _forward(s, even0, odd0, even1, odd1, bits)
             store(decisions, np.uint64(i * BLOCK), bits)
             if i % SETTLE == SETTLE - 1 or i == count - 1:
@@ -312,7 +333,7 @@ def search(values, tables, shift, parameters, low, size, columns, code, symbols,
             costs[first + j] = total[j] / (UNIT * UNIT)
         escaped = zero
         for i in range(count - 1, -1, -1):
-            v = load(flat, np.uint64(i * values.shape[1] + first))
+            v = load(flat, np.uint64(i * wide + start))
             d = load(decisions, np.uint64(i * BLOCK))
             t0, t1 = tables[0, i], tables[1, i]
             t, found, k, more = _back(
