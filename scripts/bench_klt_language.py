@@ -39,6 +39,13 @@ WAYS: dict[str, dict[str, str]] = {
         "predict": "true",
         "metric": "channels",
     },
+    "format 2, contexts": {"format": "2", "contexts": "true"},
+    "format 2, contexts, prediction, metric of channels": {
+        "format": "2",
+        "contexts": "true",
+        "predict": "true",
+        "metric": "channels",
+    },
     "format 1, memory": {"memory": "true"},
     "format 2, diagonal metric": {"format": "2", "metric": "diagonal"},
 }
