@@ -172,7 +172,17 @@ def test_any_number_of_lanes_gives_the_symbols_back(toy, count):
     y, symbols = np.empty(found.code.shape, np.float32), np.empty(found.code.shape, np.int32)
     wide = found.symbols[tables.shift > 0] & ((1 << tables.shift[tables.shift > 0]) - 1)[:, None]
     hashes, escapes = reader.components(
-        modes, tables.pairs, tables.slots, tables.values, tables.wide, wide, tables.low, y, symbols
+        modes,
+        tables.pairs,
+        tables.slots,
+        tables.values,
+        tables.wide,
+        wide,
+        tables.low,
+        tables.magnitudes,
+        tables.limits,
+        y,
+        symbols,
     )
     reader.finish((hashes ^ 77) & 0xFFFFFFFF)
     held = (found.code & 255) != trellis.ESCAPE

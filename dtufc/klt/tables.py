@@ -149,9 +149,13 @@ class Tables:
         """What a mode's bits cost, in 4096ths of a squared fine step."""
         return int(weight * trellis.UNIT**2 * float(self.heads[mode]))
 
+    def bits_of(self, code: np.ndarray, modes: np.ndarray) -> np.ndarray:
+        """(D, R) float64: bits of each symbol of code (D, R), low bits beside it left out."""
+        return self.bits.ravel()[self.coded(code, modes)]
+
     def promised(self, code: np.ndarray, modes: np.ndarray) -> np.ndarray:
         """(R,) float64: bits of code (D, R) and modes (R,)."""
-        bits = self.bits.ravel()[self.coded(code, modes)].sum(0)
+        bits = self.bits_of(code, modes).sum(0)
         if self.mode_table >= 0:
             bits += self.heads[modes]
         return bits + self.shift.sum()

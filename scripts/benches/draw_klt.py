@@ -76,7 +76,7 @@ def follow(codec: KltCodec, x: np.ndarray, token: int) -> Followed:
         symbols=symbols,
         states=np.array(states),
         values=tables.values_of(found.symbols, found.modes)[:, 0],
-        bits=tables.bits.ravel()[found.code[:, 0]] + tables.shift,
+        bits=tables.bits_of(found.code, found.modes)[:, 0] + tables.shift,
         decoded=model.restore(found.modes, found.symbols.T, grade)[0, :, 0],
     )
 
@@ -151,7 +151,7 @@ def draw_spread(codec: KltCodec, features: Sequence[np.ndarray]) -> "Figure":
     for mode in np.unique(found.modes).tolist():
         y = coder.forward(model.transform, vectors[(found.modes == mode) & ~raw], mode)
         power += np.square(y, dtype=np.float64).sum(1) / max(1, (~raw).sum())
-    bits = tables.bits.ravel()[found.code].mean(1) + tables.shift
+    bits = tables.bits_of(found.code, found.modes).mean(1) + tables.shift
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.semilogy(np.sort(vectors[~raw, :, 0].var(0))[::-1], color=GREY, label="channels, sorted")
