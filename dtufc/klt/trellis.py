@@ -286,7 +286,7 @@ def search(values, tables, shift, parameters, low, size, columns, code, symbols,
         how many symbols are escaped.
     """
     count, escapes = values.shape[0], 0
-    flat_parameters, near = parameters.ravel(), _near_of(parameters)
+    whole, flat_parameters, near = values.ravel(), parameters.ravel(), _near_of(parameters)
     flat_code, flat_symbols = code.ravel(), symbols.ravel()
     decisions = np.empty(count * BLOCK, np.int32)
     few = np.empty(BLOCK, np.int32)
@@ -296,7 +296,7 @@ def search(values, tables, shift, parameters, low, size, columns, code, symbols,
         never = splat(NEVER)
         s = (zero, never, never, never, never, never, never, never)
         total[:] = 0
-        flat, wide, start = values.ravel(), values.shape[1], first
+        flat, wide, start = whole, values.shape[1], first
         if first + BLOCK > wide:
             flat, wide, start = _block(values, first), BLOCK, 0
         for i in range(count):
