@@ -34,7 +34,7 @@ class LayoutsConfig:
     """As fit_klt.py's."""
     flags: list[str] = field(default_factory=list)
     """Further flags of fit_klt.py, of all codecs: ["--memory", "true"]."""
-    nmses: list[float] = field(default_factory=lambda: [0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001])
+    nmses: list[float] = field(default_factory=lambda: [0.3, 0.1, 0.03, 0.01, 0.003, 0.001])
     """Where bits are compared: MSE over the variance of all held-out values."""
     first: float = -2.5
     """The lowest quality that is coded."""

@@ -231,6 +231,28 @@ def test_errors_do_not_jump_where_layouts_change(half_sparse_codecs):
     assert after == pytest.approx(before, rel=0.15)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags", [["--memory", "true"], ["--format", "2", "--predict", "true"]], ids=str
+)
+def test_two_layouts_take_a_memory_or_a_prediction(half_sparse_codecs, tmp_path, flags):
+    """Each layout is judged for itself, at its own qualities."""
+    root, paths = half_sparse_codecs
+    fit_klt.main(["--features", str(root / "train"), "--output", str(tmp_path), "--clusters", "[1]",
+                  "--layouts", "two", *flags])  # fmt: skip
+    codec, x = load_codec(tmp_path), np.load(paths[0])
+    values = json.loads((tmp_path / "config.json").read_text())["made_by"]
+    name = "memory" if flags[0] == "--memory" else "prediction"
+    assert len(values[name]["bpfp_mse"]) == 3  # of the race for coarse steps
+    assert values["fine"].get(name) is None  # channels as they are take none
+    errors = []
+    for quality in (0.0, 2.0, 4.0, 6.0):
+        data = codec.at_quality(quality).encode(x)
+        errors.append(np.square(codec.decode(data) - x).mean())
+    assert errors == sorted(errors, reverse=True)
+    assert codec.whole.fine is not None
+
+
 def test_the_fit_keeps_one_layout_where_two_do_not_pay(tmp_path):
     for number in range(10):
         x = np.random.default_rng(number).standard_normal((1, 1, 100, 6)).astype(np.float32)

@@ -142,6 +142,11 @@ class Race:
         """Octaves between the qualities that are asked of usual tokens and those of all tokens."""
         return 0 if self.facts.views.is_map else octaves_of_giants(self.folds[1].told)
 
+    def excess(self, block: int) -> float:
+        """Points of blocks of this side over points of the maps: blocks at an edge may go beyond it, and
+        what lies there takes bits and is of no use."""
+        return block**2 * self.folds[block].rows / self.folds[1].rows
+
     def at(self, qualities: Sequence[float]) -> "Race":
         """A race of the same candidates at other qualities; nothing is measured twice."""
         cfg = replace(self.cfg, layouts="one", compared_at=list(qualities))
@@ -251,6 +256,7 @@ class Race:
         sample, own = part.told.thinned(layout, round_.told)
         coded = Coded.plain(transform, sample, own, self.cfg.tables)
         unseen, owners = part.unseen.thinned(layout, round_.unseen)
+        excess = self.excess(layout.block)
 
         def at(grade: int) -> tuple[float, float]:
             rung = fit_chain(transform, coded, [grade])[0]
@@ -258,7 +264,8 @@ class Race:
             every = layout.clusters  # there is no sound shortlist of tables of one step
             clusters, symbols, bits, _, _ = model.quantise(unseen, grade, None, owners, every)
             error = model.restore(clusters, symbols, grade) - unseen
-            return bits.sum() / unseen.size, float(np.mean(np.square(error)))
+            spent = bits.sum() / unseen.size * excess
+            return float(spent), float(np.mean(np.square(error)))
 
         return in_threads(at, grades)
 
