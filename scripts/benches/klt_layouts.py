@@ -62,7 +62,8 @@ def bench(cfg: LayoutsConfig) -> tuple[list[Fitted], list[Rates]]:
     rows = []
     for nmse, *each in zip(cfg.nmses, *bits.values(), strict=True):
         one, *_, two = each
-        rows.append(Rates(nmse, *each, change=f"{100 * (two / one - 1):+.1f} %"))
+        change = "" if np.isnan(two / one) else f"{100 * (two / one - 1):+.1f} %"
+        rows.append(Rates(nmse, *each, change))
     return fitted, rows
 
 
