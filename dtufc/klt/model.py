@@ -709,6 +709,8 @@ def _with_fine(model: KltModel, values: dict[str, Any], arrays: dict[str, np.nda
         raise UserError(f"fine: {error}") from error
     if fine.weighting is not None:
         raise UserError("fine: a weighting of its own")
+    if model.weighting is not None and fine.transform.layout.layers != "joint":
+        raise UserError("fine.layout.layers: a weighting is for all layers together")
     fine = replace(fine, weighting=model.weighting)
     _check_prediction(fine)
     return replace(model, fine=fine, fine_from=first)
