@@ -13,7 +13,7 @@ from dtufc.klt.bases import Bases, Candidate
 from dtufc.klt.fit import fit
 from dtufc.klt.fit_klt import FitConfig
 from dtufc.klt.model import Layout, Transform
-from dtufc.klt.race import candidates, compare, octaves_of_giants
+from dtufc.klt.race import SMALL, Race, candidates, compare, octaves_of_giants
 from dtufc.klt.statistics import Statistics, read_folds
 from dtufc.klt.tables import choose, in_units
 
@@ -218,6 +218,21 @@ def test_few_candidates_are_left_where_there_are_plenty_of_vectors(tmp_path):
     assert len(candidates(64, 10**4, 10**4, 1, exhaustive)) == 4 + 9
     assert len(candidates(64, 100, 100, 1, race)) == 4 + 3  # too few for mixtures of 8
     assert len(candidates(4096, 10**5, 5000, 1, race)) == 3  # bases too large
+
+
+def test_the_race_counts_bits_of_points_that_are_there(tmp_path, monkeypatch):
+    """Blocks of 4 go beyond a map of 7 x 5: what they take is spread over its 35 points, not over 64."""
+    paths, _ = write(tmp_path, [(1, 3, 7, 5)] * 10)
+    cfg = FitConfig(features=tmp_path, output=tmp_path, compared_at=[0.0, 1.0])
+    layout = Layout(rotate=True, block=4, clusters=1, centre=True)
+
+    def bits() -> np.ndarray:
+        race = Race(read_folds(paths, ODD, [1, 4], 10**6, 10**6, 0, "cpu"), ODD, cfg, "cpu")
+        return np.array(race.validate(Candidate(layout, 0.0), SMALL))[:, 0]
+
+    counted = bits()
+    monkeypatch.setattr(Race, "excess", lambda self, block: 1.0)
+    np.testing.assert_allclose(counted, bits() * 64 / 35)
 
 
 def test_the_race_finds_what_the_exhaustive_search_finds(tmp_path):

@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -320,6 +321,14 @@ def compare_with_device(device: str, count: int, **values) -> None:
         np.testing.assert_allclose(coder.decode(each).cpu().numpy(), expected, rtol=1e-2, atol=1e-2)
     with pytest.raises(BitstreamError):
         coder.decode(data[:-9] + bytes(9))
+    if device != "cpu":  # a second layout; the interpreter would take its time
+        whole = replace(codec.model, fine=toy_codec(**values | {"clusters": 2})[0].model)
+        pair = KltCodec(replace(whole, fine_from=2 * PER_OCTAVE), 1.0)
+        for one, other in ((pair, pair.at_quality(3)), (pair.at_quality(3), pair)):
+            data = one.encode(x)
+            expected = one.decode(data)
+            decoded = GpuCoder(other, device).decode(data).cpu().numpy()
+            np.testing.assert_allclose(decoded, expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -1,6 +1,7 @@
 """Memory: references to training vectors and earlier vectors, written exactly and one link deep."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from dtufc.codec import load_codec
 from dtufc.errors import UserError
 from dtufc.feature import write_feature
 from dtufc.klt import fit_klt, memory
+from dtufc.klt.codec import KltCodec
 from dtufc.klt.memory import DigitError, Memory, read_digits, settle, write_digits
+from dtufc.klt.model import PER_OCTAVE
 
 WORDS, CHANNELS = 60, 24
 
@@ -153,6 +156,24 @@ def test_samples_know_nothing_of_each_other(folders):
     x = sentence(99, samples=3)
     apart = np.concatenate([codec.decode(codec.encode(each[None])) for each in x])
     np.testing.assert_allclose(codec.decode(codec.encode(x)), apart, atol=1e-4)
+
+
+def test_one_of_two_layouts_may_have_a_memory(folders):
+    """Frames of both go through either codec, whichever of them reads."""
+    models = [load_codec(folder).model for folder in folders]
+    x = sentence(99)
+    for coarse, fine in (models, models[::-1]):
+        codec = KltCodec(replace(coarse, fine=fine, fine_from=PER_OCTAVE), 0.0)
+        for quality, own in ((0.0, coarse), (2.0, fine)):
+            one, alone = codec.at_quality(quality), KltCodec(own, quality)
+            wanted = alone.decode(alone.encode(x))
+            assert one.encode_parts(x) == alone.encode_parts(x)
+            setting, payload = one.encode_rows(x)
+            for other in (0.0, 2.0):
+                reader = codec.at_quality(other)
+                assert np.array_equal(reader.decode(one.encode(x)), wanted)
+                rows = reader.decode_rows(setting, payload, codec.facts, x.shape)
+                assert np.array_equal(rows, wanted)
 
 
 def test_predictions_may_differ_in_their_last_bits(folders):

@@ -17,6 +17,7 @@ from dtufc.codec import load_codec
 from dtufc.errors import UserError
 from dtufc.feature import write_feature
 from dtufc.klt import fit_klt, fit_metric
+from dtufc.klt.codec import KltCodec
 from dtufc.klt.metric import (
     DIVERGENCES,
     SHRINKAGES,
@@ -26,6 +27,7 @@ from dtufc.klt.metric import (
     metric_of,
     weigh,
 )
+from dtufc.klt.model import PER_OCTAVE
 from dtufc.klt.weighting import FAR_OFF, Weighting
 from dtufc.machines.fisher import fisher_probe
 from dtufc.machines.opening import open_machine
@@ -218,6 +220,26 @@ def check_damage(
     for each in wrong:
         with pytest.raises(BitstreamError):
             decode(each)
+
+
+@pytest.mark.parametrize("name", ["full", "both"])
+def test_two_layouts_share_a_weighting(room, tmp_path, name):
+    """The quality of the bitstream picks the layout, for tokens of all classes; the folder holds the
+    weighting once."""
+    model = load_codec(room / name).model
+    transform = replace(model.transform, mean=model.transform.mean + np.float32(0.5))
+    fine = replace(model, transform=transform)
+    replace(model, fine=fine, fine_from=PER_OCTAVE).save(tmp_path, 0.0, {})
+    codec, x = load_codec(tmp_path), feature(99)
+    for quality, own in ((0.5, model), (1.0, fine), (3.0, fine)):
+        alone = KltCodec(own, quality)
+        data = codec.at_quality(quality).encode(x)
+        wanted = alone.decode(alone.encode(x))
+        assert codec.at_quality(quality).encode_parts(x) == alone.encode_parts(x)
+        assert all(np.array_equal(codec.at_quality(q).decode(data), wanted) for q in (0, 3))
+    stored = load_arrays((tmp_path / "model.safetensors").read_bytes())
+    assert not any(key.removeprefix("fine_") in model.weighting.arrays() for key in stored
+                   if key.startswith("fine_"))  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["tokens", "both"])

@@ -30,7 +30,7 @@ QUALITIES = (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 5.0)
 NMSES = (0.3, 0.1, 0.03, 0.01)
 """Errors at which codecs of any rate are compared."""
 CODED = 4_000_000  # values of held-out features that are coded at each quality, about
-SLOWER = 3.0  # times the first fit's seconds, that a memory or a prediction takes
+SLOWER = 3.0  # times the first fit's seconds, that a memory, a prediction or two layouts take
 RECORD = "compared.json"
 Curve = list[tuple[float, float]]
 """Bits per point and NMSE, by quality."""
@@ -109,7 +109,7 @@ class Choice:
         self._fit(first)
         entrants = [first, *self._others()]
         for entrant in entrants[1:]:
-            slow = entrant.flags.get("memory") or entrant.flags.get("predict")
+            slow = {"memory", "predict", "layouts"} & entrant.flags.keys()
             likely = self.seconds["klt"] * (SLOWER if slow else 1.0)
             spent = likely + (likely if self.cfg.held_out is None else 0.0)  # the last fit, to all
             if spent > self.left:
@@ -123,14 +123,16 @@ class Choice:
         return best, next((each for each in entrants if each.name == best), None)
 
     def _others(self) -> list[Entrant]:
-        """The other ways with klt: format 2, with a prediction as well, a memory, and layouts that are
-        compared at other rates."""
+        """The other ways with klt: format 2, with a prediction as well, a memory, layouts that are
+        compared at other rates, and two layouts where more than one rate matters."""
         ways: list[tuple[str, dict]] = [("klt, format 2", {"format": 2})]
         if not self.facts.views.is_map:
             ways.append(("klt, format 2, prediction", {"format": 2, "predict": True}))
             ways.append(("klt, memory", {"memory": True}))
         if self.cfg.nmse is None:
             at = {"at low rates": [-2.5, -1.5, -0.5], "at high rates": [2.5, 3.5, 4.5]}
+            ways.append(("klt, two layouts", {"layouts": "two"}))
+            ways.append(("klt, format 2, two layouts", {"format": 2, "layouts": "two"}))
         else:
             quality = self._quality(self.curves["klt"], self.cfg.nmse)
             at = {f"at NMSE {self.cfg.nmse:g}": [quality - 0.5, quality + 0.5]}

@@ -63,8 +63,10 @@ class KltCodec(OneKindCodec):
     """
 
     def __init__(self, model: KltModel, quality: float):
-        self.model, self.facts = model, model.facts
+        self.whole, self.facts = model, model.facts
         self.grade = grade_of(quality)
+        self.model = model.at(self.grade)
+        """What codes at this quality."""
 
     @classmethod
     def load(
@@ -87,7 +89,7 @@ class KltCodec(OneKindCodec):
 
     @property
     def id(self) -> bytes:
-        return self.model.digest
+        return self.whole.digest
 
     @property
     def identity(self) -> str:
@@ -104,7 +106,14 @@ class KltCodec(OneKindCodec):
 
     def at_quality(self, quality: float) -> Self:
         check_quality(quality)
-        return type(self)(self.model, quality)
+        return type(self)(self.whole, quality)
+
+    def reader(self, grade: int) -> Self:
+        """The codec that reads what was coded at quality ``grade`` / 128: this one, but where a model of
+        another layout wrote it."""
+        if self.whole.at(grade) is self.model:
+            return self
+        return type(self)(self.whole, grade / PER_OCTAVE)
 
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
         if self.model.weighting is not None:
@@ -112,9 +121,12 @@ class KltCodec(OneKindCodec):
         return self._encode(feature)
 
     def decode_parts(self, parts: tuple[bytes, ...], shape: Shape, mode: int) -> np.ndarray:
-        if self.model.weighting is not None:
-            return self._decode_weighed(parts, shape, mode)
-        return self._decode(parts, shape, mode)
+        reader = self
+        if self.whole.fine is not None and parts:
+            reader = self.reader(grade_in(parts[0], self.model.transform))
+        if reader.model.weighting is not None:
+            return reader._decode_weighed(parts, shape, mode)
+        return reader._decode(parts, shape, mode)
 
     def _encode(self, feature: np.ndarray, sealed: int = 0) -> tuple[bytes, ...]:
         """The parts of a feature.
@@ -279,6 +291,8 @@ class KltCodec(OneKindCodec):
         if len(setting) != 3 or setting[0] not in (PLAIN, RAW):
             raise BitstreamError("inconsistent: no setting of klt's rows")
         grade = grade_in(setting[1:], self.model.transform)
+        if (other := self.reader(grade)) is not self:
+            return other.decode_rows(setting, payload, facts, shape)
         reader = Reader(payload, 0)
         exact = reader.take(reader.varint()) if setting[0] == RAW else None
         layout = self.model.transform.layout
@@ -300,8 +314,8 @@ class KltCodec(OneKindCodec):
     @property
     def _is_whole(self) -> bool:
         """Whether rows are coded as bitstreams are."""
-        weighed = self.model.weighting is not None
-        return self.model.format == 2 or self.model.memory is not None or weighed
+        remembers = any(model.memory is not None for model in self.whole.each)
+        return self.model.format == 2 or remembers or self.model.weighting is not None
 
     @cached_property
     def _rows_model(self) -> KltModel:

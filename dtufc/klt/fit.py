@@ -2,6 +2,9 @@
 
     files ─ moments, samples ─ race of layouts ─ means and bases ─ tables of all steps ─ post-filter
 
+With ``--layouts two`` there may be two layouts (:mod:`dtufc.klt.fit_layouts`), and a model of each.
+
+
 With ``--memory true`` a memory is looked for behind the race (:mod:`dtufc.klt.fit_memory`), with
 ``--predict true`` forecasts of tokens (:mod:`dtufc.klt.fit_prediction`). With a
 metric (``--metric FILE``) all of it sees weighed tokens (:mod:`dtufc.klt.weighting`).
@@ -9,7 +12,7 @@ metric (``--metric FILE``) all of it sees weighed tokens (:mod:`dtufc.klt.weight
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +24,17 @@ from dtufc.devices import check_device
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts, list_features, write_feature
 from dtufc.klt import fit_ladder, fit_tables
-from dtufc.klt.bases import Bases
+from dtufc.klt.bases import Bases, Candidate
 from dtufc.klt.fit_filter import fit_filter
 from dtufc.klt.fit_klt import FitConfig
+from dtufc.klt.fit_layouts import Side, find_pair
 from dtufc.klt.fit_memory import Remembered, Sequences, affordable, try_memory
+from dtufc.klt.fit_prediction import Forecasts, fit_forecasts, try_prediction
 from dtufc.klt.fit_prediction import affordable as forecast_affordable
-from dtufc.klt.fit_prediction import fit_forecasts, try_prediction
 from dtufc.klt.fit_tables import WEIGHT, Coded
-from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel
+from dtufc.klt.model import LOWEST, PER_OCTAVE, RUNGS, RUNGS_PER_OCTAVE, KltModel, Transform
 from dtufc.klt.race import FEW, Race
-from dtufc.klt.statistics import read_folds
+from dtufc.klt.statistics import Statistics, read_folds
 from dtufc.klt.weighting import Weighting, weighed_facts
 
 ALIKE = 0.06  # of the vectors held out: with so few more, means and bases stay what they are
@@ -62,7 +66,7 @@ def fit(cfg: FitConfig) -> KltModel:
                 cfg = replace(cfg, post_filter=False)
             inner = weighed_facts(weighting.channels)
             model, told, name = _fit(cfg, weighed, inner, device)
-            model = replace(model, facts=facts, weighting=weighting)
+            model = weigh(model, facts, weighting)
             told, name = told | {"files": len(paths), "metric": made_by}, f"{name}, weighed"
         model.save(cfg.output, cfg.quality, told)
         run.finish(layout=name, vectors=told["vectors"])
@@ -87,6 +91,12 @@ def _read_metric(
             f"{facts.shape}, {facts.axes}"
         )
     return weighting, made_by
+
+
+def weigh(model: KltModel, facts: FeatureFacts, weighting: Weighting) -> KltModel:
+    """A model of weighed tokens as one of the features that they were made of."""
+    fine = model.fine and replace(model.fine, facts=facts, weighting=weighting)
+    return replace(model, facts=facts, weighting=weighting, fine=fine)
 
 
 def write_weighed(
@@ -114,16 +124,52 @@ def _fit(
         raise UserError(f"{paths[0]}: a single file of so few vectors; klt takes two files or more")
     race = Race(folds, facts, cfg, device)
     best = race.run()
-    fold = folds[best.layout.block]
-    made_by = {"files": len(paths), "vectors": fold.rows, "seed": cfg.seed}
-    made_by["tried"] = [*race.tried.values()]
-    forecasts, prediction = None, None
+    pair, compared = find_pair(race, best) if cfg.layouts == "two" else (None, None)
+    sides = [Side(race, best)] if pair is None else [pair.coarse, pair.fine]
+    plans = [_plan(cfg, paths, facts, side) for side in sides]
+    rows = folds[sides[0].best.layout.block].rows
+    told = {"files": len(paths), "vectors": rows, "seed": cfg.seed}
+    if compared is not None:
+        told["layouts"] = compared
+    first = pair and pair.first
+    del race, folds, sides, pair  # what follows takes memory of its own
+    (model, name), *second = [_make(cfg, paths, facts, plan) for plan in plans]
+    told |= plans[0].told
+    for fine, more in second:
+        model = replace(model, fine=fine, fine_from=first)
+        told["fine"] = plans[1].told
+        name += f"; from quality {first / PER_OCTAVE:g} {more}"
+    return model, told, name
+
+
+@dataclass
+class _Plan:
+    """What a model is made of, once all was compared."""
+
+    best: Candidate
+    transform: Transform
+    known: Statistics
+    """Of all files."""
+    bases: Bases
+    """Of them."""
+    forecasts: Forecasts | None
+    remember: bool
+    told: dict[str, Any]
+    """Of what was compared, and the post-filter."""
+
+
+def _plan(cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, side: Side) -> _Plan:
+    """What is left to compare with a layout, and its means and bases, of all files."""
+    race, best = side.race, side.best
+    fold = race.folds[best.layout.block]
+    told: dict[str, Any] = {"tried": [*race.tried.values()]}
+    forecasts = None
     if cfg.predict and forecast_affordable(best.layout, facts) and len(paths) > 1:
-        forecasts, made_by["prediction"] = try_prediction(paths, race, best)
-    remember, made_by["memory"] = False, None
+        forecasts, told["prediction"] = try_prediction(paths, race, best)
+    remember, told["memory"] = False, None
     if cfg.memory and affordable(best.layout, facts) and len(paths) > 1:
         bases = race.part(best.layout).bases
-        remember, made_by["memory"] = try_memory(
+        remember, told["memory"] = try_memory(
             paths, fold.every, facts, race.transform(best), bases, race.cfg
         )
     if fold.share <= ALIKE:
@@ -132,14 +178,23 @@ def _fit(
         known = fold.everything()
         if best.layout.layers != "joint":
             known = known.apart(facts.shape[1])
-        transform = Bases(known, cfg.seed, device).fit(best)
-    bases = Bases(known, cfg.seed, device)
+        transform = Bases(known, cfg.seed, race.device).fit(best)
+    transform = replace(transform, unit=transform.unit * 2.0**side.turned)
+    bases = Bases(known, cfg.seed, race.device)
     if forecasts is not None:
         forecasts = fit_forecasts(paths, race, best, transform, bases)
-    del race, folds, fold  # what follows takes memory of its own
-    sample, owners = known.thinned(best.layout, FEW)
-    coded, memory, name = Coded.plain(transform, sample, owners, cfg.tables), None, str(best)
-    if remember:
+    return _Plan(best, transform, known, bases, forecasts, remember, told)
+
+
+def _make(
+    cfg: FitConfig, paths: Sequence[Path], facts: FeatureFacts, plan: _Plan
+) -> tuple[KltModel, str]:
+    """The model of a plan, and the name of its layout."""
+    transform, known, bases, forecasts = plan.transform, plan.known, plan.bases, plan.forecasts
+    sample, owners = known.thinned(plan.best.layout, FEW)
+    coded = Coded.plain(transform, sample, owners, cfg.tables)
+    memory, prediction, name = None, None, str(plan.best)
+    if plan.remember:
         remembered = Remembered(Sequences.read(paths, facts, FEW), transform, bases)
         coded, memory, transform = remembered.coded, remembered.memory, remembered.transform
         name += ", memory"
@@ -158,9 +213,9 @@ def _fit(
     model = KltModel(facts, transform, tuple(rungs), WEIGHT, memory=memory, prediction=prediction)
     if cfg.post_filter and not facts.views.is_map:
         basis = bases.common if transform.layout.clusters > 1 else None
-        post, made_by["post_filter"] = fit_filter(paths, known.mean[:, 0], basis, model)
+        post, plan.told["post_filter"] = fit_filter(paths, known.mean[:, 0], basis, model)
         model = replace(model, post=post)
-    return model, made_by, name
+    return model, name
 
 
 def blocks(facts: FeatureFacts) -> list[int]:

@@ -110,8 +110,7 @@ class GpuCoder:
         model = codec.model
         if model.format != 2 or model.transform.layout.block > 1 or model.facts.views.is_map:
             raise UserError("gpu: expected a klt codec of tokens, of format 2")
-        contextual = model.rungs[0].contexts is not None
-        if model.memory or model.weighting or model.prediction or contextual:
+        if any(each.for_cpu for each in codec.whole.each):
             raise UserError(
                 "gpu: a klt codec with a memory, a weighting, a prediction or contexts takes the CPU"
             )
@@ -125,6 +124,7 @@ class GpuCoder:
         self._resident: dict[int, Resident] = {}
         self._costs: dict[int, torch.Tensor] = {}
         self._host: dict[str, torch.Tensor] = {}
+        self._other: GpuCoder | None = None
         width, rows = transform.components, self.tuning.rows
         ends = [min(first + rows, width) for first in range(0, width, rows)]
         powers = np.array([_power(width - end) for end in ends], np.int32)
@@ -223,6 +223,9 @@ class GpuCoder:
             raise BitstreamError("inconsistent: not the parts of a klt bitstream")
         head, string, beside, *exact = stream.parts
         grade = grade_in(head, self.codec.model.transform)
+        if (reader := self.codec.reader(grade)) is not self.codec:  # of another layout
+            self._other = self._other or GpuCoder(reader, self.device, self.tuning)
+            return self._other.decode(data, max_points=max_points)
         n, c, h, w = stream.shape
         check = check_of(head, exact, stream.shape)
         try:

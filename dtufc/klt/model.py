@@ -6,7 +6,8 @@ S is 1 for tokens. There may be several means and bases (a mixture of Karhunen-L
 vector takes the one that costs least, and its index is coded. One uniform step serves all components
 (H. Gish and J. Pierce, *Asymptotically efficient quantizing*, 1968: optimal with entropy coding), so
 that one model gives every rate: ``quality`` is log2 of the feature's standard deviation over the step.
-The entropy tables are those of the nearest of a ladder of steps for which they were trained.
+The entropy tables are those of the nearest of a ladder of steps for which they were trained. A model may
+hold a second one, of another layout, for its fine steps.
 """
 
 import hashlib
@@ -55,6 +56,8 @@ FORMATS = (1, 2)
 MAX_ENTRIES = 1 << 16
 """Vectors in a memory's dictionary at most."""
 FORMAT = 1
+FINE = "fine_"
+"""What the names of the second model's arrays begin with."""
 PER_OCTAVE = 128
 """Steps that a file can name within a factor of two: quality is coded as a multiple of 1 / 128."""
 LOWEST, HIGHEST, RUNGS_PER_OCTAVE = -3, 7, 8
@@ -267,6 +270,27 @@ class KltModel:
     """Of tokens; all else is of the weighed ones then."""
     prediction: Prediction | None = None
     """Of tokens, format 2."""
+    fine: Self | None = None
+    """What codes the fine steps in its place, with the same facts, format and weighting."""
+    fine_from: int = 0
+    """The lowest quality in 128ths at which ``fine`` does."""
+
+    def at(self, grade: int) -> Self:
+        """The model that codes at quality ``grade`` / 128: the one place that picks, for encoders and
+        decoders. It holds no second one."""
+        if self.fine is None:
+            return self
+        return self.fine if grade >= self.fine_from else self._coarse
+
+    @property
+    def each(self) -> tuple[Self, ...]:
+        """The one or two models that :meth:`at` picks from, the coarse one first."""
+        return (self,) if self.fine is None else (self._coarse, self.fine)
+
+    @cached_property
+    def _coarse(self) -> Self:
+        """This model without the second one."""
+        return replace(self, fine=None, fine_from=0)
 
     @cached_property
     def weighed(self) -> Self:
@@ -299,6 +323,12 @@ class KltModel:
     def format(self) -> int:
         """Which of FORMATS it is."""
         return 2 if isinstance(self.rungs[0], Tables) else 1
+
+    @property
+    def for_cpu(self) -> bool:
+        """Whether a part of it, in format 2, has no kernels for a GPU."""
+        known = self.memory, self.weighting, self.prediction, self.rungs[0].contexts
+        return any(each is not None for each in known)
 
     def tables_at(self, grade: int) -> Rung | Tables:
         """The entropy model of quality ``grade`` / 128."""
@@ -596,7 +626,11 @@ class KltModel:
         out |= self.memory.arrays() if self.memory else {}
         out |= self.weighting.arrays() if self.weighting else {}
         out |= self.prediction.arrays() if self.prediction else {}
-        return out | (self.post.arrays() if self.post else {})
+        out |= self.post.arrays() if self.post else {}
+        if self.fine is not None:  # the weighting stands once
+            second = replace(self.fine, weighting=None).arrays()
+            out |= {FINE + name: value for name, value in second.items()}
+        return out
 
     @cached_property
     def digest(self) -> bytes:
@@ -611,12 +645,17 @@ class KltModel:
         layout = asdict(self.transform.layout)
         if layout["layers"] == "joint":  # what earlier versions knew: their ids stay
             del layout["layers"]
-        return {
+        values = {
             "facts": self.facts.identity(),
             "layout": layout,
             "unit": self.transform.unit,
             "weight": self.weight,
         }
+        if self.fine is not None:
+            second = self.fine._values()
+            del second["facts"]
+            values["fine"] = {"from": self.fine_from} | second
+        return values
 
     def save(self, folder: Path, quality: float, made_by: dict[str, Any]) -> None:
         """Write the codec folder, ``config.json`` last.
@@ -626,7 +665,8 @@ class KltModel:
             made_by: provenance, anything JSON holds.
         """
         arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
-        arrays["freqs"] = arrays["freqs"].astype(np.uint16)  # two or more sum to 2^16
+        for name in {"freqs", FINE + "freqs"} & arrays.keys():
+            arrays[name] = arrays[name].astype(np.uint16)  # two or more sum to 2^16
         files.write_bytes(folder / WEIGHTS, save(arrays))
         values = {"format": self.format, "codec": "klt", "quality": quality}
         values |= self._values() | {"facts": self.facts.record(), "made_by": made_by}
@@ -648,32 +688,79 @@ class KltModel:
             )
         try:
             arrays = load(path.read_bytes())
-            if (
-                "freqs" in arrays and arrays["freqs"].dtype == np.uint16
-            ):  # int32 in earlier versions
-                arrays["freqs"] = arrays["freqs"].astype(np.int32)
+            for name in {"freqs", FINE + "freqs"} & arrays.keys():
+                if arrays[name].dtype == np.uint16:  # int32 in earlier versions
+                    arrays[name] = arrays[name].astype(np.int32)
         except FileNotFoundError as error:
             raise UserError(f"{path}: missing from the codec folder") from error
         except SafetensorError as error:
             raise UserError(f"{path}: not a readable safetensors file ({error})") from error
         try:
-            layout = config.build(Layout, values["layout"], "layout")
             facts = FeatureFacts.of_record(values["facts"], "facts")
-            numbers = {name: read_number(values, name) for name in ("unit", "weight", "quality")}
-            _check_state(layout, facts, arrays, numbers, version)
-            basis = arrays["basis"].astype(np.float32) if layout.rotate else None
-            transform = Transform(layout, arrays["mean"], basis, numbers["unit"])
-            post = PostFilter.of_arrays(arrays, own_basis=layout.clusters > 1)
-            rungs = ladder.rungs(arrays) if version == 2 else _rungs(arrays)
-            memory = Memory.of_arrays(arrays)
-            weighting = _read_weighting(arrays, layout, facts)
-            model = cls(facts, transform, rungs, numbers["weight"], post, memory, weighting)
-            model = replace(model, prediction=_read_prediction(arrays, model))
-            return model, numbers["quality"]
+            model = cls._of_state(facts, values, arrays, version)
+            if (second := values.get("fine")) is not None:
+                model = _with_fine(model, second, arrays)
+            return model, read_number(values, "quality")
         except _ArrayError as error:
             raise UserError(f"{path}: not a sound klt codec ({error})") from error
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder}: not a sound klt codec ({error!r})") from error
+
+    @classmethod
+    def _of_state(
+        cls,
+        facts: FeatureFacts,
+        values: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+        version: int,
+    ) -> Self:
+        """One model, from its stored form.
+
+        Args:
+            values: with layout, unit and weight. version: one of FORMATS.
+
+        Raises:
+            KeyError, TypeError, ValueError, UserError: it is not sound.
+        """
+        layout = config.build(Layout, values["layout"], "layout")
+        numbers = {name: read_number(values, name) for name in ("unit", "weight")}
+        _check_state(layout, facts, arrays, numbers, version)
+        basis = arrays["basis"].astype(np.float32) if layout.rotate else None
+        transform = Transform(layout, arrays["mean"], basis, numbers["unit"])
+        post = PostFilter.of_arrays(arrays, own_basis=layout.clusters > 1)
+        rungs = ladder.rungs(arrays) if version == 2 else _rungs(arrays)
+        memory = Memory.of_arrays(arrays)
+        weighting = _read_weighting(arrays, layout, facts)
+        model = cls(facts, transform, rungs, numbers["weight"], post, memory, weighting)
+        return replace(model, prediction=_read_prediction(arrays, model))
+
+
+def _with_fine(model: KltModel, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> KltModel:
+    """A model and its second one, from the stored form.
+
+    Raises:
+        KeyError, TypeError, ValueError, UserError: the second one is not sound; the message names the
+            array as the file does.
+    """
+    first = values["from"]
+    if type(first) is not int or not LOWEST * PER_OCTAVE < first <= HIGHEST * PER_OCTAVE:
+        raise UserError(
+            f"fine.from: expected a whole number of 128ths on the ladder, got {first!r}"
+        )
+    own = {name[len(FINE) :]: each for name, each in arrays.items() if name.startswith(FINE)}
+    try:
+        fine = KltModel._of_state(model.facts, values, own, model.format)
+    except _ArrayError as error:
+        raise _ArrayError(f"{FINE}{error}") from error
+    except UserError as error:
+        raise UserError(f"fine: {error}") from error
+    if fine.weighting is not None:
+        raise UserError("fine: a weighting of its own")
+    if model.weighting is not None and fine.transform.layout.layers != "joint":
+        raise UserError("fine.layout.layers: a weighting is for all layers together")
+    fine = replace(fine, weighting=model.weighting)
+    _check_prediction(fine)
+    return replace(model, fine=fine, fine_from=first)
 
 
 def _read_weighting(
@@ -708,8 +795,18 @@ def _read_prediction(arrays: dict[str, np.ndarray], model: KltModel) -> Predicti
         found = Prediction.of_arrays(arrays, model.transform.layout.clusters, channels)
     except UserError as error:
         raise _ArrayError(str(error)) from error
-    if found is None:
-        return None
+    _check_prediction(replace(model, prediction=found))
+    return found
+
+
+def _check_prediction(model: KltModel) -> None:
+    """Refuse a prediction of what there is none for.
+
+    Raises:
+        UserError: there is one.
+    """
+    if model.prediction is None:
+        return
     known, tokens = model.transform.layout, not model.facts.views.is_map
     apart = model.weighting is not None and model.weighting.predictor is not None
     if (
@@ -724,7 +821,6 @@ def _read_prediction(arrays: dict[str, np.ndarray], model: KltModel) -> Predicti
             "a prediction is for tokens, all layers together, in format 2, without a memory, a "
             "post-filter or importances"
         )
-    return found
 
 
 @kernel

@@ -15,6 +15,7 @@ the last round.
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -127,13 +128,31 @@ class Race:
 
     def __init__(self, folds: dict[int, Folds], facts: FeatureFacts, cfg: FitConfig, device: str):
         self.folds, self.facts, self.device = folds, facts, device
-        self.cfg = cfg
+        self.cfg, self.asked = cfg, cfg.compared_at
         if cfg.compared_at is None:
-            lift = 0 if facts.views.is_map else octaves_of_giants(folds[1].told)
-            self.cfg = replace(cfg, compared_at=[each + lift for each in COMPARED_AT])
+            self.cfg = replace(cfg, compared_at=[each + self.lift for each in COMPARED_AT])
         self.parts: dict[tuple[int, bool], Part] = {}
         self.transforms: dict[Candidate, Transform] = {}
         self.tried: dict[Candidate, dict[str, Any]] = {}
+        self.measured: dict[tuple[Candidate, int, int, int], tuple[float, float]] = {}
+        """Bits per point and MSE of a candidate, of so many values told and unseen, at a grade."""
+
+    @cached_property
+    def lift(self) -> int:
+        """Octaves between the qualities that are asked of usual tokens and those of all tokens."""
+        return 0 if self.facts.views.is_map else octaves_of_giants(self.folds[1].told)
+
+    def excess(self, block: int) -> float:
+        """Points of blocks of this side over points of the maps: blocks at an edge may go beyond it, and
+        what lies there takes bits and is of no use."""
+        return block**2 * self.folds[block].rows / self.folds[1].rows
+
+    def at(self, qualities: Sequence[float]) -> "Race":
+        """A race of the same candidates at other qualities; nothing is measured twice."""
+        cfg = replace(self.cfg, layouts="one", compared_at=list(qualities))
+        other = Race(self.folds, self.facts, cfg, self.device)
+        other.parts, other.transforms, other.measured = self.parts, self.transforms, self.measured
+        return other
 
     def part(self, layout: Layout) -> "Part":
         """What a layout is fitted on and compared on."""
@@ -204,7 +223,7 @@ class Race:
         kept = [entrants[i] for i in order if scores[i] <= best + round_.margin][: round_.most]
         for each in entrants:
             if each not in kept:
-                self.transforms.pop(each)  # tens of megabytes each
+                self.transforms.pop(each, None)  # tens of megabytes each
         return kept
 
     def transform(self, candidate: Candidate) -> Transform:
@@ -216,11 +235,28 @@ class Race:
 
     def validate(self, candidate: Candidate, round_: Round) -> list[tuple[float, float]]:
         """Bits per point and MSE on held-out vectors at some qualities."""
+        keys = [
+            (candidate, round_.told, round_.unseen, round(quality * PER_OCTAVE))
+            for quality in sorted(self.cfg.compared_at)
+        ]
+        missing = [key for key in keys if key not in self.measured]
+        if missing:
+            grades = [grade for *_, grade in missing]
+            self.measured.update(
+                zip(missing, self._measure(candidate, round_, grades), strict=True)
+            )
+        return [self.measured[key] for key in keys]
+
+    def _measure(
+        self, candidate: Candidate, round_: Round, grades: Sequence[int]
+    ) -> list[tuple[float, float]]:
+        """:meth:`validate` at some qualities in 128ths."""
         part, layout = self.part(candidate.layout), candidate.layout
         transform = self.transform(candidate)
         sample, own = part.told.thinned(layout, round_.told)
         coded = Coded.plain(transform, sample, own, self.cfg.tables)
         unseen, owners = part.unseen.thinned(layout, round_.unseen)
+        excess = self.excess(layout.block)
 
         def at(grade: int) -> tuple[float, float]:
             rung = fit_chain(transform, coded, [grade])[0]
@@ -228,9 +264,9 @@ class Race:
             every = layout.clusters  # there is no sound shortlist of tables of one step
             clusters, symbols, bits, _, _ = model.quantise(unseen, grade, None, owners, every)
             error = model.restore(clusters, symbols, grade) - unseen
-            return bits.sum() / unseen.size, float(np.mean(np.square(error)))
+            spent = bits.sum() / unseen.size * excess
+            return float(spent), float(np.mean(np.square(error)))
 
-        grades = [round(quality * PER_OCTAVE) for quality in sorted(self.cfg.compared_at)]
         return in_threads(at, grades)
 
 

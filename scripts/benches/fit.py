@@ -61,10 +61,10 @@ def bench(cfg: BenchConfig) -> list[FitRow]:
         rows, curves = [], []
         for way, (tree, flags) in ways.items():
             warm = ["--features", small, "--output", folder / f"warm_{way}"]
-            _fit(tree, [*warm, "--format", cfg.format])  # compiles
+            fit(tree, [*warm, "--format", cfg.format])  # compiles
             output = folder / f"codec_{way}"
-            spent = _fit(tree, ["--features", train, "--output", output, *common, *flags])
-            curve, power = _code(output, test, cfg.qualities)
+            spent = fit(tree, ["--features", train, "--output", output, *common, *flags])
+            curve, power = code(output, test, cfg.qualities)
             curves.append(curve)
             scores = compare(curves) if len(curve) > 1 else [0.0] * len(curves)
             seconds, cpu, peak = spent
@@ -112,7 +112,7 @@ def _checkout(revision: str, folder: Path) -> Path:
     return folder
 
 
-def _fit(tree: Path, flags: list) -> tuple[float, float, int]:
+def fit(tree: Path, flags: list) -> tuple[float, float, int]:
     """Fit by the code of ``tree`` -> seconds, seconds of all cores, peak of memory in bytes."""
     command = [sys.executable, str(tree / SCRIPT), *map(str, flags)]
     environment = os.environ | {"PYTHONPATH": str(tree)}
@@ -126,7 +126,7 @@ def _fit(tree: Path, flags: list) -> tuple[float, float, int]:
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def _code(
+def code(
     folder: Path, features: Path, qualities: list[float]
 ) -> tuple[list[tuple[float, float]], float]:
     """Bits per point, all bytes counted, and MSE at each quality; and the features' variance."""
