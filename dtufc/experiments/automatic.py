@@ -123,16 +123,19 @@ class Choice:
         return best, next((each for each in entrants if each.name == best), None)
 
     def _others(self) -> list[Entrant]:
-        """The other ways with klt: format 2, with a prediction as well, a memory, layouts that are
-        compared at other rates, and two layouts where more than one rate matters."""
+        """The other ways with klt: format 2, with contexts and a prediction as well, a memory, layouts
+        that are compared at other rates, and two layouts where more than one rate matters."""
+        contextual = {"format": 2, "contexts": True}
         ways: list[tuple[str, dict]] = [("klt, format 2", {"format": 2})]
+        ways.append(("klt, format 2, contexts", contextual))
         if not self.facts.views.is_map:
-            ways.append(("klt, format 2, prediction", {"format": 2, "predict": True}))
+            ways.append(("klt, format 2, contexts, prediction", contextual | {"predict": True}))
             ways.append(("klt, memory", {"memory": True}))
         if self.cfg.nmse is None:
             at = {"at low rates": [-2.5, -1.5, -0.5], "at high rates": [2.5, 3.5, 4.5]}
             ways.append(("klt, two layouts", {"layouts": "two"}))
-            ways.append(("klt, format 2, two layouts", {"format": 2, "layouts": "two"}))
+            two = contextual | {"layouts": "two"}
+            ways.append(("klt, format 2, contexts, two layouts", two))
         else:
             quality = self._quality(self.curves["klt"], self.cfg.nmse)
             at = {f"at NMSE {self.cfg.nmse:g}": [quality - 0.5, quality + 0.5]}
