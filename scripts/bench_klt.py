@@ -29,6 +29,8 @@ class BenchConfig:
     """Tokens per feature."""
     clusters: list[int] | None = None
     """As fit_klt.py's."""
+    contexts: bool = False
+    """As fit_klt.py's."""
     qualities: list[float] | None = None
     """Where speeds are measured; null takes -0.5, 0.5 and 1.5."""
     repeats: int = 3

@@ -91,6 +91,7 @@ def bench(cfg: BenchConfig) -> list[SpeedRow]:
             "2",
         ]
         command += ["--clusters", str(cfg.clusters)] if cfg.clusters else []
+        command += ["--contexts", "true"] if cfg.contexts else []
         start = time.perf_counter()
         subprocess.run([str(part) for part in command], check=True)
         seconds = time.perf_counter() - start
