@@ -11,7 +11,7 @@ from dtufc import files
 from dtufc.codec import load_codec
 from dtufc.errors import UserError
 from dtufc.feature import write_feature
-from dtufc.klt import fit_klt
+from dtufc.klt import chain, fit_klt
 from dtufc.klt.entropy import to_frequencies
 from dtufc.klt.importance import MOST, Importance, count_features
 from dtufc.klt.prediction import Prediction
@@ -153,6 +153,37 @@ def test_modes_without_a_forecast_and_raw_tokens_break_the_chain():
     assert x.ravel().tolist() == [1, 3, 1, 3, 1, 1, 3, 7]
 
 
+def test_the_kernel_forecasts_as_whole_arrays_do():
+    rng = np.random.default_rng(3)
+    matrices = rng.standard_normal((2, 19, 19)).astype(np.float16).astype(np.float32)
+    mean, scale = rng.standard_normal(19), rng.uniform(0.01, 100, 19)
+    known = Prediction(3, mean.astype(np.float32), scale.astype(np.float32), matrices, reach=90.0)
+    before = (rng.standard_normal((6, 19)) * scale * [[0], [1e-3], [0.3], [1], [10], [1e9]]).astype(
+        np.float32
+    )
+    for mode in (3, 4):
+        whole = known.forecast(before, mode)
+        for x, want in zip(before, whole, strict=True):
+            found = np.empty(19, np.float32)
+            chain.forecast(x, mode, known.kernel, found)
+            assert np.allclose(found, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+def test_samples_take_the_symbols_that_they_take_alone(room):
+    model = load_codec(room / "mixture").model
+    vectors = model.to_vectors(feature(900, samples=11))
+    together, raw = model.search(vectors, 384, TOKENS)
+    first = model.prediction.first
+    assert not raw.any() and together.modes.min() < first <= together.modes.max()
+    same = []
+    for start in range(0, len(vectors), TOKENS):
+        part = slice(start, start + TOKENS)
+        alone = model.search(vectors[part], 384, TOKENS)[0]
+        same.append((alone.modes == together.modes[part]).all())
+        same.append((alone.code == together.code[:, part]).all())
+    assert np.mean(same) > 0.9  # products of other sizes differ in last bits
+
+
 def test_damage_is_refused(room):
     check_damage(load_codec(room / "mixture"), feature(500), lambda parts: [], every=7)
 
@@ -192,12 +223,13 @@ def test_a_prediction_is_refused_where_there_is_none_for(room, tmp_path):
     store(lacking, room / "predicted", tmp_path / "lacking")
     with pytest.raises(UserError, match="prediction_reach is missing"):
         load_codec(tmp_path / "lacking")
-    store(arrays, room / "predicted", tmp_path / "mixed")
-    values = files.read_json(tmp_path / "mixed" / "config.json")
-    values["layout"]["layers"] = "shared"
-    files.write_json(tmp_path / "mixed" / "config.json", values)
-    with pytest.raises(UserError, match="a prediction is for tokens"):
-        load_codec(tmp_path / "mixed")
+    for key, value in (("layers", "shared"), ("rotate", False)):
+        store(arrays, room / "predicted", tmp_path / key)
+        values = files.read_json(tmp_path / key / "config.json")
+        values["layout"][key] = value
+        files.write_json(tmp_path / key / "config.json", values)
+        with pytest.raises(UserError, match="a prediction is for tokens"):
+            load_codec(tmp_path / key)
 
 
 def store(arrays, source, folder) -> None:

@@ -29,11 +29,11 @@ from dtufc.codec import CONFIG_JSON, read_number
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.kernels import kernel
-from dtufc.klt import coder, ladder, lanes, trellis
+from dtufc.klt import chain, coder, ladder, lanes, trellis
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, mean_squares, reconstruct
 from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
-from dtufc.klt.prediction import Forecast, Prediction
+from dtufc.klt.prediction import Prediction, predicted
 from dtufc.klt.recall import Recall, recall
 from dtufc.klt.shortlist import FEWEST, TRIED, Estimate, Shortlist
 from dtufc.klt.tables import Tables
@@ -154,6 +154,12 @@ class Transform:
     def step(self, grade: int) -> float:
         """The step of quality ``grade`` / 128."""
         return self.unit * 2.0 ** (-grade / PER_OCTAVE)
+
+    @cached_property
+    def kernel(self) -> chain.Bases:
+        """Of tokens, as compiled kernels take it."""
+        rows = np.ascontiguousarray(self.basis.transpose(0, 2, 1).astype(np.float16))
+        return chain.Bases(np.ascontiguousarray(self.mean[:, :, 0]), rows.view(np.uint16))
 
     @property
     def components(self) -> int:
@@ -454,7 +460,7 @@ class KltModel:
             most: modes that are tried on each vector, where there is a shortlist.
         """
         if self.prediction is not None:
-            return Forecast(self, vectors, grade, length or 1, most).search()
+            return predicted(self, vectors, grade, length or 1, most)
         tame, raw = self.tame(vectors, grade)
         fine = trellis.FINE * self.transform.step(grade)
         weight = self.weight_at(grade) / trellis.FINE**2
@@ -467,21 +473,25 @@ class KltModel:
 
     def tame(self, vectors: np.ndarray, grade: int) -> tuple[np.ndarray, np.ndarray]:
         """Vectors, replaced where no symbols can tell them, and where (R,) bool."""
-        flat, step = vectors.reshape(len(vectors), -1), self.transform.step(grade)
-        norm = MAX_NORM * step if self.format == 2 else math.inf  # integers of 32 bits
+        flat, (most, norm) = vectors.reshape(len(vectors), -1), self.limits(grade)
         each = norm / math.sqrt(
             flat.shape[1]
         )  # that no value exceeds where a vector's length may be
         largest = largest_of(flat.view(np.int32)).view(np.float32)
-        if largest.max() <= min(each, MAX_VALUE * step):
+        if largest.max() <= min(each, most):
             return vectors, np.zeros(len(vectors), bool)
-        raw = largest > MAX_VALUE * step
+        raw = largest > most
         far = np.flatnonzero(largest > each)
         raw[far] |= np.linalg.norm(flat[far].astype(np.float64), axis=1) > norm
         if not raw.any():
             return vectors, raw
         fill = self.transform.mean[0] if self.format == 2 else np.float32(0)
         return np.where(raw[:, None, None], fill, vectors), raw
+
+    def limits(self, grade: int) -> tuple[float, float]:
+        """The largest magnitude of a vector, and its largest length, that symbols can tell."""
+        step = self.transform.step(grade)
+        return MAX_VALUE * step, MAX_NORM * step if self.format == 2 else math.inf  # 32 bits
 
     def finish(
         self,
@@ -673,6 +683,7 @@ def _read_prediction(arrays: dict[str, np.ndarray], model: KltModel) -> Predicti
     apart = model.weighting is not None and model.weighting.predictor is not None
     if (
         not tokens
+        or not known.rotate
         or known.layers != "joint"
         or model.format != 2
         or model.memory
@@ -680,8 +691,8 @@ def _read_prediction(arrays: dict[str, np.ndarray], model: KltModel) -> Predicti
         or apart
     ):
         raise UserError(
-            "a prediction is for tokens, all layers together, in format 2, without a memory, a "
-            "post-filter or importances"
+            "a prediction is for tokens in bases, all layers together, in format 2, without a "
+            "memory, a post-filter or importances"
         )
     return found
 
