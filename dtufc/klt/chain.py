@@ -2,7 +2,7 @@
 
 A token takes three products with a matrix of C x C. One after the other they wait for memory more than
 for sums, so matrices are read as float16, which loses nothing: they were stored so. Encoder and decoder
-share :func:`forecast`. Numbers are float32.
+share :func:`forecast` and :func:`add`. Numbers are float32.
 """
 
 from typing import NamedTuple
@@ -11,9 +11,8 @@ import numpy as np
 
 from dtufc.kernels import kernel
 from dtufc.klt import trellis
+from dtufc.klt.coder import NEVER
 from dtufc.simd import widen
-
-NEVER = 1 << 62  # more than any token costs
 
 
 class Forecasts(NamedTuple):
@@ -116,28 +115,49 @@ def forecast(before, mode, known, out):
 
 
 @kernel
-def restore(x, modes, raw, length, known):
+def inverse(y, modes, bases):
+    """Components (R, C) of tokens in their modes (R,) -> what was coded of them (R, C).
+
+    Args:
+        bases: :class:`Bases`.
+    """
+    out = np.empty_like(y)
+    for mode in range(len(bases.means)):
+        for row in range(len(y)):
+            if modes[row] == mode:
+                out[row] = bases.means[mode]
+                add(y[row], bases.rows[mode], out[row])
+    return out
+
+
+@kernel
+def restore(x, modes, raw, length, before, known):
     """What was coded of tokens becomes tokens, in place.
 
     Args:
         x: (R, C), sequences of ``length`` in a row. modes: (R,). raw: (R,) bool, tokens already.
+        before: (N, C), the tokens before the sequences; (0, C) where there are none.
         known: :class:`Forecasts`.
     """
     expected = np.empty(x.shape[1], np.float32)
-    for t in range(1, length):
+    for t in range(0 if len(before) else 1, length):
         for mode in range(known.first, known.first + len(known.matrices)):
-            for row in range(t, len(x), length):
+            for s in range(len(x) // length):
+                row = s * length + t
                 if modes[row] == mode and not raw[row]:
-                    forecast(x[row - 1], mode, known, expected)
+                    forecast(x[row - 1] if t else before[s], mode, known, expected)
                     x[row] += expected
 
 
 @kernel
-def search(x, length, tried, without, known, bases, symbols, limits, modes, code, found, raw):
+def search(
+    x, length, before, tried, without, known, bases, symbols, limits, modes, code, found, raw
+):
     """Modes and symbols of tokens, one after the other, with the forecasts that a decoder will have.
 
     Args:
         x: (R, C), sequences of ``length`` in a row.
+        before: (N, C), the tokens before the sequences; (0, C) where there are none.
         tried: (R, first) bool, the modes of which those with a forecast that belong to them are tried.
         without, known, bases, symbols, limits: :class:`Without`, :class:`Forecasts`, :class:`Bases`,
             :class:`Symbols`, :class:`Limits`.
@@ -146,6 +166,7 @@ def search(x, length, tried, without, known, bases, symbols, limits, modes, code
     """
     count, channels, clusters = len(x) // length, x.shape[1], len(bases.means)
     tokens = np.zeros((count, channels), np.float32)
+    tokens[: len(before)] = before
     y = np.empty((count, channels), np.float32)
     trials = clusters - known.first
     work = (
@@ -157,7 +178,7 @@ def search(x, length, tried, without, known, bases, symbols, limits, modes, code
         for s in range(count):
             row = s * length + t
             best = -1
-            if t > 0:
+            if t > 0 or len(before) > 0:
                 some = tried[row]
                 best = _try(
                     x[row], tokens[s], some, row, without, known, bases, symbols, limits, work
@@ -264,5 +285,6 @@ def _code(y, rows, mode, t, length, bases, symbols, limits, tokens, code, found)
     for j in range(n):
         row = rows[j] * length + t
         code[:, row], found[:, row] = own[:, j], k[:, j]
-        tokens[rows[j]] += bases.means[mode]
-        add(few[:, j].copy(), bases.rows[mode], tokens[rows[j]])
+        token = bases.means[mode].copy()
+        add(few[:, j].copy(), bases.rows[mode], token)
+        tokens[rows[j]] += token  # as restore() does after inverse(): to the last bit

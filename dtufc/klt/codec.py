@@ -57,10 +57,11 @@ class KltCodec(OneKindCodec):
 
     Args:
         quality: log2 of the feature's standard deviation over the step, rounded to 128ths.
+        before: (N, C, 1, W), the decoded tokens before those that it codes, see :meth:`after`.
     """
 
-    def __init__(self, model: KltModel, quality: float):
-        self.model, self.facts = model, model.facts
+    def __init__(self, model: KltModel, quality: float, before: np.ndarray | None = None):
+        self.model, self.facts, self.before = model, model.facts, before
         self.grade = grade_of(quality)
 
     @classmethod
@@ -101,7 +102,15 @@ class KltCodec(OneKindCodec):
 
     def at_quality(self, quality: float) -> Self:
         check_quality(quality)
-        return type(self)(self.model, quality)
+        return type(self)(self.model, quality, self.before)
+
+    @property
+    def continues(self) -> bool:
+        """Whether it forecasts tokens."""
+        return self.model.prediction is not None
+
+    def after(self, row: np.ndarray | None) -> Self:
+        return type(self)(self.model, self.quality, row) if self.continues else self
 
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
         if self.model.weighting is not None:
@@ -125,7 +134,7 @@ class KltCodec(OneKindCodec):
         tables = self.model.tables_at(self.grade)
         length = self.facts.views.sequence(feature.shape)
         if self.model.format == 2:
-            found, raw = self.model.search(vectors, self.grade, length)
+            found, raw = self.model.search(vectors, self.grade, length, before=self._before)
             more = raw_part(vectors, raw)
             if self.model.memory is not None:
                 more.insert(0, self.model.memory.write(found.modes, found.references, length))
@@ -169,8 +178,13 @@ class KltCodec(OneKindCodec):
         if self.model.prediction is not None:
             exact = np.zeros(count, bool)
             exact[raw] = True
-            self.model.prediction.restore(vectors, clusters, length or 1, exact)
+            self.model.prediction.restore(vectors, clusters, length or 1, exact, self._before)
         return self.model.from_vectors(vectors, shape)
+
+    @property
+    def _before(self) -> np.ndarray | None:
+        """The tokens before, (N, C) float32."""
+        return None if self.before is None else self.model.to_vectors(self.before)[:, :, 0]
 
     def _encode_weighed(self, feature: np.ndarray) -> tuple[bytes, ...]:
         """The parts of a feature whose tokens are weighed."""
@@ -182,7 +196,7 @@ class KltCodec(OneKindCodec):
         head = self.grade.to_bytes(2, "little", signed=True), weighting.write(classes)
         sealed, strings = check_of(b"".join(head), more, shape), []
         for rows, grade in by_class(classes, self.grade):
-            part = KltCodec(self.model.weighed, grade / PER_OCTAVE)
+            part = self._part(grade)
             found = part._encode(self._weighed_feature(z[rows], shape), sealed)[1:]
             strings += [*found, *[b""] * (self._strings - len(found))]
         return *head, *strings, *more
@@ -207,7 +221,7 @@ class KltCodec(OneKindCodec):
         if len(parts) not in (last, last + 1):
             raise BitstreamError(f"inconsistent: {len(parts)} parts of {len(batches)} classes")
         sealed = check_of(parts[0] + parts[1], parts[last:], shape)
-        part, z = KltCodec(self.model.weighed, 0), None
+        part, z = self._part(0), None
         for number, (rows, grade) in enumerate(batches):
             mine = parts[2 + self._strings * number :][: self._strings]
             head = grade.to_bytes(2, "little", signed=True)
@@ -220,6 +234,14 @@ class KltCodec(OneKindCodec):
         if len(parts) > last:
             put_raw(parts[-1], vectors)
         return self.model.from_vectors(vectors, shape)
+
+    def _part(self, grade: int) -> "KltCodec":
+        """What codes the weighed tokens of a class at a quality of ``grade`` / 128."""
+        before = self._before
+        if before is not None:
+            z, _ = self.model.weighting.forward(before)
+            before = self._weighed_feature(z, self.before.shape)
+        return KltCodec(self.model.weighed, grade / PER_OCTAVE, before)
 
     @property
     def _strings(self) -> int:

@@ -451,16 +451,22 @@ class KltModel:
         return clusters, symbols, bits, raw, references
 
     def search(
-        self, vectors: np.ndarray, grade: int, length: int | None = None, most: int = TRIED
+        self,
+        vectors: np.ndarray,
+        grade: int,
+        length: int | None = None,
+        most: int = TRIED,
+        before: np.ndarray | None = None,
     ) -> tuple[coder.Quantised, np.ndarray]:
         """Modes and symbols of vectors (R, C, S), format 2, and which (R,) bool no symbols can tell.
 
         Args:
             length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
             most: modes that are tried on each vector, where there is a shortlist.
+            before: (N, C), the decoded tokens before the sequences, of a model with a prediction.
         """
         if self.prediction is not None:
-            return predicted(self, vectors, grade, length or 1, most)
+            return predicted(self, vectors, grade, length or 1, most, before)
         tame, raw = self.tame(vectors, grade)
         fine = trellis.FINE * self.transform.step(grade)
         weight = self.weight_at(grade) / trellis.FINE**2
@@ -512,7 +518,10 @@ class KltModel:
         y *= np.float32(trellis.FINE * self.transform.step(grade))
         if post and post.basis is None:
             post.apply(y, length, rung(grade))
-        if self.memory is None:
+        if self.prediction is not None:  # as its encoder does
+            y = np.ascontiguousarray(y.T)
+            out = chain.inverse(y, clusters, self.transform.kernel)[:, :, None]
+        elif self.memory is None:
             out = coder.restore(self.transform, clusters, y)
         else:
             out = recall(self.transform, self.memory, clusters, references, y)

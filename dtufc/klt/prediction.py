@@ -63,13 +63,22 @@ class Prediction:
         matrix = self.matrices[mode - self.first]
         return (torch.from_numpy(away) @ torch.from_numpy(matrix)).numpy() * self.scale
 
-    def restore(self, vectors: np.ndarray, modes: np.ndarray, length: int, raw: np.ndarray) -> None:
+    def restore(
+        self,
+        vectors: np.ndarray,
+        modes: np.ndarray,
+        length: int,
+        raw: np.ndarray,
+        before: np.ndarray | None = None,
+    ) -> None:
         """Decoded vectors (R, C, 1), sequences of ``length`` in a row, become tokens, in place.
 
         Args:
             modes: (R,). raw: (R,) bool, rows that are tokens already.
+            before: (N, C), the tokens before the sequences, where there are any.
         """
-        chain.restore(vectors[:, :, 0], modes, raw, length, self.kernel)
+        x = vectors[:, :, 0]
+        chain.restore(x, modes, raw, length, known_before(before, x.shape[1]), self.kernel)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The state as it is stored."""
@@ -126,8 +135,18 @@ def fade(x: np.ndarray, mean: np.ndarray, reach: float) -> np.ndarray:
     return away
 
 
+def known_before(before: np.ndarray | None, channels: int) -> np.ndarray:
+    """Tokens before sequences as kernels take them: (0, C) where there are none."""
+    return np.empty((0, channels), np.float32) if before is None else before
+
+
 def predicted(
-    model: "KltModel", vectors: np.ndarray, grade: int, length: int, most: int
+    model: "KltModel",
+    vectors: np.ndarray,
+    grade: int,
+    length: int,
+    most: int,
+    before: np.ndarray | None,
 ) -> tuple[coder.Quantised, np.ndarray]:
     """Modes and symbols of vectors (R, C, 1) float32, and which (R,) bool no symbols can tell.
 
@@ -135,6 +154,7 @@ def predicted(
         length: rows of a sequence.
         most: modes without a forecast that are tried on each vector, where there is a shortlist; of
             the others, those that belong to them.
+        before: (N, C), the tokens before the sequences, where there are any.
     """
     transform, prediction = model.transform, model.prediction
     tame, raw = model.tame(vectors, grade)
@@ -152,7 +172,8 @@ def predicted(
     code = np.empty((transform.components, len(vectors)), np.uint16)
     found = np.empty(code.shape, np.int32)
     chain.search(
-        np.ascontiguousarray(vectors[:, :, 0]), length, tried,
+        np.ascontiguousarray(vectors[:, :, 0]), length,
+        known_before(before, vectors.shape[1]), tried,
         _without(model, tame, tried, fine, weight, tables), prediction.kernel, transform.kernel,
         symbols, chain.Limits(fine, *model.limits(grade)), modes, code, found, raw,
     )  # fmt: skip
