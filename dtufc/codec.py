@@ -151,6 +151,20 @@ class Codec(ABC):
             )
         return self.id
 
+    @property
+    def continues(self) -> bool:
+        """Whether rows take fewer bits where those before them are known, see :meth:`after`."""
+        return False
+
+    def after(self, row: np.ndarray | None) -> "Codec":
+        """The codec of rows that follow one of an earlier frame; itself where rows do not depend on
+        others.
+
+        Args:
+            row: (N, C, H, W), as it was decoded; None: there is none.
+        """
+        return self
+
     def encode_rows(self, rows: np.ndarray, kind: str | None = None) -> tuple[bytes, bytes]:
         """The rows of a frame -> its setting and its payload, without header and checksum.
 

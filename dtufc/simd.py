@@ -208,7 +208,16 @@ def gather(typingctx, array, places):
 
 def _has_avx2(context: Any) -> bool:
     """Whether the code is for a processor that has AVX2, as far as numba tells."""
-    return "+avx2" in str(getattr(context.codegen(), "_tm_features", ""))
+    return "+avx2" in _features(context)
+
+
+def _has_f16c(context: Any) -> bool:
+    """Whether it is for one that makes float32 of float16."""
+    return "+f16c" in _features(context)
+
+
+def _features(context: Any) -> str:
+    return str(getattr(context.codegen(), "_tm_features", ""))
 
 
 @intrinsic
@@ -228,3 +237,17 @@ def permute(typingctx, a, places):
         return out
 
     return VECTOR(VECTOR, VECTOR), build
+
+
+@intrinsic
+def widen(typingctx, half):
+    """A float16, by its bits as uint16 -> float32. Of numbers alone, not of what is infinite or none."""
+
+    def build(context, builder, sig, args):
+        if _has_f16c(context):
+            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+        moved = builder.shl(builder.sext(args[0], _I32), _I32(13))  # sign, exponent, fraction
+        bits = builder.bitcast(builder.and_(moved, _I32(0x8FFFE000)), ir.FloatType())
+        return builder.fmul(bits, ir.Constant(ir.FloatType(), 2.0**112))  # between the exponents
+
+    return types.float32(types.uint16), build

@@ -40,6 +40,8 @@ class BenchConfig:
     """Tokens per append; null: 1, 8, 64."""
     appends: int = 40
     """Appends of each number of tokens."""
+    continued: bool = True
+    """Frames go on from those before, where a codec gains by it; false: each is coded for itself."""
     output: Path | None = None
     """CSV that the table is written to, with revision and processor."""
 

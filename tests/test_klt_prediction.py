@@ -1,5 +1,7 @@
 """Linear prediction of tokens: what it saves, that errors do not add up, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import load as load_arrays
@@ -8,15 +10,17 @@ from scipy.linalg import solve_discrete_lyapunov
 from test_klt_weighting import check_damage
 
 from dtufc import files
+from dtufc.bitstream import BitstreamError
 from dtufc.codec import load_codec
 from dtufc.errors import UserError
-from dtufc.feature import write_feature
-from dtufc.klt import fit_klt
+from dtufc.feature import FeatureError, write_feature
+from dtufc.klt import chain, fit_klt
 from dtufc.klt.entropy import to_frequencies
 from dtufc.klt.importance import MOST, Importance, count_features
 from dtufc.klt.prediction import Prediction
 from dtufc.klt.weighting import Predictor, Weighting
-from dtufc.streams import StreamDecoder
+from dtufc.streams import StreamDecoder, open_stream, write_stream
+from dtufc.streams.session import TensorSpec
 
 CHANNELS, TOKENS = 16, 60
 GIANT = 300.0
@@ -153,16 +157,134 @@ def test_modes_without_a_forecast_and_raw_tokens_break_the_chain():
     assert x.ravel().tolist() == [1, 3, 1, 3, 1, 1, 3, 7]
 
 
+def test_the_kernel_forecasts_as_whole_arrays_do():
+    rng = np.random.default_rng(3)
+    matrices = rng.standard_normal((2, 19, 19)).astype(np.float16).astype(np.float32)
+    mean, scale = rng.standard_normal(19), rng.uniform(0.01, 100, 19)
+    known = Prediction(3, mean.astype(np.float32), scale.astype(np.float32), matrices, reach=90.0)
+    before = (rng.standard_normal((6, 19)) * scale * [[0], [1e-3], [0.3], [1], [10], [1e9]]).astype(
+        np.float32
+    )
+    for mode in (3, 4):
+        whole = known.forecast(before, mode)
+        for x, want in zip(before, whole, strict=True):
+            found = np.empty(19, np.float32)
+            chain.forecast(x, mode, known.kernel, found)
+            assert np.allclose(found, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+def test_samples_take_the_symbols_that_they_take_alone(room):
+    model = load_codec(room / "mixture").model
+    vectors = model.to_vectors(feature(900, samples=11))
+    together, raw = model.search(vectors, 384, TOKENS)
+    first = model.prediction.first
+    assert not raw.any() and together.modes.min() < first <= together.modes.max()
+    same = []
+    for start in range(0, len(vectors), TOKENS):
+        part = slice(start, start + TOKENS)
+        alone = model.search(vectors[part], 384, TOKENS)[0]
+        same.append((alone.modes == together.modes[part]).all())
+        same.append((alone.code == together.code[:, part]).all())
+    assert np.mean(same) > 0.9  # products of other sizes differ in last bits
+
+
 def test_damage_is_refused(room):
     check_damage(load_codec(room / "mixture"), feature(500), lambda parts: [], every=7)
 
 
-def test_frames_of_a_stream_start_anew(room):
-    codec, x = load_codec(room / "weighed"), feature(600)
+def send(codec, x: np.ndarray, sizes: list[int], **session) -> tuple[np.ndarray, int]:
+    """What frames of so many tokens are decoded to, and their bytes."""
+    encoder, decoder = codec.stream("x", **session), StreamDecoder(codec)
+    decoder.feed(encoder.start())
+    found, total, first = [], 0, 0
+    for size in sizes:
+        data = encoder.append({"x": x[:, :, first : first + size]})
+        rows = decoder.feed(data)["x"]
+        found.append(rows.copy())
+        rows[:] = 0  # a receiver's array is its own
+        first, total = first + size, total + len(data)
+    decoder.feed(encoder.close())
+    decoder.finish()
+    return np.concatenate(found, 2), total
+
+
+@pytest.mark.parametrize("name", ["predicted", "weighed"])
+@pytest.mark.parametrize("sizes", [[1] * TOKENS, [20, 1, 1, 8, 30]])
+def test_frames_of_a_session_go_on_from_those_before(room, name, sizes):
+    """Tokens are what one feature of all of them is decoded to, but for symbols on the edge."""
+    codec, x = load_codec(room / name).at_quality(5), feature(600)
+    found, _ = send(codec, x, sizes)
+    at_once = codec.decode(codec.encode(x))
+    assert np.mean(np.abs(found - at_once).max((0, 1, 3)) < 1e-2) > 0.9
+    errors, ideal = (np.square(each - x).mean((0, 1, 3)) for each in (found, at_once))
+    assert errors[40:].mean() < 1.5 * errors[2:20].mean()
+    assert errors[2:].mean() < 1.05 * ideal[2:].mean()
+
+
+def test_tokens_one_by_one_take_fewer_bytes_behind_each_other(room):
+    """Fewer than in frames of their own, and than by a codec that knows no forecasts."""
+    predicted, plain = (load_codec(room / name).at_quality(6) for name in ("predicted", "plain"))
+    new = 0.19 * np.diag(SPREAD**2)
+    whole = solve_discrete_lyapunov(PULL.T, new)
+    ideal = (np.linalg.slogdet(whole)[1] - np.linalg.slogdet(new)[1]) / 2 / np.log(256)  # bytes
+    saved = []
+    for seed in range(610, 616):
+        x, sizes = feature(seed), [1] * TOKENS
+        behind = send(predicted, x, sizes)[1]
+        saved.append([send(predicted, x, sizes, continued=False)[1] - behind])
+        saved[-1].append(send(plain, x, sizes)[1] - behind)
+    assert (np.mean(saved, 0) / TOKENS > 0.7 * ideal).all()
+
+
+def test_frames_of_their_own_are_bitstreams_of_their_own(room):
+    codec, x, sizes = load_codec(room / "weighed"), feature(600), [10, 1, 49]
+    found, _ = send(codec, x, sizes, continued=False)
+    again, _ = send(codec, x, sizes, restart_every=1)
+    parts = np.split(x, np.cumsum(sizes)[:-1], 2)
+    alone = np.concatenate([codec.decode(codec.encode(part)) for part in parts], 2)
+    assert np.array_equal(found, alone) and np.array_equal(again, alone)
+
+
+def test_a_receiver_joins_where_the_session_begins_anew(room):
+    codec, x = load_codec(room / "mixture"), feature(620)
     encoder, decoder = codec.stream("x"), StreamDecoder(codec)
-    for part in (x[:, :, :10], x[:, :, 10:11], x[:, :, 11:]):
-        found = decoder.feed(encoder.append({"x": part}))["x"]
-        assert np.array_equal(found, codec.decode(codec.encode(part)))
+    decoder.feed(encoder.append({"x": x[:, :, :20]}))
+    with pytest.raises(FeatureError):
+        encoder.append({"x": np.full((1, 1, 1, CHANNELS), np.nan, np.float32)})  # nothing was sent
+    again = encoder.restart() + encoder.append({"x": x[:, :, 20:30]})
+    again += encoder.append({"x": x[:, :, 30:]}, quality=5)
+    late = StreamDecoder(codec, join=True)
+    late.feed(encoder.session.header())
+    found = late.feed(again)["x"]
+    assert np.array_equal(found, decoder.feed(again)["x"])
+    assert np.square(found - x[:, :, 20:]).mean() < np.mean(SPREAD**2) / 5
+
+
+def test_rows_of_a_file_do_not_need_those_before(room, tmp_path):
+    codec, x = load_codec(room / "predicted"), feature(630)
+    with write_stream(tmp_path / "file.ufs", {"x": codec}) as writer:
+        for t in range(0, TOKENS, 4):
+            writer.append({"x": x[:, :, t : t + 4]})
+    with open_stream(tmp_path / "file.ufs", codec) as stream:
+        assert np.array_equal(stream["x"][0, 22:30], stream["x"][0][:, :, 22:30])
+    encoder = codec.stream("x")
+    data = encoder.append({"x": x}) + encoder.append({"x": x})
+    (tmp_path / "live.ufs").write_bytes(data)
+    with pytest.raises(BitstreamError, match="tensor x: frames go on from those before"):
+        open_stream(tmp_path / "live.ufs", codec)
+
+
+def test_who_does_not_forecast_does_not_go_on(room):
+    plain, known = load_codec(room / "plain"), load_codec(room / "predicted")
+    row = feature(640)[:, :, 5:6]
+    assert not plain.continues and plain.after(row) is plain
+    assert "continued" not in plain.stream("x").session.tensors[0].record()
+    assert known.stream("x").session.tensors[0].record()["continued"] is True
+    record = json.loads(json.dumps(known.stream("x").session.tensors[0].record()))
+    assert TensorSpec.of_record(record) == known.stream("x").session.tensors[0]
+    for value in (1, "yes", None):
+        with pytest.raises(UserError, match="continued"):
+            TensorSpec.of_record(record | {"continued": value})
 
 
 @pytest.mark.parametrize(
@@ -192,12 +314,13 @@ def test_a_prediction_is_refused_where_there_is_none_for(room, tmp_path):
     store(lacking, room / "predicted", tmp_path / "lacking")
     with pytest.raises(UserError, match="prediction_reach is missing"):
         load_codec(tmp_path / "lacking")
-    store(arrays, room / "predicted", tmp_path / "mixed")
-    values = files.read_json(tmp_path / "mixed" / "config.json")
-    values["layout"]["layers"] = "shared"
-    files.write_json(tmp_path / "mixed" / "config.json", values)
-    with pytest.raises(UserError, match="a prediction is for tokens"):
-        load_codec(tmp_path / "mixed")
+    for key, value in (("layers", "shared"), ("rotate", False)):
+        store(arrays, room / "predicted", tmp_path / key)
+        values = files.read_json(tmp_path / key / "config.json")
+        values["layout"][key] = value
+        files.write_json(tmp_path / key / "config.json", values)
+        with pytest.raises(UserError, match="a prediction is for tokens"):
+            load_codec(tmp_path / key)
 
 
 def store(arrays, source, folder) -> None:

@@ -17,6 +17,7 @@ from dtufc.simd import (
     splat,
     store,
     to_bits,
+    widen,
 )
 
 A = np.array([3, -9, 2**31 - 1, 7, -(2**31), 2, 0, 6], np.int32)
@@ -108,3 +109,23 @@ def test_permute_does_without_avx2(monkeypatch):
     places, out = np.array([7, 6, 5, 4, 3, 2, 1, 1], np.int32), np.zeros(8, np.int32)
     turn(A, places, out)
     assert asked and np.array_equal(out, A[places])
+
+
+@pytest.mark.parametrize("instruction", [True, False])
+def test_halves_are_widened_exactly(monkeypatch, instruction):
+    """With the processor's instruction, where it has one, and by shifts."""
+    if not instruction:
+        monkeypatch.setattr(simd, "_has_f16c", lambda context: False)
+
+    @njit
+    def all_of(halves, out):
+        for i in range(len(halves)):
+            out[i] = widen(halves[i])
+
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    bits = bits[np.isfinite(bits.view(np.float16))]
+    out = np.empty(len(bits), np.float32)
+    all_of(bits, out)
+    assert np.array_equal(
+        out.view(np.int32), bits.view(np.float16).astype(np.float32).view(np.int32)
+    )

@@ -60,10 +60,11 @@ class KltCodec(OneKindCodec):
 
     Args:
         quality: log2 of the feature's standard deviation over the step, rounded to 128ths.
+        before: (N, C, 1, W), the decoded tokens before those that it codes, see :meth:`after`.
     """
 
-    def __init__(self, model: KltModel, quality: float):
-        self.whole, self.facts = model, model.facts
+    def __init__(self, model: KltModel, quality: float, before: np.ndarray | None = None):
+        self.whole, self.facts, self.before = model, model.facts, before
         self.grade = grade_of(quality)
         self.model = model.at(self.grade)
         """What codes at this quality."""
@@ -106,14 +107,22 @@ class KltCodec(OneKindCodec):
 
     def at_quality(self, quality: float) -> Self:
         check_quality(quality)
-        return type(self)(self.whole, quality)
+        return type(self)(self.whole, quality, self.before)
 
     def reader(self, grade: int) -> Self:
         """The codec that reads what was coded at quality ``grade`` / 128: this one, but where a model of
         another layout wrote it."""
         if self.whole.at(grade) is self.model:
             return self
-        return type(self)(self.whole, grade / PER_OCTAVE)
+        return type(self)(self.whole, grade / PER_OCTAVE, self.before)
+
+    @property
+    def continues(self) -> bool:
+        """Whether it forecasts tokens, at one quality at least."""
+        return any(each.prediction is not None for each in self.whole.each)
+
+    def after(self, row: np.ndarray | None) -> Self:
+        return type(self)(self.whole, self.quality, row) if self.continues else self
 
     def encode_parts(self, feature: np.ndarray) -> tuple[bytes, ...]:
         if self.model.weighting is not None:
@@ -138,7 +147,7 @@ class KltCodec(OneKindCodec):
         grade = self.grade.to_bytes(2, "little", signed=True)
         length = self.facts.views.sequence(feature.shape)
         if self.model.format == 2:
-            found, raw = self.model.search(vectors, self.grade, length)
+            found, raw = self.model.search(vectors, self.grade, length, before=self._before)
             more = raw_part(vectors, raw)
             if self.model.memory is not None:
                 more.insert(0, self.model.memory.write(found.modes, found.references, length))
@@ -185,8 +194,13 @@ class KltCodec(OneKindCodec):
         if self.model.prediction is not None:
             exact = np.zeros(count, bool)
             exact[raw] = True
-            self.model.prediction.restore(vectors, clusters, length or 1, exact)
+            self.model.prediction.restore(vectors, clusters, length or 1, exact, self._before)
         return self.model.from_vectors(vectors, shape)
+
+    @property
+    def _before(self) -> np.ndarray | None:
+        """The tokens before, (N, C) float32."""
+        return None if self.before is None else self.model.to_vectors(self.before)[:, :, 0]
 
     def _encode_weighed(self, feature: np.ndarray) -> tuple[bytes, ...]:
         """The parts of a feature whose tokens are weighed."""
@@ -198,7 +212,7 @@ class KltCodec(OneKindCodec):
         head = self.grade.to_bytes(2, "little", signed=True), weighting.write(classes)
         sealed, strings = check_of(b"".join(head), more, shape), []
         for rows, grade in by_class(classes, self.grade):
-            part = KltCodec(self.model.weighed, grade / PER_OCTAVE)
+            part = self._part(grade)
             found = part._encode(self._weighed_feature(z[rows], shape), sealed)[1:]
             strings += [*found, *[b""] * (self._strings - len(found))]
         return *head, *strings, *more
@@ -223,7 +237,7 @@ class KltCodec(OneKindCodec):
         if len(parts) not in (last, last + 1):
             raise BitstreamError(f"inconsistent: {len(parts)} parts of {len(batches)} classes")
         sealed = check_of(parts[0] + parts[1], parts[last:], shape)
-        part, z = KltCodec(self.model.weighed, 0), None
+        part, z = self._part(0), None
         for number, (rows, grade) in enumerate(batches):
             mine = parts[2 + self._strings * number :][: self._strings]
             head = grade.to_bytes(2, "little", signed=True)
@@ -236,6 +250,14 @@ class KltCodec(OneKindCodec):
         if len(parts) > last:
             put_raw(parts[-1], vectors)
         return self.model.from_vectors(vectors, shape)
+
+    def _part(self, grade: int) -> "KltCodec":
+        """What codes the weighed tokens of a class at a quality of ``grade`` / 128."""
+        before = self._before
+        if before is not None:
+            z, _ = self.model.weighting.forward(before)
+            before = self._weighed_feature(z, self.before.shape)
+        return KltCodec(self.model.weighed, grade / PER_OCTAVE, before)
 
     @property
     def _strings(self) -> int:

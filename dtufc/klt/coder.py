@@ -95,21 +95,6 @@ def quantise(
     return Quantised(modes, code, symbols, escapes)
 
 
-def search_rows(
-    transform, tables: Tables, vectors, fine: float, weight: float, modes, columns, code, symbols
-) -> int:
-    """Find the symbols of vectors (n, C, S) whose modes (n,) are known -> how many are escaped.
-
-    Args:
-        columns: (n,) where each vector lies in ``code`` and ``symbols`` (D, R), which are written.
-    """
-    parameters, escapes = tables.parameters(weight), 0
-    for mode, mine in by_value(modes):
-        units = in_units(forward(transform, vectors[mine], mode), 1 / fine)
-        escapes += search(tables, units, mode, parameters, columns[mine], code, symbols)
-    return escapes
-
-
 def search(tables: Tables, units, mode: int, parameters, columns, code, symbols) -> int:
     """Find the symbols of vectors of one mode -> how many are escaped.
 

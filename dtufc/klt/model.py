@@ -30,12 +30,12 @@ from dtufc.codec import CONFIG_JSON, read_number
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
 from dtufc.kernels import kernel
-from dtufc.klt import coder, ladder, lanes, trellis
+from dtufc.klt import chain, coder, ladder, lanes, trellis
 from dtufc.klt.contexts import MOST_TABLES
 from dtufc.klt.entropy import CENTROIDS, Bank, choose, mean_squares, reconstruct
 from dtufc.klt.memory import Memory, settle
 from dtufc.klt.post_filter import PostFilter
-from dtufc.klt.prediction import Forecast, Prediction
+from dtufc.klt.prediction import Prediction, predicted
 from dtufc.klt.recall import Recall, recall
 from dtufc.klt.shortlist import FEWEST, TRIED, Estimate, Shortlist
 from dtufc.klt.tables import Tables
@@ -158,6 +158,12 @@ class Transform:
     def step(self, grade: int) -> float:
         """The step of quality ``grade`` / 128."""
         return self.unit * 2.0 ** (-grade / PER_OCTAVE)
+
+    @cached_property
+    def kernel(self) -> chain.Bases:
+        """Of tokens, as compiled kernels take it."""
+        rows = np.ascontiguousarray(self.basis.transpose(0, 2, 1).astype(np.float16))
+        return chain.Bases(np.ascontiguousarray(self.mean[:, :, 0]), rows.view(np.uint16))
 
     @cached_property
     def components(self) -> int:
@@ -498,16 +504,22 @@ class KltModel:
         return clusters, symbols, bits, raw, references
 
     def search(
-        self, vectors: np.ndarray, grade: int, length: int | None = None, most: int = TRIED
+        self,
+        vectors: np.ndarray,
+        grade: int,
+        length: int | None = None,
+        most: int = TRIED,
+        before: np.ndarray | None = None,
     ) -> tuple[coder.Quantised, np.ndarray]:
         """Modes and symbols of vectors (R, C, S), format 2, and which (R,) bool no symbols can tell.
 
         Args:
             length: rows of a sequence, in which a vector may refer to an earlier one; None: to none.
             most: modes that are tried on each vector, where there is a shortlist.
+            before: (N, C), the decoded tokens before the sequences, of a model with a prediction.
         """
         if self.prediction is not None:
-            return Forecast(self, vectors, grade, length or 1, most).search()
+            return predicted(self, vectors, grade, length or 1, most, before)
         tame, raw = self.tame(vectors, grade)
         scale = self.scale(grade)
         if self.memory is None:
@@ -573,7 +585,10 @@ class KltModel:
         y *= np.float32(scale.fine)
         if filters and post.basis is None:
             post.apply(y, length, scale.rung)
-        if self.memory is None:
+        if self.prediction is not None:  # as its encoder does
+            y = np.ascontiguousarray(y.T)
+            out = chain.inverse(y, clusters, self.transform.kernel)[:, :, None]
+        elif self.memory is None:
             out = coder.restore(self.transform, clusters, y)
         else:
             out = recall(self.transform, self.memory, clusters, references, y)
@@ -811,6 +826,7 @@ def _check_prediction(model: KltModel) -> None:
     apart = model.weighting is not None and model.weighting.predictor is not None
     if (
         not tokens
+        or not known.rotate
         or known.layers != "joint"
         or model.format != 2
         or model.memory
@@ -818,8 +834,8 @@ def _check_prediction(model: KltModel) -> None:
         or apart
     ):
         raise UserError(
-            "a prediction is for tokens, all layers together, in format 2, without a memory, a "
-            "post-filter or importances"
+            "a prediction is for tokens in bases, all layers together, in format 2, without a "
+            "memory, a post-filter or importances"
         )
 
 

@@ -19,9 +19,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import torch
 
 from dtufc.errors import UserError
-from dtufc.klt import coder, trellis
+from dtufc.klt import chain, coder, trellis
 
 if TYPE_CHECKING:
     from dtufc.klt.model import KltModel
@@ -51,33 +52,33 @@ class Prediction:
     """Length of a difference from the mean above which a token counts less."""
 
     @cached_property
-    def _whole(self) -> np.ndarray:
-        """(M, C, C) float32: the matrices over channels as they are."""
-        return self.matrices / self.scale[:, None] * self.scale
+    def kernel(self) -> chain.Forecasts:
+        """As compiled kernels take it."""
+        rows = np.ascontiguousarray(self.matrices.transpose(0, 2, 1).astype(np.float16))
+        return chain.Forecasts(self.first, self.mean, self.scale, self.reach, rows.view(np.uint16))
 
     def forecast(self, before: np.ndarray, mode: int) -> np.ndarray:
         """Of tokens of a mode from ``first`` on, by those before them (R, C), (R, C) float32."""
-        return fade(before, self.mean, self.reach) @ self._whole[mode - self.first]
+        away = fade(before, self.mean, self.reach) / self.scale
+        matrix = self.matrices[mode - self.first]
+        return (torch.from_numpy(away) @ torch.from_numpy(matrix)).numpy() * self.scale
 
-    def forecasts(self, before: np.ndarray, modes: np.ndarray) -> np.ndarray:
-        """The same of tokens of any modes (R,); 0 where a mode has no forecast."""
-        out = np.zeros_like(before)
-        for mode, mine in coder.by_value(modes):
-            if mode >= self.first:
-                out[mine] = self.forecast(before[mine], mode)
-        return out
-
-    def restore(self, vectors: np.ndarray, modes: np.ndarray, length: int, raw: np.ndarray) -> None:
+    def restore(
+        self,
+        vectors: np.ndarray,
+        modes: np.ndarray,
+        length: int,
+        raw: np.ndarray,
+        before: np.ndarray | None = None,
+    ) -> None:
         """Decoded vectors (R, C, 1), sequences of ``length`` in a row, become tokens, in place.
 
         Args:
             modes: (R,). raw: (R,) bool, rows that are tokens already.
+            before: (N, C), the tokens before the sequences, where there are any.
         """
-        x = vectors[:, :, 0].reshape(-1, length, vectors.shape[1])
-        modes = np.where(raw, 0, modes).reshape(-1, length)
-        for t in range(1, length):
-            if modes[:, t].max() >= self.first:
-                x[:, t] += self.forecasts(x[:, t - 1], modes[:, t])
+        x = vectors[:, :, 0]
+        chain.restore(x, modes, raw, length, known_before(before, x.shape[1]), self.kernel)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The state as it is stored."""
@@ -134,113 +135,73 @@ def fade(x: np.ndarray, mean: np.ndarray, reach: float) -> np.ndarray:
     return away
 
 
-Trial = tuple[int, np.ndarray, np.ndarray, np.ndarray]
-"""A mode, rows (n,), what they cost in it, and the sums of their magnitudes."""
+def known_before(before: np.ndarray | None, channels: int) -> np.ndarray:
+    """Tokens before sequences as kernels take them: (0, C) where there are none."""
+    return np.empty((0, channels), np.float32) if before is None else before
 
 
-class Forecast:
-    """The choice of modes and symbols for vectors (R, C, 1) float32 at one step.
-
-    First each vector takes the best mode without a forecast, and all are decoded so. By these the modes
-    with a forecast are judged, for all vectors at once. Then symbols are found from token to token, with
-    the forecasts that the decoder will have.
+def predicted(
+    model: "KltModel",
+    vectors: np.ndarray,
+    grade: int,
+    length: int,
+    most: int,
+    before: np.ndarray | None,
+) -> tuple[coder.Quantised, np.ndarray]:
+    """Modes and symbols of vectors (R, C, 1) float32, and which (R,) bool no symbols can tell.
 
     Args:
         length: rows of a sequence.
         most: modes without a forecast that are tried on each vector, where there is a shortlist; of
             the others, those that belong to them.
+        before: (N, C), the tokens before the sequences, where there are any.
     """
+    transform, prediction = model.transform, model.prediction
+    tame, raw = model.tame(vectors, grade)
+    tried = model.shortlist(tame, grade, most)
+    if tried is None:
+        tried = np.ones((len(vectors), prediction.first), bool)
+    scale = model.scale(grade)
+    tables, fine, weight = scale.tables, scale.fine, scale.weight
+    heads = [tables.mode_cost(mode, weight) for mode in range(transform.layout.clusters)]
+    symbols = chain.Symbols(
+        tables.chosen, tables.shift, tables.parameters(weight), tables.low, tables.size,
+        tables.values, np.array(heads),
+    )  # fmt: skip
+    modes = np.empty(len(vectors), np.int32)
+    code = np.empty((transform.components, len(vectors)), np.uint16)
+    found = np.empty(code.shape, np.int32)
+    chain.search(
+        np.ascontiguousarray(vectors[:, :, 0]), length,
+        known_before(before, vectors.shape[1]), tried,
+        _without(model, tame, tried, fine, weight, tables), prediction.kernel, transform.kernel,
+        symbols, chain.Limits(fine, scale.value, scale.norm), modes, code, found, raw,
+    )  # fmt: skip
+    escapes = int(np.count_nonzero((code & 255) == trellis.ESCAPE))
+    return coder.Quantised(modes, code, found, escapes), raw
 
-    def __init__(self, model: "KltModel", vectors: np.ndarray, grade: int, length: int, most: int):
-        self.model, self.vectors, self.grade, self.length = model, vectors, grade, length
-        self.prediction, self.transform = model.prediction, model.transform
-        self.tables = model.tables_at(grade)
-        self.fine = trellis.FINE * model.transform.step(grade)
-        self.weight = model.weight_at(grade) / trellis.FINE**2
-        count = len(vectors)
-        self.code = np.empty((model.transform.components, count), np.uint16)
-        self.symbols = np.empty(self.code.shape, np.int32)
-        self.modes, self.raw = np.zeros(count, np.int32), np.zeros(count, bool)
-        self.trials: list[Trial] = []
-        tame, _ = model.tame(vectors, grade)
-        tried = model.shortlist(tame, grade, most)
-        first = self.prediction.first
-        self.tried = np.ones((count, first), bool) if tried is None else tried
-        for mode in range(first):
-            rows = np.flatnonzero(self.tried[:, mode])
-            self._attempt(mode, tame[rows], rows)
-        self._settle()
 
-    def search(self) -> tuple[coder.Quantised, np.ndarray]:
-        """Modes and symbols, and which (R,) bool no symbols can tell."""
-        every = np.arange(len(self.vectors))
-        if self.length > 1:
-            self._forecast_modes(self._code(every, 0.0))
-        known = np.zeros((len(every) // self.length, self.vectors.shape[1]), np.float32)
-        for t in range(self.length):
-            rows = every[t :: self.length]
-            known = self.prediction.forecasts(known, self.modes[rows]) if t else known
-            known = self._code(rows, known)
-        escapes = int(np.count_nonzero((self.code & 255) == trellis.ESCAPE))
-        return coder.Quantised(self.modes, self.code, self.symbols, escapes), self.raw
+def _without(
+    model: "KltModel", tame: np.ndarray, tried: np.ndarray, fine: float, weight: float, tables
+) -> chain.Without:
+    """The best mode without a forecast of each vector (R, C, 1).
 
-    def _forecast_modes(self, decoded: np.ndarray) -> None:
-        """Take modes with a forecast where they cost less.
-
-        Args:
-            decoded: (R, C), by the modes that vectors have.
-        """
-        before = np.roll(decoded, 1, axis=0)
-        behind = np.arange(len(decoded)) % self.length > 0
-        first, count = self.prediction.first, self.transform.layout.clusters
-        for mode in range(first, count):
-            rows = np.flatnonzero(behind & self.tried[:, (mode - first) % first])
-            if len(rows):
-                known = self.prediction.forecast(before[rows], mode)
-                left, far = self.model.tame(self.vectors[rows] - known[:, :, None], self.grade)
-                self._attempt(mode, left[~far], rows[~far])
-        self._settle()
-
-    def _attempt(self, mode: int, vectors: np.ndarray, rows: np.ndarray) -> None:
-        """What the rows (n,) would cost in a mode.
-
-        Args:
-            vectors: (n, C, 1), what is coded of them.
-        """
-        if len(rows):
-            parameters = self.tables.parameters(self.weight)
-            units, cost = coder.attempt(
-                self.transform, self.tables, vectors, mode, self.fine, self.weight, parameters
-            )
-            size = np.abs(units).sum(0, dtype=np.int64)
-            self.trials.append((mode, rows, cost, size))
-
-    def _settle(self) -> None:
-        """Let each vector have the mode that it costs least, of those in which it is not far larger than
-        in another: of what lies far off estimates know little."""
-        least = np.full(len(self.vectors), coder.NEVER)
-        for _, rows, _, size in self.trials:
-            least[rows] = np.minimum(least[rows], size)
-        limit = 2 * least + trellis.UNIT * len(self.code)
-        cheapest = np.full(len(self.vectors), coder.NEVER)
-        for mode, rows, cost, size in self.trials:
-            better = (cost < cheapest[rows]) & (size <= limit[rows])
-            self.modes[rows[better]], cheapest[rows[better]] = mode, cost[better]
-
-    def _code(self, rows: np.ndarray, known: np.ndarray | float) -> np.ndarray:
-        """Find the symbols of some vectors, in the modes that they have -> decoded (n, C).
-
-        Args:
-            known: (n, C), what is forecast of them.
-        """
-        x, modes = self.vectors[rows, :, 0], self.modes[rows]
-        left, far = self.model.tame((x - known)[:, :, None], self.grade)
-        coder.search_rows(
-            self.transform, self.tables, left, self.fine, self.weight, modes, rows, self.code,
-            self.symbols,
-        )  # fmt: skip
-        y = self.tables.values_of(self.symbols[:, rows], modes) * np.float32(self.fine)
-        decoded = coder.restore(self.transform, modes, y)[:, :, 0] + known
-        decoded[far] = x[far]
-        self.raw[rows] = far
-        return decoded
+    Args:
+        tried: (R, first) bool, those that are tried.
+    """
+    trials, parameters = [], tables.parameters(weight)
+    modes = np.zeros(len(tame), np.int32)
+    costs, sizes, least = np.full((3, len(tame)), coder.NEVER)
+    for mode in np.flatnonzero(tried.any(0)).tolist():
+        rows = np.flatnonzero(tried[:, mode])
+        units, cost = coder.attempt(
+            model.transform, tables, tame[rows], mode, fine, weight, parameters
+        )
+        size = np.abs(units[:, : len(rows)]).sum(0, dtype=np.int64)
+        least[rows] = np.minimum(least[rows], size)
+        trials.append((mode, rows, cost, size))
+    for mode, rows, cost, size in trials:
+        better = (cost < costs[rows]) & chain.is_near(size, least[rows], tame.shape[1])
+        where = rows[better]
+        modes[where], costs[where], sizes[where] = mode, cost[better], size[better]
+    return chain.Without(modes, costs, sizes, least)

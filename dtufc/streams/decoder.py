@@ -9,7 +9,7 @@ from dtufc.bitstream import BitstreamError
 from dtufc.codec import Codec
 from dtufc.errors import UserError
 from dtufc.feature import FeatureFacts
-from dtufc.streams.frames import FrameReader, Pending, PendingReader, Segment
+from dtufc.streams.frames import FrameReader, Pending, PendingReader, Restart, Segment
 from dtufc.streams.limits import Limits
 from dtufc.streams.session import Session, TensorSpec, read_header
 from dtufc.tensors import Values, check_like, to_tensor
@@ -35,14 +35,29 @@ class Block(NamedTuple):
 class TensorDecoders:
     """The codec of each tensor of a session.
 
+    Args:
+        in_order: :meth:`decode` is given all segments, and :meth:`restart` called at restart points.
+
     Raises:
-        BitstreamError: none of the codecs decodes a tensor; the message names both.
+        BitstreamError: none of the codecs decodes a tensor; the message names both. Or frames go on
+            from those before, and are not given in order.
     """
 
-    def __init__(self, session: Session, codecs: Codecs):
+    def __init__(self, session: Session, codecs: Codecs, in_order: bool = False):
         have = [codecs] if isinstance(codecs, Codec) else list(codecs)
         self._codecs = [_find(spec, have) for spec in session.tensors]
         self._specs = session.tensors
+        for spec in session.tensors:
+            if spec.continued and not in_order:
+                raise BitstreamError(
+                    f"inconsistent: tensor {spec.name}: frames go on from those before, as those of "
+                    "a live session may; a file's do not"
+                )
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the rows so far."""
+        self._last: list[np.ndarray | None] = [None] * len(self._specs)
 
     def decode(self, segment: Segment) -> np.ndarray:
         """Rows (N, C, H, W).
@@ -52,9 +67,13 @@ class TensorDecoders:
         """
         spec, codec = self._specs[segment.tensor], self._codecs[segment.tensor]
         shape = spec.shape(segment.rows)
+        if spec.continued:
+            codec = codec.after(self._last[segment.tensor])
         x = codec.decode_rows(segment.setting, segment.payload, spec.facts, shape)
         if x.shape != shape or x.dtype != spec.dtype:
             raise BitstreamError(f"inconsistent: {spec.name}: decoded to {x.dtype} {x.shape}")
+        if spec.continued:  # a copy: who is given x may write to it
+            self._last[segment.tensor] = spec.cut(x, segment.rows - 1, segment.rows).copy()
         return x
 
 
@@ -185,6 +204,8 @@ class StreamDecoder:
                 return blocks
             self._frames.feed(data)
             while (items := self._frames.next()) is not None:
+                if any(isinstance(item, Restart) for item in items):
+                    self._decoders.restart()
                 decoded = [self._decode(item) for item in items if isinstance(item, Segment)]
                 blocks += decoded
         except BitstreamError as error:
@@ -221,7 +242,7 @@ class StreamDecoder:
             session, crc = read_header(reader, self._limits, self._known)
         except Pending:
             return b""
-        self._decoders = TensorDecoders(session, self._codecs)
+        self._decoders = TensorDecoders(session, self._codecs, in_order=True)
         self.session = session
         self._frames = FrameReader(session, crc, self._limits, self._join, reader.at)
         rest = bytes(self._head[reader.at :])

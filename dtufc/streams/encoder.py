@@ -45,8 +45,11 @@ class Tensor:
         facts = self.facts
         return 2 if not facts.views.is_map and facts.shape[2] is None else 0
 
-    def spec(self, name: str) -> TensorSpec:
+    def spec(self, name: str, continued: bool = False) -> TensorSpec:
         """The tensor as a session describes it.
+
+        Args:
+            continued: frames may go on from those before, where the codec gains by it.
 
         Raises:
             UserError: the kind, the row or the name is none.
@@ -60,8 +63,30 @@ class Tensor:
             raise UserError(f"tensor {name}: row: {facts.kind} is {facts.shape}; name all sizes")
         return TensorSpec(
             name, self.codec.rows_id(facts.kind).hex(), facts.kind, row, axis, tuple(facts.axes),
-            facts.views.tiles, facts.dtype,
+            facts.views.tiles, facts.dtype, continued and axis == 2 and self.codec.continues,
         )  # fmt: skip
+
+
+class _Sent:
+    """A segment that was sent, whose last row the next one goes on from.
+
+    Args:
+        codec: that wrote it.
+    """
+
+    def __init__(self, codec: Codec, segment: frames.Segment):
+        self._codec, self._segment, self._row = codec, segment, None
+
+    def row(self, spec: TensorSpec) -> np.ndarray:
+        """The last row as the receiver has it; decoded when it is first asked for."""
+        if self._row is None:
+            count = self._segment.rows
+            x = self._codec.decode_rows(
+                self._segment.setting, self._segment.payload, spec.facts, spec.shape(count)
+            )
+            self._row = spec.cut(x, count - 1, count).copy()
+            self._codec = self._segment = None
+        return self._row
 
 
 class StreamEncoder:
@@ -94,6 +119,7 @@ class StreamEncoder:
         self._waiting = self._header
         self._closed = self._began = False
         self._rated: dict[tuple[str, float], Codec] = {}
+        self._last: dict[int, _Sent] = {}
 
     @property
     def rows(self) -> dict[str, int]:
@@ -129,18 +155,25 @@ class StreamEncoder:
         if not rows:
             raise UserError(f"append: expected rows of some of {[*self._tensors]}")
         asked = {name: self._pieces(name, values) for name, values in rows.items()}
+        every = self._restart_every
+        restart = every is not None and self._since >= every
         coded: list[list[frames.Segment]] = []
+        sent: dict[int, _Sent] = {}
         for name, pieces in asked.items():
             number, tensor = self._tensors[name]
-            codec = self._at_quality(name, quality)
+            spec, codec = self.session.tensors[number], self._at_quality(name, quality)
+            if spec.continued and not restart and number in self._last:
+                codec = codec.after(self._last[number].row(spec))
             for place, piece in enumerate(pieces):
                 setting, payload = codec.encode_rows(piece, tensor.facts.kind)
-                count = self.session.tensors[number].count(piece)
+                count = spec.count(piece)
                 if len(coded) <= place:
                     coded.append([])
                 coded[place].append(frames.Segment(number, count, setting, payload))
-        every = self._restart_every
-        out = self._restart_point() if every is not None and self._since >= every else b""
+                if spec.continued:
+                    sent[number] = _Sent(codec, coded[place][-1])
+        out = self._restart_point() if restart else b""
+        self._last |= sent
         return self._emit(out + b"".join(frames.write_rows(self._state, one) for one in coded))
 
     def new_sample(self, key: str = "") -> bytes:
@@ -182,6 +215,7 @@ class StreamEncoder:
     ) -> bytes:
         state = self._state
         self._since = 0
+        self._last.clear()
         return frames.write_restart(
             state,
             state.sample if sample is None else sample,
@@ -226,13 +260,17 @@ class StreamEncoder:
 
 def describe(
     tensors: Mapping[str, Codec | Tensor], model: str = "", tokenizer: str = "", split: str = "",
-    metadata: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None, continued: bool = False,
 ) -> tuple[dict[str, Tensor], Session]:  # fmt: skip
-    """Tensors by name, and the session that they make."""
+    """Tensors by name, and the session that they make.
+
+    Args:
+        continued: as of :meth:`Tensor.spec`.
+    """
     named = {
         name: Tensor(each) if isinstance(each, Codec) else each for name, each in tensors.items()
     }
-    specs = tuple(tensor.spec(name) for name, tensor in named.items())
+    specs = tuple(tensor.spec(name, continued) for name, tensor in named.items())
     session = Session(specs, model, tokenizer, split, metadata or {})
     session.description  # noqa: B018  # raises where the metadata is no JSON
     return named, session
@@ -247,6 +285,7 @@ def open_session(
     metadata: dict[str, Any] | None = None,
     restart_every: int | None = None,
     named: bool = False,
+    continued: bool = True,
 ) -> StreamEncoder:
     """Open a session.
 
@@ -254,9 +293,11 @@ def open_session(
         tensors: by name, the codec of each, or a :class:`Tensor` where more than that must be said.
         model, tokenizer, split, metadata: what else both sides agree on, see :class:`Session`.
         restart_every, named: as of :class:`StreamEncoder`.
+        continued: frames go on from those before where a codec gains by it, as a klt with a prediction
+            does; else each frame is coded for itself.
 
     Raises:
         UserError: no such session; the message names the tensor or the argument.
     """
-    named_tensors, session = describe(tensors, model, tokenizer, split, metadata)
+    named_tensors, session = describe(tensors, model, tokenizer, split, metadata, continued)
     return StreamEncoder(named_tensors, session, restart_every, named)

@@ -52,6 +52,9 @@ class TensorSpec:
     """As in the kind's facts."""
     dtype: str
     """float16 or float32."""
+    continued: bool = False
+    """Whether the rows of a frame are coded behind the last row of the frame before,
+    :meth:`dtufc.codec.Codec.after`; a sample and a restart point begin anew."""
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
@@ -72,6 +75,8 @@ class TensorSpec:
         self.facts.views.grid(sizes[1])
         if self.axis not in (0, 2) or (self.axis == 2 and (is_map or sizes[2] != 1)):
             raise UserError(f"{where}: axis: {self.axis} does not fit a row of {sizes}")
+        if type(self.continued) is not bool or (self.continued and self.axis != 2):
+            raise UserError(f"{where}: continued: expected true of tokens alone")
 
     @cached_property
     def facts(self) -> FeatureFacts:
@@ -99,7 +104,10 @@ class TensorSpec:
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        if not self.continued:  # what earlier versions knew: their descriptions stay
+            del values["continued"]
+        return values
 
     @classmethod
     def of_record(cls, values: Any) -> Self:
@@ -109,8 +117,9 @@ class TensorSpec:
             UserError: it is none.
         """
         required = {"name", "codec", "kind", "row", "axis", "axes", "dtype"}
-        if not isinstance(values, dict) or not required <= set(values) <= required | {"tiles"}:
-            raise UserError(f"tensor: expected the keys {sorted(required)} (and tiles)")
+        optional = {"tiles", "continued"}
+        if not isinstance(values, dict) or not required <= set(values) <= required | optional:
+            raise UserError(f"tensor: expected the keys {sorted(required)} (and tiles, continued)")
         if any(not isinstance(values[key], list) for key in ("row", "axes")):
             raise UserError("tensor: row, axes: expected lists")
         tiles = values.get("tiles")

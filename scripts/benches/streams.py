@@ -66,9 +66,7 @@ def bench(cfg: BenchConfig) -> list[StreamRow]:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, codec in _codecs(cfg, facts, root.feature_train / "train", Path(scratch)):
-            rows += [
-                _measure(name, codec, facts, x, errors, count, cfg.appends) for count in counts
-            ]
+            rows += [_measure(name, codec, facts, x, errors, count, cfg) for count in counts]
     return rows
 
 
@@ -105,14 +103,16 @@ def _measure(
     x: np.ndarray,
     errors: TokenErrors,
     tokens: int,
-    appends: int,
+    cfg: BenchConfig,
 ) -> StreamRow:
-    encoder = open_session({"x": Tensor(codec, facts.kind)})
+    appends = cfg.appends
+    encoder = open_session({"x": Tensor(codec, facts.kind)}, continued=cfg.continued)
     decoder = StreamDecoder(codec)
     decoder.feed(encoder.start())
     size = payload = old = 0
     seconds = []
     squares = relative = 0.0
+    last = None
     for number in range(appends):
         part = x[:, :, number * tokens : (number + 1) * tokens]
         started = time.process_time()
@@ -120,10 +120,11 @@ def _measure(
         between = time.process_time()
         decoded = decoder.feed(frame)["x"]
         ended = time.process_time()
+        behind, last = codec.after(last if cfg.continued else None), decoded[:, :, -1:]
         if number < WARM:
             continue
         size, old = size + len(frame), old + len(codec.encode(part, facts.kind))
-        payload += len(codec.encode_rows(part, facts.kind)[1])
+        payload += len(behind.encode_rows(part, facts.kind)[1])
         seconds.append((between - started, ended - between))
         squares += float(np.square(decoded.astype(np.float64) - part).sum())
         relative += errors.error(part, decoded)
