@@ -161,15 +161,19 @@ class _Step:
         parameters[:, 8:] = np.iinfo(np.int32).max
         coarse, magnitudes = self._room()
         for mode, units, places in self._each():
-            trellis.search(
-                units, before.chosen[:, mode], self.shift, parameters, before.low, before.size,
-                self.columns[: places.shape[1]], self.code, self.symbols, self.costs,
-            )  # fmt: skip
+            self._search(before, parameters, mode, units, places.shape[1])
             _count(
                 self.code, self.symbols, self.shift, before.first_size, PLACES, places,
                 coarse[mode], magnitudes[mode],
             )  # fmt: skip
         return self._tables(*self._pool(coarse, magnitudes, None if regroup else before.chosen[0]))
+
+    def _search(self, tables: Tables, parameters, mode: int, units: np.ndarray, count: int) -> None:
+        """Find the symbols of a block of ``count`` vectors -> self.code, self.symbols."""
+        trellis.search(
+            units, tables.chosen[:, mode], self.shift, parameters, tables.low, tables.size,
+            self.columns[:count], self.code, self.symbols, self.costs,
+        )  # fmt: skip
 
     def contexts(self, tables: Tables, weight: float) -> contexts.Contexts:
         """Versions of tables of this step."""
@@ -178,10 +182,7 @@ class _Step:
         joint = np.zeros((len(tables.freqs), contexts.BINS, lanes.ROW), np.int64)
         for mode, units, places in self._each():
             few = places.shape[1]
-            trellis.search(
-                units, tables.chosen[:, mode], self.shift, parameters, tables.low, tables.size,
-                self.columns[:few], self.code, self.symbols, self.costs,
-            )  # fmt: skip
+            self._search(tables, parameters, mode, units, few)
             contexts.count(self.code[:, :few], mode, tables.magnitudes, known, bins, joint)
         return contexts.fit(joint, tables.freqs)
 
