@@ -250,7 +250,7 @@ class Reader:
         data, at, numbers, value, shift = self.data, self.at, [], 0, 0
         while len(numbers) < count:
             if at >= len(data):
-                raise BitstreamError("truncated: the parts are longer than the file")
+                raise self._lacking(at + 1)
             byte, at = data[at], at + 1
             value |= (byte & 127) << shift
             if byte < 128:
@@ -265,10 +265,14 @@ class Reader:
 
     def take(self, count: int) -> bytes:
         if self.at + count > len(self.data):
-            raise BitstreamError("truncated: the parts are longer than the file")
+            raise self._lacking(self.at + count)
         self.at += count
         return self.data[self.at - count : self.at]
 
     def finish(self) -> None:
         if self.at != len(self.data):
             raise BitstreamError("inconsistent: bytes after the last part")
+
+    def _lacking(self, end: int) -> Exception:
+        """What is raised where the data would have to reach up to ``end``."""
+        return BitstreamError("truncated: the parts are longer than the file")

@@ -173,10 +173,8 @@ class Pending(Exception):
 class PendingReader(Reader):
     """A reader that asks for more where the bytes end."""
 
-    def take(self, count: int) -> bytes:
-        if self.at + count > len(self.data):
-            raise Pending(self.at + count)
-        return super().take(count)
+    def _lacking(self, end: int) -> Exception:
+        return Pending(end)
 
 
 class FrameReader:
