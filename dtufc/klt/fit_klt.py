@@ -61,7 +61,7 @@ class FitConfig(FitOptions):
     Coding goes from token to token then, which takes several times as long."""
     contexts: bool = False
     """Choose tables by the symbols of the same vector before (:mod:`dtufc.klt.contexts`), format 2. It
-    lowers the rate by 1 to 2 %, of maps in one basis by up to 9 %; decoding takes longer."""
+    lowers the rate by 1 to 2 %, of maps in one basis by 3 to 8 %; decoding takes longer."""
     metric: Path | None = None
     """What errors cost the model behind, a file of fit_metric.py: bits then go where they count. Where
     it tells tokens apart there is no post-filter."""

@@ -120,7 +120,7 @@ def fit_contexts(sample: Sample, fine: float, weight: float, tables: Tables) -> 
     Args:
         fine, weight: as of :func:`fit_tables`.
     """
-    return replace(tables, contexts=_Step(sample, fine).contexts(tables, weight))
+    return replace(tables, contexts=_Step(sample, fine).versions(tables, weight))
 
 
 class _Step:
@@ -175,7 +175,7 @@ class _Step:
             self.columns[:count], self.code, self.symbols, self.costs,
         )  # fmt: skip
 
-    def contexts(self, tables: Tables, weight: float) -> contexts.Contexts:
+    def versions(self, tables: Tables, weight: float) -> contexts.Contexts:
         """Versions of tables of this step."""
         parameters, bins = tables.parameters(weight), contexts.bins()
         known = contexts.expected(tables.freqs, tables.low, tables.chosen)

@@ -197,7 +197,7 @@ def _without(
         units, cost = coder.attempt(
             model.transform, tables, tame[rows], mode, fine, weight, parameters
         )
-        size = np.abs(units[:, : len(rows)]).sum(0, dtype=np.int64)
+        size = np.abs(units).sum(0, dtype=np.int64)
         least[rows] = np.minimum(least[rows], size)
         trials.append((mode, rows, cost, size))
     for mode, rows, cost, size in trials:
